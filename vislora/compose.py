@@ -1,0 +1,153 @@
+"""From a command line, or a Python call, to one checked configuration; no heavy import happens here.
+
+Hydra composes conf/ and recipes/ against the classes of `vislora.config`. A recipe is an option of the `recipe` group,
+placed last in the defaults list, so that it overrides the groups before it and the command line overrides it. A user's
+own recipes come with Hydra's `--config-dir DIR`, holding recipe/NAME.yaml.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vislora import config as settings
+from vislora.errors import ConfigError, VisloraError
+from vislora.paths import CONF, RECIPES
+
+_SCHEMAS = [
+    (None, "train_schema", settings.TrainConfig),
+    (None, "evaluate_schema", settings.EvaluateConfig),
+    (None, "predict_schema", settings.PredictConfig),
+    (None, "export_schema", settings.ExportConfig),
+    ("model", "schema", settings.ModelConfig),
+    ("data", "birds_schema", settings.BirdsData),
+    ("data", "imagefolder_schema", settings.ImageFolderData),
+    ("data", "csv_schema", settings.CsvData),
+    ("data", "torchvision_schema", settings.TorchvisionData),
+    ("data", "cub200_schema", settings.Cub200Data),
+    ("data", "hf_schema", settings.HfData),
+    ("adapter", "lora_schema", settings.LoraAdapter),
+    ("adapter", "probe_schema", settings.ProbeAdapter),
+    ("adapter", "full_schema", settings.FullAdapter),
+    ("optim", "schema", settings.OptimConfig),
+    ("trainer", "schema", settings.TrainerConfig),
+    ("logger", "schema", settings.LoggerConfig),
+]
+
+
+def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None = None) -> None:
+    """Run `python -m vislora.<name>`: compose conf/<name>.yaml with the command line, call body(config, run folder).
+
+    A mistake in the configuration, or any VisloraError of the body, is printed as one sentence, and the process exits
+    with code 2.
+    """
+    _register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
+    sys.argv[1:] = sys.argv[1:] if argv is None else argv
+
+    def run(config: DictConfig) -> None:
+        out = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            body(_typed(config), out)
+        except VisloraError as error:
+            if out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
+            _refuse(error)
+
+    try:
+        hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(_explained(error))
+
+
+def configure(name: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration that `python -m vislora.<name> OVERRIDES` would run with, as its class in `vislora.config`.
+
+    Raises:
+        ConfigError: an unknown key or option, a wrong type, or a value that is missing.
+    """
+    _register()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(name, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error) from error
+    return _typed(config)
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    for group, name, schema in _SCHEMAS:
+        store.store(name=name, node=schema, group=group)
+    for path in sorted(RECIPES.glob("*.yaml")):
+        store.store(name=path.stem, node=OmegaConf.load(path), group="recipe", package="_global_")
+
+
+def _typed(config: DictConfig) -> Any:
+    """The dataclasses behind a composed config; a missing value and a key smuggled in with `+` are refused."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=…")
+    _check_keys(config, "")
+    return OmegaConf.to_object(config)
+
+
+def _check_keys(config: DictConfig, prefix: str) -> None:
+    known = [f.name for f in fields(OmegaConf.get_type(config))]
+    for key in config:
+        if key not in known:
+            raise _unknown_key(f"{prefix}{key}")
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and is_dataclass(OmegaConf.get_type(child)):
+            _check_keys(child, f"{prefix}{key}.")
+
+
+def _refuse(error: VisloraError) -> None:
+    print(f"vislora: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _explained(error: Exception) -> ConfigError:
+    """One sentence for what Hydra and OmegaConf tell in several lines."""
+    text = str(error)
+    if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
+        return _unknown_key(found[1])
+    if found := re.search(r"Error merging override (.+)", text):
+        cause = str(error.__cause__ or "").splitlines()
+        return ConfigError(f"{found[1]} can't be used: {cause[0] if cause else 'wrong type'}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = [o for o in error.options or [] if not o.endswith("schema")]
+        return ConfigError(f"{group}={option} is not known; {group} can be: {', '.join(options) or 'nothing here'}")
+    if "LexerNoViableAlt" in repr(error) or isinstance(error, OverrideParseException):
+        return ConfigError(f"can't read the override {getattr(error, 'override', None)!r}; write key=value")
+    return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _unknown_key(key: str) -> ConfigError:
+    near = get_close_matches(key, _known_keys(), n=1)
+    hint = f"did you mean {near[0]}?" if near and near[0] != key else "`--cfg job` prints the keys there are"
+    elsewhere = f", which the chosen {key.partition('.')[0]} doesn't have" if key in _known_keys() else ""
+    return ConfigError(f"unknown key {key}{elsewhere}; {hint}")
+
+
+def _known_keys() -> list[str]:
+    keys = []
+    for group, _, schema in _SCHEMAS:
+        for f in fields(schema):
+            name = f"{group}.{f.name}" if group else f.name
+            nested = [f"{name}.{g.name}" for g in fields(f.type)] if is_dataclass(f.type) else []
+            keys += [name, *nested]
+    return keys

@@ -1,0 +1,241 @@
+"""Every setting of every command, typed; conf/ gives the values, recipes/ combine them.
+
+The data, adapter and logger groups hold one class per option, so that a key which an option doesn't know is refused
+before anything heavy is imported.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Precision(Enum):
+    """What the matrix products of a step are computed in; trained parameters are float32 in all of them."""
+
+    auto = "auto"  # bf16 or fp16 as the GPU has it; on a CPU bf16 only where it is native
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Target(Enum):
+    """A projection of an attention block that an adapter can act on."""
+
+    qkv = "qkv"  # q, k and v together; where they are one fused layer: one pair of matrices for it, as PEFT has it
+    q = "q"
+    k = "k"
+    v = "v"
+    o = "o"
+    mlp = "mlp"
+
+
+@dataclass
+class ModelConfig:
+    """A timm model. `name` is timm's own, `local-dir:FOLDER` in timm's layout, or `embedded`, the one that ships."""
+
+    name: str = MISSING
+    weights: str = "pretrained"  # pretrained: the hub's or the folder's; random; or a .safetensors file
+    img_size: int | None = None  # pixels; the weights' own by default, pos_embed is resampled to another
+    pool: str | None = None  # timm's global_pool: avg, token, …; the model's own by default
+    drop_path: float = 0.0
+    args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
+
+
+@dataclass
+class AugmentConfig:
+    """What training does to an image; torchvision's transforms by their own names. Validation: resize and centre crop."""
+
+    crop_scale: float = 1.0  # smallest share of the area that RandomResizedCrop keeps; 1 resizes as validation does
+    hflip: float = 0.5  # probability
+    color_jitter: float = 0.0  # strength on brightness, contrast and saturation; hue gets a quarter
+    rotate: float = 0.0  # degrees to either side
+    erase: float = 0.0  # probability of RandomErasing
+
+
+@dataclass
+class DataConfig:
+    """What all image data sets share."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    val_fraction: float = 0.0  # share of train held out per class, where the data has no split of its own to validate on
+    crop_pct: float | None = None  # share of the resized image that validation's centre crop keeps; the model's by default
+
+
+@dataclass
+class BirdsData(DataConfig):
+    """Drawn birds: the named species, or `invented` ones for pretraining."""
+
+    species: list[str] | None = None  # names; all named ones by default
+    invented: int = 0  # draw this many invented species instead
+    train_per_species: int = 20
+    val_per_species: int = 10
+    test_per_species: int = 50
+    difficulty: float = 1.0  # 0: field-guide plates, 1: field conditions
+    style: str = "natural"
+    size: int = 64  # pixels of the drawings
+    seed: int = 0  # of the drawings, apart from training's own
+
+
+@dataclass
+class ImageFolderData(DataConfig):
+    """Class folders: root/{train,val,test}/CLASS/*, or root/CLASS/* with a val_fraction."""
+
+    root: str = MISSING
+
+
+@dataclass
+class CsvData(DataConfig):
+    """A table with a column of image paths (relative to root), one of labels, and optionally one of splits."""
+
+    root: str = MISSING
+    table: str = "labels.csv"  # relative to root
+    image_column: str = "image"
+    label_column: str = "label"
+    split_column: str | None = None  # holds train, val or test
+
+
+@dataclass
+class TorchvisionData(DataConfig):
+    """Any classification set of torchvision.datasets by its class name."""
+
+    name: str = MISSING
+    root: str | None = None  # where it is or goes; the cache by default
+    download: bool = True
+    val_fraction: float = 0.1
+
+
+@dataclass
+class Cub200Data(DataConfig):
+    """CUB-200-2011 with its own split, downloaded and checked."""
+
+    root: str | None = None
+    download: bool = True
+
+
+@dataclass
+class HfData(DataConfig):
+    """An image classification set of the Hugging Face hub (needs the `hf` extra)."""
+
+    name: str = MISSING
+    subset: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    val_fraction: float = 0.1
+
+
+@dataclass
+class AdapterConfig:
+    """How the base model is tuned."""
+
+
+@dataclass
+class LoraAdapter(AdapterConfig):
+    """Low-rank adapters on attention projections; the head is trained in full."""
+
+    targets: list[Target] = field(default_factory=lambda: [Target.qkv, Target.o])
+    blocks: list[int] | None = None  # which transformer blocks, negative from the end; all by default
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rslora: bool = False
+
+
+@dataclass
+class ProbeAdapter(AdapterConfig):
+    """A linear probe: the head alone is trained."""
+
+
+@dataclass
+class FullAdapter(AdapterConfig):
+    """Full fine-tuning: everything is trained."""
+
+
+@dataclass
+class ObjectiveConfig:
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with warm-up and cosine decay to zero."""
+
+    lr: float = 2e-3  # of adapters (of the whole model in full fine-tuning)
+    head_lr: float | None = None  # of the head; lr by default
+    weight_decay: float = 0.01  # on matrices; never on biases, norms, embeddings and scales
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = 0.1  # share of all steps
+    clip_norm: float | None = 1.0  # of the gradient; null: no clipping
+
+
+@dataclass
+class TrainerConfig:
+    epochs: int = 10
+    batch_size: int = 32  # images per optimizer step, over all processes and accumulated passes
+    accumulation: int = 1  # forward passes an optimizer step is divided into
+    precision: Precision = Precision.auto
+    workers: int = 0  # loader processes; results don't depend on it
+    validate_every: int = 1  # epochs
+    patience: int | None = None  # stop after so many validations without a better metric
+    keep: str = "best"  # the exported parameters: best by validation metric, or last
+    checkpoint_every: int | None = None  # steps; at the end of each epoch as well
+    resume: str | None = None  # a run folder or one of its checkpoints
+    progress: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    """Beside metrics.jsonl, which is always written."""
+
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb: accelerate's names
+    auto_tensorboard: bool = True  # use TensorBoard where it is installed
+    project: str = "vislora"
+
+
+@dataclass
+class TrainConfig:
+    """`python -m vislora.train`"""
+
+    seed: int = 0
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """`python -m vislora.evaluate`"""
+
+    adapter: str = MISSING  # an adapter folder, or a merged or fully tuned model's
+    weights: str | None = None  # where the base weights are now, if not where the adapter was trained
+    data: DataConfig | None = None  # what the adapter was trained on by default
+    split: str = "test"
+    batch_size: int = 64
+    precision: Precision = Precision.auto
+    workers: int = 0
+
+
+@dataclass
+class PredictConfig:
+    """`python -m vislora.predict`"""
+
+    adapter: str = MISSING
+    weights: str | None = None
+    images: list[str] = MISSING
+    top: int = 5
+    batch_size: int = 64
+    precision: Precision = Precision.fp32
+
+
+@dataclass
+class ExportConfig:
+    """`python -m vislora.export`"""
+
+    adapter: str = MISSING
+    weights: str | None = None
+    out: str = MISSING

@@ -1,0 +1,21 @@
+"""The mistakes a user can make, one class each; every message says what was found, where, and what to do."""
+
+
+class VisloraError(Exception):
+    """A mistake in what was asked for, told in one sentence; the commands print it and exit with code 2."""
+
+
+class ConfigError(VisloraError):
+    """A setting, or a combination of settings, that can't be run."""
+
+
+class DataError(VisloraError):
+    """Images, labels or splits that are missing, unreadable or inconsistent."""
+
+
+class ModelError(VisloraError):
+    """A model or its weights that can't be built, found or adapted."""
+
+
+class AdapterError(VisloraError):
+    """An adapter that is malformed, dead, or doesn't fit the model."""

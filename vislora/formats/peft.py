@@ -1,0 +1,161 @@
+"""PEFT's adapter folder: adapter_config.json and adapter_model.safetensors, opened unchanged by PEFT.
+
+What PEFT has no field for (the base weights' hash, the preprocessing, the classes) lies beside them in vislora.json,
+which PEFT ignores. Safetensors and JSON only: nothing in a file is executed.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vislora.errors import AdapterError
+from vislora.files import write_json, write_tensors
+from vislora.lora import Adapter, LowRankWeights
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+ABOUT = "vislora.json"
+
+_PREFIX = "base_model.model."
+# What a PEFT adapter may have that would change its output and isn't read here: (key, harmless values, what it is).
+_UNSUPPORTED = [
+    ("use_dora", (False, None), "DoRA"),
+    ("bias", ("none", None), "trained biases"),
+    ("lora_bias", (False, None), "a bias on lora_B"),
+    ("fan_in_fan_out", (False, None), "transposed (Conv1D) weights"),
+    ("megatron_config", (None,), "Megatron layers"),
+    ("trainable_token_indices", (None,), "trained token embeddings"),
+]
+
+
+def write_peft(adapter: Adapter, folder: Path) -> None:
+    """Write an adapter folder that `peft.PeftModel.from_pretrained` opens; then read it back and compare.
+
+    Pairs over parts of a fused projection are widened to one pair (`LowRankWeights.as_one_pair`), since PEFT has no
+    partial ones: the same output, with zero rows in B.
+
+    Raises:
+        AdapterError: the adapter has no low-rank layers, mixes LoRA and rsLoRA, or reads back differently.
+    """
+    if not adapter.layers:
+        raise AdapterError("a PEFT folder needs at least one LoRA layer; export a probe or a full model as timm weights")
+    wide = Adapter(
+        {name: w.as_one_pair() for name, w in adapter.layers.items()},
+        adapter.trained,
+        adapter.dropout,
+        adapter.about,
+    )
+    tensors: dict[str, Tensor] = {}
+    for name, weights in wide.layers.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = weights.lora_A.contiguous()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = weights.lora_B.contiguous()
+    for name, state in wide.trained.items():
+        tensors |= {f"{_PREFIX}{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(tensors, folder / TENSORS, {"format": "pt"})
+    write_json(_config(wide), folder / CONFIG)
+    write_json(adapter.about, folder / ABOUT)
+    if not read_peft(folder).equals(wide):
+        raise AdapterError(f"{folder}: what was written reads back differently; the disk or the file system is at fault")
+
+
+def read_peft(folder: Path) -> Adapter:
+    """Read an adapter folder, written by vislora or by PEFT.
+
+    Raises:
+        AdapterError: a file is missing or malformed, or the adapter uses something that would be lost.
+    """
+    config = _read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA can be read")
+    for key, harmless, what in _UNSUPPORTED:
+        if config.get(key) not in harmless:
+            raise AdapterError(f"{folder / CONFIG}: {key}={config[key]!r} ({what}) can't be read; it would be lost")
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{folder / TENSORS} can't be read: {error}") from None
+    layers, trained = _layers(tensors, config, folder), {}
+    for key, tensor in tensors.items():
+        if not key.endswith((".lora_A.weight", ".lora_B.weight")):
+            module, _, parameter = key.removeprefix(_PREFIX).rpartition(".")
+            trained.setdefault(module, {})[parameter] = tensor
+    about = _read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    return Adapter(layers, trained, float(config.get("lora_dropout") or 0.0), about)
+
+
+def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, LowRankWeights]:
+    layers = {}
+    for key in tensors:
+        if not key.startswith(_PREFIX) or "lora_magnitude_vector" in key or "lora_embedding" in key:
+            raise AdapterError(f"{folder / TENSORS}: unexpected tensor {key!r}; it would be lost")
+        if not key.endswith(".lora_A.weight"):
+            continue
+        module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        a, b = tensors[key], tensors.get(key.replace("lora_A", "lora_B"))
+        if b is None or a.dim() != b.dim() or a.shape[0] != b.shape[1]:
+            found = "is missing" if b is None else f"has shape {list(b.shape)}"
+            raise AdapterError(f"{folder / TENSORS}: {module}.lora_B {found}; lora_A has {list(a.shape)}")
+        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+        rslora = bool(config.get("use_rslora"))
+        layers[module] = LowRankWeights(a.float(), b.float(), a.shape[0], alpha, b.shape[0], rslora)
+    if not layers:
+        raise AdapterError(f"{folder / TENSORS} holds no lora_A tensors")
+    return layers
+
+
+def _by_pattern(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
+    # PEFT's own rule: a key is a regular expression for the end of the module's name
+    for key, value in (pattern or {}).items():
+        if re.fullmatch(rf"(.*\.)?({key})", module):
+            return value
+    return default
+
+
+def _config(adapter: Adapter) -> dict[str, Any]:
+    layers = adapter.layers
+    if len({w.rslora for w in layers.values()}) > 1:
+        raise AdapterError("PEFT can't hold LoRA and rsLoRA layers in one adapter")
+    first = next(iter(layers.values()))
+    rank, alpha = first.rank, first.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "auto_mapping": None,
+        "base_model_name_or_path": adapter.about.get("model", {}).get("name"),
+        "target_modules": list(layers),
+        "modules_to_save": list(adapter.trained) or None,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "rank_pattern": {name: w.rank for name, w in layers.items() if w.rank != rank},
+        "alpha_pattern": {name: _plain(w.alpha) for name, w in layers.items() if w.alpha != alpha},
+        "lora_dropout": adapter.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": first.rslora,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if math.isfinite(number) and number == int(number) else number
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path} is missing; an adapter folder holds {CONFIG} and {TENSORS}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{path} can't be read: {error}") from None
+    if not isinstance(value, dict):
+        raise AdapterError(f"{path} holds a {type(value).__name__}; an object was expected")
+    return value

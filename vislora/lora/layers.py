@@ -1,0 +1,286 @@
+"""LoRA on Linear and Conv2d as one fused autograd step each.
+
+LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) adds a trained low-rank product to a frozen projection:
+
+    y = W0 x + b + s * B (A dropout(x)),    A: [r, in],  B: [out, r],  s = alpha / r
+
+or s = alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+
+A layer becomes adaptable by changing its class in place (`nn.Linear` -> `LoraLinear`): the module stays the same object,
+with its parameters, hooks and state-dict keys, and goes back to its old class when the adapter is removed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Rows = tuple[tuple[int, int], ...]
+"""Output rows [start, stop) of a projection that low-rank pairs write to, one range per pair."""
+
+
+class LowRank(nn.Module):
+    """The trained part of one adapted layer: one or more low-rank pairs over the same input.
+
+    A plain layer holds one pair over all its rows. A fused projection adapted in part (q and v of a timm `qkv`) holds
+    one pair per chosen projection: their A are stacked, so that one product serves all, and each B writes to its rows.
+
+    Args:
+        weight: the frozen weight, [out, in] or [out, in, kh, kw]; gives shapes and device.
+        rank: r of each pair.
+        alpha: numerator of the scale.
+        dropout: probability in [0, 1) of dropping an input element on the low-rank path, in training only.
+        rslora: scale by alpha / sqrt(r) instead of alpha / r.
+        rows: the output rows of each pair; all rows as one pair by default.
+
+    Attributes:
+        lora_A: [pairs * r, in] or [pairs * r, in, kh, kw], float32, Kaiming-uniform as in the paper's own code.
+        lora_B: [sum of rows, r] or [sum of rows, r, 1, 1], float32, zero: an untrained adapter changes nothing.
+        multiplier: factor on the scale, 1.0 unless an adapter is applied at another strength.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        rows: Rows | None = None,
+    ) -> None:
+        super().__init__()
+        self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
+        self.rows = rows or ((0, weight.shape[0]),)
+        self.multiplier = 1.0
+        kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
+        height = sum(stop - start for start, stop in self.rows)
+        a = torch.empty(len(self.rows) * rank, weight.shape[1], *kernel)
+        for pair in a.split(rank):  # each pair starts as it would alone: fan_in is the same, the draw is its own
+            nn.init.kaiming_uniform_(pair, a=math.sqrt(5))
+        self.lora_A = nn.Parameter(a.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(height, rank, *ones, device=weight.device))
+
+    @property
+    def scale(self) -> float:
+        """s, the factor on B A."""
+        return self.multiplier * self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def delta(self, out: int) -> Tensor:
+        """s * B A over all `out` rows of the layer, in float32 and the frozen weight's shape; zero where no pair writes."""
+        a = self.lora_A.float().flatten(1)
+        b = self.lora_B.float().flatten(1)
+        update = a.new_zeros(out, a.shape[1])
+        for pair in _pairs(self.rows, self.rank):
+            update[pair.rows] = self.scale * (b[pair.b] @ a[pair.a])
+        return update.view(out, *self.lora_A.shape[1:])
+
+
+class LoraLinear(nn.Linear):
+    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed."""
+
+    lora: LowRank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in] -> [..., out]."""
+        low = self.lora
+        dropout = low.dropout if self.training else 0.0
+        settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
+        norm = _Normalised.behind(x)
+        return _FusedLinear.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, norm)
+
+
+class LoraConv2d(nn.Conv2d):
+    """An ungrouped Conv2d whose low-rank update is in `lora`; made by `inject`, never constructed."""
+
+    lora: LowRank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, in, H, W] -> [B, out, H', W']."""
+        low = self.lora
+        dropout = low.dropout if self.training else 0.0
+        settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
+        geometry = (self.stride, self.padding, self.dilation)
+        return _FusedConv2d.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, geometry)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a fused step needs besides tensors."""
+
+    scale: float
+    rows: Rows
+    rank: int
+    dropout: float
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Where one pair lives: its rows in y, its rows in the stacked A (columns of h), its rows in the stacked B."""
+
+    rows: slice
+    a: slice
+    b: slice
+
+
+def _pairs(rows: Rows, rank: int) -> list[_Pair]:
+    pairs, b = [], 0
+    for i, (start, stop) in enumerate(rows):
+        height = stop - start
+        pairs.append(_Pair(slice(start, stop), slice(i * rank, (i + 1) * rank), slice(b, b + height)))
+        b += height
+    return pairs
+
+
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Autocast's dtype where autocast is on; the frozen weight's otherwise, as the layer alone would compute."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return weight.dtype
+
+
+def _dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """Which elements of x are kept (bool, x's shape) and the factor that makes up for the dropped ones.
+
+    Random 16-bit words are compared with a threshold: on a CPU five times as fast as `bernoulli_`, whose cost would
+    exceed that of the low-rank path itself. The rate is exact to 2**-16, and the factor is that of the exact rate.
+    """
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    words = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+    kept = round((1.0 - p) * 65536)
+    return words < kept - 32768, 65536 / kept
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    # `where`, since a product with a bool mask takes a slow mixed-dtype path on CPUs
+    return x if mask is None else torch.where(mask, x, 0.0)
+
+
+class _Normalised(NamedTuple):
+    """How x came out of a LayerNorm, so that backward can make it again from what that LayerNorm keeps anyway.
+
+    The input of `qkv` or `fc1` in a pre-norm block is the one full-size tensor that LoRA would keep and the frozen model
+    would not: a tenth of the block's memory. Making it again costs three cheap passes.
+    """
+
+    source: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @staticmethod
+    def behind(x: Tensor) -> "_Normalised | None":
+        node = x.grad_fn
+        if node is None or node.name() != "NativeLayerNormBackward0":
+            return None
+        return _Normalised(
+            node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
+        )
+
+    def again(self) -> Tensor:
+        x = (self.source - self.mean).mul_(self.rstd)
+        if self.weight is None:
+            return x
+        return x.mul_(self.weight) if self.bias is None else torch.addcmul(self.bias, x, self.weight, out=x)
+
+
+class _FusedLinear(torch.autograd.Function):
+    """y = x W0^T + b, then y += s h B^T in place with h = dropout(x) A^T.
+
+    Kept for backward: h and x, or what x is made from where a LayerNorm keeps that anyway; no other full-size tensor than
+    y and dx is made. Products with the short side r are written transposed ([r, n] instead of [n, r]): BLAS libraries
+    are up to four times faster on them.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, settings, norm):
+        dtype = settings.dtype
+        flat = x.to(dtype).reshape(-1, x.shape[-1])
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))
+            a, b = lora_A.to(dtype), lora_B.to(dtype)
+            mask, factor = _dropout_mask(flat, settings.dropout) if settings.dropout else (None, 1.0)
+            h = _masked(flat, mask) @ (a * factor).t()
+            for pair in _pairs(settings.rows, settings.rank):
+                y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t(), alpha=settings.scale)
+        ctx.save_for_backward(weight, lora_A, lora_B, h, mask, *(norm or [flat]))
+        ctx.settings, ctx.factor, ctx.x_dtype, ctx.x_shape = settings, factor, x.dtype, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        weight, lora_A, lora_B, h, mask, *kept = ctx.saved_tensors
+        settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
+        with torch.autocast(h.device.type, enabled=False):
+            flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).view(-1, ctx.x_shape[-1])
+            dy = dy.to(dtype).reshape(-1, dy.shape[-1])
+            a, b = lora_A.to(dtype), lora_B.to(dtype)
+            db = torch.empty_like(lora_B)
+            dh_t = h.new_empty(h.shape[1], h.shape[0])
+            for pair in _pairs(settings.rows, settings.rank):
+                part = dy[:, pair.rows]
+                torch.mm(b[pair.b].t() * s, part.t(), out=dh_t[pair.a])
+                db[pair.b] = (h[:, pair.a].t() @ part).t().mul(s)
+            dh_t.mul_(ctx.factor)
+            da = dh_t @ _masked(flat, mask)
+            dx = None
+            if ctx.needs_input_grad[0]:
+                dx = dy @ weight.to(dtype)
+                dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.add_(_masked(dh_t.t() @ a, mask))
+                dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
+        return dx, None, None, da.to(lora_A.dtype), db, None, None
+
+
+class _FusedConv2d(torch.autograd.Function):
+    """The same for a convolution: h = conv(dropout(x), A) with the layer's geometry, y += s * (1x1 convolution of h by B)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry):
+        dtype = settings.dtype
+        stride, padding, dilation = geometry
+        x_c = x.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.conv2d(x_c, weight.to(dtype), None if bias is None else bias.to(dtype), stride, padding, dilation)
+            mask, factor = _dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
+            h = F.conv2d(_masked(x_c, mask), lora_A.to(dtype) * factor, None, stride, padding, dilation)
+            b = lora_B.to(dtype).flatten(1)
+            for pair in _pairs(settings.rows, settings.rank):
+                y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b] * settings.scale, h[:, pair.a])
+        ctx.save_for_backward(weight, lora_A, lora_B, h, mask, x_c)
+        ctx.settings, ctx.factor, ctx.geometry, ctx.x_dtype = settings, factor, geometry, x.dtype
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        weight, lora_A, lora_B, h, mask, x = ctx.saved_tensors
+        settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
+        dy = dy.to(dtype)
+        b = lora_B.to(dtype).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):
+            db = torch.empty_like(lora_B)
+            dh = torch.empty_like(h)
+            for pair in _pairs(settings.rows, settings.rank):
+                part = dy[:, pair.rows]
+                dh[:, pair.a] = torch.einsum("or,bohw->brhw", b[pair.b] * s, part)
+                db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).mul(s)[:, :, None, None]
+            dh.mul_(ctx.factor)
+            dx = None
+            dx_low, da = _conv_grads(dh, _masked(x, mask), lora_A.to(dtype), ctx.geometry, ctx.needs_input_grad[0], True)
+            if ctx.needs_input_grad[0]:
+                dx, _ = _conv_grads(dy, x, weight.to(dtype), ctx.geometry, True, False)
+                dx = dx.add_(_masked(dx_low, mask)).to(ctx.x_dtype)
+        return dx, None, None, da.to(lora_A.dtype), db, None, None
+
+
+def _conv_grads(dy: Tensor, x: Tensor, weight: Tensor, geometry: tuple, want_dx: bool, want_dw: bool):
+    stride, padding, dilation = geometry
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, dilation, False, [0, 0], 1, [want_dx, want_dw, False]
+    )
+    return dx, dw

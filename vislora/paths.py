@@ -1,0 +1,16 @@
+"""Where the files that travel with the package are: beside it in a checkout, inside it in an installed wheel."""
+
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
+
+CONF = _ROOT / "conf"
+RECIPES = _ROOT / "recipes"
+ASSETS = _ROOT / "assets"
+
+
+def cache_dir() -> Path:
+    """The folder for downloads and everything that can be made again: $VISLORA_CACHE, or ~/.cache/vislora."""
+    return Path(os.environ.get("VISLORA_CACHE") or Path.home() / ".cache" / "vislora")

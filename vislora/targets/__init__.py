@@ -1,0 +1,1 @@
+"""Where the attention projections of a model are."""
