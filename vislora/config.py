@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 class Precision(Enum):
@@ -18,6 +18,13 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class Keep(Enum):
+    """Which of a run's parameters are exported."""
+
+    best = "best"  # by the validation figure; the last ones where nothing is validated
+    last = "last"
 
 
 class Target(Enum):
@@ -178,18 +185,22 @@ class TrainerConfig:
     workers: int = 0  # loader processes; results don't depend on it
     validate_every: int = 1  # epochs
     patience: int | None = None  # stop after so many validations without a better metric
-    keep: str = "best"  # the exported parameters: best by validation metric, or last
+    keep: Keep = Keep.best  # which parameters are exported
     checkpoint_every: int | None = None  # steps; at the end of each epoch as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True
+
+
+class Tracker(Enum):
+    tensorboard = "tensorboard"
+    wandb = "wandb"
 
 
 @dataclass
 class LoggerConfig:
     """Beside metrics.jsonl, which is always written."""
 
-    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb: accelerate's names
-    auto_tensorboard: bool = True  # use TensorBoard where it is installed
+    trackers: list[Tracker] | None = None  # tensorboard where it is installed by default; [] for none
     project: str = "vislora"
 
 
@@ -239,3 +250,26 @@ class ExportConfig:
     adapter: str = MISSING
     weights: str | None = None
     out: str = MISSING
+
+
+DATA_OPTIONS: dict[str, type[DataConfig]] = {
+    "birds": BirdsData,
+    "imagefolder": ImageFolderData,
+    "csv": CsvData,
+    "torchvision": TorchvisionData,
+    "cub200": Cub200Data,
+    "hf": HfData,
+}
+
+
+def data_to_dict(config: DataConfig) -> dict[str, Any]:
+    """A data set's settings as JSON values, with the name of its option."""
+    option = next(name for name, schema in DATA_OPTIONS.items() if type(config) is schema)
+    return {"option": option} | OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+
+def data_from_dict(values: dict[str, Any]) -> DataConfig:
+    """The inverse of `data_to_dict`."""
+    values = dict(values)
+    schema = OmegaConf.structured(DATA_OPTIONS[values.pop("option")])
+    return OmegaConf.to_object(OmegaConf.merge(schema, values))

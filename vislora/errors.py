@@ -19,3 +19,7 @@ class ModelError(VisloraError):
 
 class AdapterError(VisloraError):
     """An adapter that is malformed, dead, or doesn't fit the model."""
+
+
+class TrainingError(VisloraError):
+    """A run that can't go on."""

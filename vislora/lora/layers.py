@@ -88,7 +88,8 @@ class LoraLinear(nn.Linear):
         low = self.lora
         dropout = low.dropout if self.training else 0.0
         settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
-        norm = _Normalised.behind(x)
+        # under autocast x is kept as a half-size copy: cheaper than making it again
+        norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
         return _FusedLinear.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, norm)
 
 
@@ -201,20 +202,21 @@ class _FusedLinear(torch.autograd.Function):
         dtype = settings.dtype
         flat = x.to(dtype).reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
-            y = F.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))
+            w = weight.to(dtype)
+            y = F.linear(flat, w, None if bias is None else bias.to(dtype))
             a, b = lora_A.to(dtype), lora_B.to(dtype)
             mask, factor = _dropout_mask(flat, settings.dropout) if settings.dropout else (None, 1.0)
             h = _masked(flat, mask) @ (a * factor).t()
             for pair in _pairs(settings.rows, settings.rank):
                 y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t(), alpha=settings.scale)
-        ctx.save_for_backward(weight, lora_A, lora_B, h, mask, *(norm or [flat]))
+        ctx.save_for_backward(w, lora_A, lora_B, h, mask, *(norm or [flat]))
         ctx.settings, ctx.factor, ctx.x_dtype, ctx.x_shape = settings, factor, x.dtype, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        weight, lora_A, lora_B, h, mask, *kept = ctx.saved_tensors
+        w, lora_A, lora_B, h, mask, *kept = ctx.saved_tensors
         settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
         with torch.autocast(h.device.type, enabled=False):
             flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).view(-1, ctx.x_shape[-1])
@@ -230,7 +232,7 @@ class _FusedLinear(torch.autograd.Function):
             da = dh_t @ _masked(flat, mask)
             dx = None
             if ctx.needs_input_grad[0]:
-                dx = dy @ weight.to(dtype)
+                dx = dy @ w
                 dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.add_(_masked(dh_t.t() @ a, mask))
                 dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
         return dx, None, None, da.to(lora_A.dtype), db, None, None
@@ -245,20 +247,21 @@ class _FusedConv2d(torch.autograd.Function):
         stride, padding, dilation = geometry
         x_c = x.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            y = F.conv2d(x_c, weight.to(dtype), None if bias is None else bias.to(dtype), stride, padding, dilation)
+            w = weight.to(dtype)
+            y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), stride, padding, dilation)
             mask, factor = _dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
             h = F.conv2d(_masked(x_c, mask), lora_A.to(dtype) * factor, None, stride, padding, dilation)
             b = lora_B.to(dtype).flatten(1)
             for pair in _pairs(settings.rows, settings.rank):
                 y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b] * settings.scale, h[:, pair.a])
-        ctx.save_for_backward(weight, lora_A, lora_B, h, mask, x_c)
+        ctx.save_for_backward(w, lora_A, lora_B, h, mask, x_c)
         ctx.settings, ctx.factor, ctx.geometry, ctx.x_dtype = settings, factor, geometry, x.dtype
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        weight, lora_A, lora_B, h, mask, x = ctx.saved_tensors
+        w, lora_A, lora_B, h, mask, x = ctx.saved_tensors
         settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
         dy = dy.to(dtype)
         b = lora_B.to(dtype).flatten(1)
@@ -273,7 +276,7 @@ class _FusedConv2d(torch.autograd.Function):
             dx = None
             dx_low, da = _conv_grads(dh, _masked(x, mask), lora_A.to(dtype), ctx.geometry, ctx.needs_input_grad[0], True)
             if ctx.needs_input_grad[0]:
-                dx, _ = _conv_grads(dy, x, weight.to(dtype), ctx.geometry, True, False)
+                dx, _ = _conv_grads(dy, x, w, ctx.geometry, True, False)
                 dx = dx.add_(_masked(dx_low, mask)).to(ctx.x_dtype)
         return dx, None, None, da.to(lora_A.dtype), db, None, None
 

@@ -1,0 +1,162 @@
+"""Checkpoints: everything a run needs to go on bit for bit, as safetensors and JSON.
+
+A checkpoint is a folder that appears whole: it is written under another name first. Parameters are stored by name, the
+optimizer's state by parameter name, the random generators of each process by rank.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vislora.errors import ConfigError
+from vislora.files import write_json, write_tensors
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        best: the best validation figure so far, and the step it was reached at.
+        stale: validations since then.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: parameters that require a gradient, and buffers (running statistics)."""
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return state | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+
+
+@torch.no_grad()
+def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy a `trainable_state` back into the model, in place.
+
+    Raises:
+        ConfigError: it belongs to another model or adapter.
+    """
+    mine = trainable_state(model)
+    if mine.keys() != state.keys():
+        odd = sorted(mine.keys() ^ state.keys())
+        raise ConfigError(f"the checkpoint is of another model or adapter: {odd[0]} is only in one of them")
+    for name, tensor in state.items():
+        mine[name].copy_(tensor)
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, accelerator: Accelerator, run: dict[str, Any]
+) -> None:
+    """Write folder/step_N and remove older ones; called by all processes.
+
+    Args:
+        folder: the run's checkpoints/.
+        model: unwrapped.
+        optimizer: unwrapped.
+        progress: as of now.
+        accelerator: its gradient scaler is saved too.
+        run: settings that a resumed run must share, as JSON values.
+    """
+    target = folder / f"step_{progress.step:08d}"
+    part = folder / f".{target.name}.part"
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    write_tensors(_generators(), part / f"generators_{accelerator.process_index}.safetensors")
+    if accelerator.is_main_process:
+        write_tensors({name: t.contiguous() for name, t in trainable_state(model).items()}, part / "model.safetensors")
+        write_tensors(_optimizer_tensors(model, optimizer), part / "optimizer.safetensors")
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        write_json({"progress": asdict(progress), "scaler": scaler, "run": run}, part / "state.json")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(part, target)
+        for old in folder.glob("step_*"):
+            if old.name < target.name:
+                shutil.rmtree(old)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest checkpoint of a run folder, or the checkpoint itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if (path / "state.json").is_file():
+        return path
+    found = sorted((path / "checkpoints").glob("step_*"))
+    if not found:
+        raise ConfigError(f"trainer.resume={path}: no checkpoint there; give a run folder or one of its checkpoints")
+    return found[-1]
+
+
+def load_checkpoint(
+    checkpoint: Path, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator, run: dict[str, Any]
+) -> Progress:
+    """Continue from a checkpoint: parameters, optimizer, scaler and this process's random generators.
+
+    Raises:
+        ConfigError: the run's settings differ from the checkpoint's, or the number of processes does.
+    """
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{checkpoint / 'state.json'} can't be read: {error}") from None
+    for key, value in run.items():
+        if state["run"].get(key) != value:
+            raise ConfigError(
+                f"can't resume {checkpoint}: {key} was {state['run'].get(key)!r} and is now {value!r}; "
+                "only with the same settings does a run go on as if it had not stopped"
+            )
+    load_trainable_state(model, load_file(checkpoint / "model.safetensors"))
+    _load_optimizer_tensors(model, optimizer, load_file(checkpoint / "optimizer.safetensors"))
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    _set_generators(load_file(checkpoint / f"generators_{accelerator.process_index}.safetensors"))
+    return Progress(**state["progress"])
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}|{key}": torch.as_tensor(value).contiguous()
+        for name, p in model.named_parameters()
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+
+
+def _load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for joined, tensor in tensors.items():
+        name, _, key = joined.rpartition("|")
+        p = parameters[name]
+        # AdamW keeps its step count, and only that, on the CPU
+        optimizer.state[p][key] = tensor.clone() if tensor.dim() == 0 else tensor.to(p.device)
+
+
+def _generators() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_generators(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

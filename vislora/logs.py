@@ -1,0 +1,49 @@
+"""Figures of a run: metrics.jsonl always, TensorBoard or Weights & Biases beside it through accelerate."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from vislora.config import LoggerConfig, Tracker
+
+
+def trackers(config: LoggerConfig) -> list[str]:
+    """The trackers to use, by accelerate's names; TensorBoard where it is installed if none are named."""
+    if config.trackers is not None:
+        return [tracker.value for tracker in config.trackers]
+    return [Tracker.tensorboard.value] if importlib.util.find_spec("tensorboard") else []
+
+
+class MetricLog:
+    """Appends rows to out/metrics.jsonl and hands them to the accelerator's trackers; the main process writes."""
+
+    def __init__(self, out: Path, accelerator: Accelerator) -> None:
+        self.path = out / "metrics.jsonl"
+        self._accelerator = accelerator
+        self._file = None
+
+    def continue_from(self, run: Path, step: int) -> None:
+        """Take over the rows of an earlier run up to a step."""
+        if not self._accelerator.is_main_process:
+            return
+        earlier = run / self.path.name
+        lines = earlier.read_text(encoding="utf-8").splitlines() if earlier.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, step: int, figures: dict[str, Any]) -> None:
+        """Append one row."""
+        self._accelerator.log(figures, step=step)
+        if not self._accelerator.is_main_process:
+            return
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps({"step": step} | figures) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,1 @@
+"""What is adapted: built by one factory per kind of model."""

@@ -1,0 +1,127 @@
+"""timm models: by name or folder, with weights from the hub, a local file, or the one that ships."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+from torch import nn
+
+from vislora.config import ModelConfig
+from vislora.data.transforms import Preprocessing
+from vislora.errors import ModelError
+from vislora.files import sha256, write_json
+from vislora.models.hub import offline_if_unreachable
+from vislora.paths import ASSETS
+
+EMBEDDED = ASSETS / "vit_birds"
+_LOCAL = "local-dir:"
+
+
+def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
+    """A timm model with a fresh head, in eval mode.
+
+    Args:
+        config: which model and weights. Positional embeddings are resampled to `config.img_size`.
+        num_classes: outputs of the head, which is drawn anew (from torch's global generator) unless the weights come from
+            a folder whose head has as many.
+
+    Raises:
+        ModelError: an unknown name, weights that are missing, out of reach, malformed or of another architecture.
+    """
+    name = f"{_LOCAL}{EMBEDDED}" if config.name == "embedded" else config.name
+    arguments = dict(config.args) | {"num_classes": num_classes}
+    if config.img_size is not None:
+        arguments["img_size"] = config.img_size
+    if config.pool is not None:
+        arguments["global_pool"] = config.pool
+    if config.drop_path:
+        arguments["drop_path_rate"] = config.drop_path
+    if config.weights not in ("pretrained", "random"):
+        arguments["pretrained_cfg_overlay"] = {"file": str(_weights_file(config.weights)), "custom_load": False}
+    pretrained = config.weights != "random"
+    if name.startswith(_LOCAL):
+        _check_folder(Path(name.removeprefix(_LOCAL)))
+    elif not timm.is_model(name) and ":" not in name:
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise ModelError(f"timm has no model {name!r}" + (f"; close: {', '.join(near)}" if near else ""))
+    elif config.weights == "pretrained":
+        offline_if_unreachable()
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments).eval()
+    except FileNotFoundError as error:  # the hub client's own error for a file neither cached nor in reach is one
+        raise ModelError(
+            f"the weights of {name} are not in the local cache, and the hub can't be reached; "
+            "give a file with model.weights=FILE.safetensors, or use model=embedded"
+        ) from error
+    except Exception as error:  # timm and the hub client document no common class
+        first = str(error).strip().splitlines()
+        raise ModelError(f"timm can't build {name} with {arguments}: {' '.join(first[:3])}") from error
+
+
+def preprocessing(model: nn.Module, crop_pct: float | None = None) -> Preprocessing:
+    """How the model wants its images, as timm knows it from the model and its weights."""
+    wanted = resolve_data_config({}, model=model)
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # differs where img_size was given
+    return Preprocessing(
+        size=(built_for or wanted["input_size"])[-1],
+        mean=tuple(wanted["mean"]),
+        std=tuple(wanted["std"]),
+        interpolation=wanted["interpolation"] if wanted["interpolation"] == "bilinear" else "bicubic",
+        crop_pct=crop_pct or wanted["crop_pct"],
+    )
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the classifier modules, usually ["head"]."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    return [names] if isinstance(names, str) else list(names)
+
+
+def weights_hash(config: ModelConfig) -> str | None:
+    """SHA-256 of the base weights' file; None where they come from the hub (which has its own revisions) or are random."""
+    if config.name == "embedded" and config.weights == "pretrained":
+        return sha256(EMBEDDED / "model.safetensors")
+    if config.weights not in ("pretrained", "random"):
+        return sha256(_weights_file(config.weights))
+    if config.name.startswith(_LOCAL) and config.weights == "pretrained":
+        return sha256(Path(config.name.removeprefix(_LOCAL)) / "model.safetensors")
+    return None
+
+
+def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
+    """Write a plain model (nothing adapted) in timm's folder layout: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    `about` goes beside it as vislora.json; its "preprocessing" and "classes" become part of timm's config.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    p = Preprocessing.from_dict(about["preprocessing"])
+    images = {
+        "input_size": (3, p.size, p.size),
+        "mean": p.mean,
+        "std": p.std,
+        "interpolation": p.interpolation,
+        "crop_pct": p.crop_pct,
+    }
+    labels = {"label_names": about["classes"]} if about.get("classes") else None
+    timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
+    write_json(about, folder / "vislora.json")
+
+
+def _check_folder(folder: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing; a model folder holds config.json and model.safetensors")
+
+
+def _weights_file(path: str) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"model.weights={path}: no such file; give pretrained, random or a .safetensors file")
+    if file.suffix != ".safetensors":
+        raise ModelError(
+            f"model.weights={path}: only .safetensors is read, since a {file.suffix or 'pickled'} file can run code; "
+            "convert it once where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), …)"
+        )
+    return file

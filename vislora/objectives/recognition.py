@@ -1,0 +1,40 @@
+"""Recognition: cross-entropy on class logits, validated by top-1."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """Classify images [B, 3, H, W] into K classes.
+
+    Attributes:
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        monitor: the validation figure that early stopping and the choice of the best parameters watch; higher is better.
+    """
+
+    label_smoothing: float = 0.0
+    monitor: str = "val_top1"
+
+    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Loss of each sample, [B]."""
+        images, labels = batch
+        return F.cross_entropy(model(images).float(), labels, reduction="none", label_smoothing=self.label_smoothing)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batches: Iterable, accelerator: Accelerator) -> dict[str, float]:
+        """Mean loss and top-1 over all processes' batches of (images, labels, …)."""
+        totals = torch.zeros(3, dtype=torch.float64)
+        for images, labels, *_ in batches:
+            labels = labels.to(accelerator.device)
+            logits = model(images.to(accelerator.device)).float()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            correct = (logits.argmax(1) == labels).sum()
+            totals += torch.tensor([loss.item(), correct.item(), len(labels)], dtype=torch.float64)
+        loss, correct, count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+        return {"val_loss": loss / count, self.monitor: correct / count}

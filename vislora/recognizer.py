@@ -1,0 +1,94 @@
+"""A trained classifier, opened from what a run or an export left: an adapter folder, or a model folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vislora.config import ModelConfig
+from vislora.data.transforms import Preprocessing, eval_transform
+from vislora.errors import AdapterError
+from vislora.formats.peft import ABOUT, CONFIG, read_peft
+from vislora.lora import Adapters
+from vislora.models.vit import build_vit, weights_hash
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """A model in eval mode with what is needed to use it.
+
+    Attributes:
+        model: images [B, 3, size, size] -> logits [B, K].
+        preprocessing: what an image goes through first.
+        classes: K names.
+        about: what the run that trained it noted down.
+        adapters: the adapters in the model; None where the whole model was trained or merged.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    about: dict[str, Any]
+    adapters: Adapters | None = None
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """Class probabilities of RGB images, float32 [B, K]."""
+        transform = eval_transform(self.preprocessing)
+        batch = torch.stack([transform(image) for image in images])
+        return self.model(batch.to(next(self.model.parameters()).device)).float().softmax(1)
+
+
+def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognizer:
+    """Open an adapter folder (with its base model) or a model folder.
+
+    Args:
+        folder: as a run's `adapter/` or `model/`, or as `vislora.export` wrote it.
+        weights: the base weights' file, where it has moved since the training.
+
+    Raises:
+        AdapterError: not such a folder, or the base weights aren't those the adapter was trained on.
+        ModelError: the base model can't be built.
+    """
+    folder = Path(folder)
+    about = _read_about(folder)
+    classes = tuple(about["classes"])
+    adapters = None
+    if (folder / CONFIG).is_file():
+        base = ModelConfig(**about["model"])
+        if weights is not None:
+            base.weights = weights
+        model = build_vit(base, len(classes))
+        found, expected = weights_hash(base), about.get("weights_sha256")
+        if expected is not None and found != expected:
+            raise AdapterError(
+                f"{folder} was trained on base weights with SHA-256 {expected[:12]}…, {base.weights} has "
+                f"{(found or 'none')[:12]}…; give the right file with weights=FILE"
+            )
+        adapters = Adapters(model)
+        adapters.load("default", read_peft(folder))
+    else:
+        model = build_vit(ModelConfig(name=f"local-dir:{folder}"), len(classes))
+    model.eval().requires_grad_(False)
+    return Recognizer(model, Preprocessing.from_dict(about["preprocessing"]), classes, about, adapters)
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    if not folder.is_dir():
+        raise AdapterError(f"{folder} isn't a folder; give a run's adapter/ or model/ folder")
+    if not path.is_file():
+        raise AdapterError(
+            f"{path} is missing: it names the base model and the classes. An adapter without it is opened in Python: "
+            "Adapters(model).load(name, read_peft(folder))"
+        )
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return {key: about[key] for key in ("model", "preprocessing", "classes", "data")} | about
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path} is malformed: {error!r}") from None

@@ -1,0 +1,192 @@
+"""python -m vislora.train recipe=NAME [key=value …]
+
+Trains an adapter (or a probe, or the whole model), evaluates it on the test split and leaves in the run folder:
+config.yaml, data.json, metrics.jsonl, checkpoints/, adapter/ (or model/), evaluation/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from vislora import __version__
+from vislora.compose import command
+from vislora.config import AdapterConfig, LoraAdapter, ProbeAdapter, TrainConfig, data_to_dict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vislora.lora import Adapters
+    from vislora.metrics.recognition import Evaluation
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left.
+
+    Attributes:
+        artifact: the adapter's folder (PEFT's layout), or the model's (timm's layout) for a probe and full fine-tuning.
+        validation: the best validation figure; None where nothing was validated.
+        test: figures on the test split; None where there is none.
+        trainable: trained parameters, of `parameters` in all.
+    """
+
+    artifact: Path
+    validation: float | None
+    test: Evaluation | None
+    trainable: int
+    parameters: int
+
+
+def train(config: TrainConfig, out: Path) -> TrainResult:
+    """Run a training from a checked configuration (`vislora.compose.configure("train", [...])`) into the folder `out`.
+
+    Raises:
+        VisloraError: a mistake in the settings, the data, the model or the adapter.
+    """
+    import torch
+    from accelerate import Accelerator, PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from vislora.data.load import load_splits
+    from vislora.data.order import Order, eval_loader, train_loader
+    from vislora.data.transforms import eval_transform, train_transform
+    from vislora.evaluate import evaluate_split
+    from vislora.files import write_json, write_text
+    from vislora.formats.peft import write_peft
+    from vislora.logs import MetricLog, trackers
+    from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
+    from vislora.objectives.recognition import Recognition
+    from vislora.precision import resolve_precision
+    from vislora.recognizer import Recognizer
+    from vislora.trainer import Trainer
+
+    device = PartialState().device
+    precision = resolve_precision(config.trainer.precision, device)
+    out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
+    accelerator = Accelerator(
+        mixed_precision="no" if precision.value == "fp32" else precision.value,
+        log_with=trackers(config.logger),
+        project_dir=out,
+    )
+    say = accelerator.print
+
+    with accelerator.main_process_first():  # so that one process prepares the caches
+        splits = load_splits(config.data, config.seed)
+    torch.manual_seed(config.seed)
+    model = build_vit(config.model, len(splits.classes))
+    images = preprocessing(model, config.data.crop_pct)
+    adapters = adapt(model, config.adapter, images.size)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in model.parameters())
+    about = {
+        "vislora": __version__,
+        "model": asdict(config.model),
+        "weights_sha256": weights_hash(config.model),
+        "preprocessing": images.to_dict(),
+        "classes": list(splits.classes),
+        "data": data_to_dict(config.data),
+    }
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
+        write_json([asdict(p) | {"file": str(p.file)} for p in splits.problems], out / "data.json")
+    accelerator.init_trackers(config.logger.project)
+    say(
+        f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained "
+        f"({trainable / parameters:.2%}), {precision.value} on {device}, {len(splits.train)} images, "
+        f"{len(splits.classes)} classes"
+    )
+    if splits.problems:
+        say(f"{len(splits.problems)} files need a look: {out / 'data.json'}")
+
+    world, rank = accelerator.num_processes, accelerator.process_index
+    settings, augment, plain = config.trainer, train_transform(images, config.data.augment), eval_transform(images)
+    order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
+    last_step = settings.epochs * order.steps_per_epoch
+    validation = None
+    if splits.val is not None:
+        validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
+    log = MetricLog(out, accelerator)
+    torch.manual_seed(config.seed + rank)  # dropout differs between processes
+    trainer = Trainer(
+        model=model,
+        objective=Recognition(config.objective.label_smoothing),
+        order=order,
+        batches=lambda step: train_loader(splits.train, augment, order, step, last_step, settings.workers),
+        validation=validation,
+        head=tuple(f"{name}." for name in head_names(model)),
+        optim=config.optim,
+        config=settings,
+        accelerator=accelerator,
+        log=log,
+        out=out,
+        run=_shared_by_resumed_runs(config, world, precision.value),
+    )
+    progress = trainer.fit()
+    log.close()
+
+    artifact = out / ("model" if adapters is None else "adapter")
+    if accelerator.is_main_process and adapters is not None:
+        write_peft(replace(adapters.adapter("default"), about=about), artifact)
+    elif accelerator.is_main_process:
+        save_vit(model, artifact, about)
+    test = None
+    if splits.test is not None:
+        recognizer = Recognizer(model.eval(), images, splits.classes, about)
+        test = evaluate_split(recognizer, splits.test, settings.batch_size, precision, settings.workers, accelerator)
+        if accelerator.is_main_process:
+            test.write(out / "evaluation")
+    accelerator.end_training()
+    say(f"best validation top-1 {progress.best:.1%} at step {progress.best_step}" if progress.best is not None else "")
+    if test is not None:
+        say(test.table())
+    say(f"{'model' if adapters is None else 'adapter'}: {artifact}")
+    return TrainResult(artifact, progress.best, test, trainable, parameters)
+
+
+def adapt(model: nn.Module, config: AdapterConfig, image_size: int) -> Adapters | None:
+    """Freeze and adapt a timm model as configured, its head always trained in full; prove that every adapter acts.
+
+    Returns:
+        the adapters, holding one named "default"; None for a probe or full fine-tuning.
+    """
+    import torch
+
+    from vislora.lora import Adapters, LoraSettings, prove_alive
+    from vislora.models.vit import head_names
+    from vislora.targets.timm import find_targets
+
+    head = head_names(model)
+    if isinstance(config, LoraAdapter):
+        targets = find_targets(model, [t.value for t in config.targets], config.blocks)
+        adapters = Adapters(model)
+        adapters.add(
+            "default", targets, LoraSettings(config.rank, config.alpha, config.dropout, config.rslora), trained=head
+        )
+        example = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        prove_alive(model, lambda: model(example))
+        return adapters
+    model.requires_grad_(not isinstance(config, ProbeAdapter))
+    for name in head:
+        model.get_submodule(name).requires_grad_(True)
+    return None
+
+
+def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: str) -> dict[str, Any]:
+    """The settings without which a resumed run would take another path than one that never stopped."""
+    whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    own = ("epochs", "batch_size", "accumulation")
+    return {
+        **{key: whole[key] for key in ("seed", "model", "data", "adapter", "objective", "optim")},
+        **{f"trainer.{key}": whole["trainer"][key] for key in own},
+        "precision": precision,
+        "processes": processes,
+    }
+
+
+if __name__ == "__main__":
+    command("train", lambda config, out: train(config, out))

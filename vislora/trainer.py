@@ -1,0 +1,252 @@
+"""The one training loop, for every objective, on accelerate.
+
+Which samples a step sees, and how they are augmented, is a function of (seed, step) alone (`vislora.data.order`); all
+other random numbers come from torch's generators, which a checkpoint holds. So a run that was stopped anywhere and
+resumed takes the same path as one that wasn't, and the number of loader workers changes nothing.
+
+A step's gradient is that of the mean loss over its global batch, whatever the number of processes and accumulated passes
+it is divided into.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vislora.checkpoint import (
+    Progress,
+    find_checkpoint,
+    load_checkpoint,
+    load_trainable_state,
+    save_checkpoint,
+    trainable_state,
+)
+from vislora.config import Keep, OptimConfig, TrainerConfig
+from vislora.data.order import Order
+from vislora.errors import TrainingError
+from vislora.files import write_tensors
+from vislora.logs import MetricLog
+
+_FLUSH_EVERY = 10  # steps between reads of the loss: each read waits for the GPU
+
+
+class Objective(Protocol):
+    """What the trainer optimises; see `vislora.objectives`."""
+
+    monitor: str  # the validation figure to watch; higher is better
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Loss of each sample of a batch on the device, [B]."""
+
+    def validate(self, model: nn.Module, batches: Iterable, accelerator: Accelerator) -> dict[str, float]:
+        """Figures over all processes' batches."""
+
+
+@dataclass
+class Trainer:
+    """A run: what is trained on what, how, and where it writes.
+
+    Attributes:
+        model: with everything that is to be trained requiring a gradient; wrapped and moved to the device by `fit`.
+        objective: gives losses and validation figures.
+        order: which samples each step sees.
+        batches: micro-batches of this process from a step on, `order.accumulation` per step.
+        validation: batches of this process to validate on, or None.
+        head: prefixes of the names of parameters that learn at `optim.head_lr`.
+        run: settings that a resumed run must share, as JSON values.
+    """
+
+    model: nn.Module
+    objective: Objective
+    order: Order
+    batches: Callable[[int], Iterable]
+    validation: Iterable | None
+    head: tuple[str, ...]
+    optim: OptimConfig
+    config: TrainerConfig
+    accelerator: Accelerator
+    log: MetricLog
+    out: Path
+    run: dict[str, Any]
+
+    def fit(self) -> Progress:
+        """Train to the end, or until validation stops improving; leave the parameters to export in the model.
+
+        Raises:
+            ConfigError: `config.resume` holds no checkpoint, or one of another run.
+            TrainingError: the loss is no longer a number.
+        """
+        steps = self.config.epochs * self.order.steps_per_epoch
+        wrapped, optimizer = self.accelerator.prepare(self.model, make_optimizer(self.model, self.head, self.optim))
+        base_rates = [group["lr"] for group in optimizer.param_groups]
+        progress = self._start(optimizer.optimizer)
+        batches = iter(self.batches(progress.step))
+        bar = tqdm(
+            total=steps,
+            initial=progress.step,
+            unit="step",
+            disable=not (self.config.progress and self.accelerator.is_main_process),
+            dynamic_ncols=True,
+        )
+        pending = _Pending(self.accelerator)
+        wrapped.train()
+        while progress.step < steps and not self._exhausted(progress):
+            factor = rate_factor(progress.step, steps, self.optim.warmup)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            size = len(self.order.global_batch(progress.step))
+            loss, norm = self._step(wrapped, optimizer, batches, size)
+            progress.step += 1
+            pending.add(progress.step, loss, norm, base_rates[0] * factor, size)
+            bar.update()
+            epoch_ended = progress.step % self.order.steps_per_epoch == 0
+            if len(pending) >= _FLUSH_EVERY or epoch_ended or progress.step == steps:
+                bar.set_postfix(self._flush(pending), refresh=False)
+            if epoch_ended and self._validation_due(progress.step, steps):
+                figures = self._validate(wrapped, progress)
+                bar.set_postfix(figures, refresh=False)
+                pending.restart_clock()
+            if epoch_ended or (self.config.checkpoint_every and progress.step % self.config.checkpoint_every == 0):
+                save_checkpoint(
+                    self.out / "checkpoints", self.model, optimizer.optimizer, progress, self.accelerator, self.run
+                )
+        bar.close()
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self._restore_best(progress)
+        return progress
+
+    def _start(self, optimizer: torch.optim.Optimizer) -> Progress:
+        if self.config.resume is None:
+            return Progress()
+        checkpoint = find_checkpoint(Path(self.config.resume))
+        progress = load_checkpoint(checkpoint, self.model, optimizer, self.accelerator, self.run)
+        earlier = checkpoint.parent.parent
+        self.log.continue_from(earlier, progress.step)
+        best = earlier / "checkpoints" / "best.safetensors"
+        if self.accelerator.is_main_process and best.is_file() and earlier.resolve() != self.out.resolve():
+            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, self.out / "checkpoints" / best.name)
+        return progress
+
+    def _step(self, wrapped: nn.Module, optimizer: Any, batches: Iterator, size: int) -> tuple[Tensor, Tensor]:
+        """One optimizer step; this process's share of the mean loss [], and the gradient's norm []."""
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        for micro in range(self.order.accumulation):
+            last = micro == self.order.accumulation - 1
+            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
+            with nullcontext() if last else self.accelerator.no_sync(wrapped):
+                # the sum over the micro-batch, over the size of the global batch; processes are averaged, hence `world`
+                losses = self.objective.losses(wrapped, batch)
+                self.accelerator.backward(losses.sum() * (self.order.world / size))
+            loss_sum += losses.detach().sum() / size
+        limit = self.optim.clip_norm if self.optim.clip_norm is not None else math.inf
+        norm = self.accelerator.clip_grad_norm_([p for p in wrapped.parameters() if p.requires_grad], limit)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss_sum, norm
+
+    def _flush(self, pending: "_Pending") -> dict[str, Any]:
+        rows = pending.take()
+        for row in rows:
+            if not math.isfinite(row["loss"]):
+                raise TrainingError(
+                    f"the loss is {row['loss']} at step {row['step']}; lower optim.lr, or use trainer.precision=fp32"
+                )
+            self.log.write(row["step"], {"epoch": row["step"] / self.order.steps_per_epoch} | row)
+        return {"loss": f"{rows[-1]['loss']:.3f}", "images/s": f"{rows[-1]['images_per_s']:.0f}"}
+
+    def _validation_due(self, step: int, steps: int) -> bool:
+        epoch = step // self.order.steps_per_epoch
+        return self.validation is not None and (epoch % self.config.validate_every == 0 or step == steps)
+
+    def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
+        wrapped.eval()
+        figures = self.objective.validate(wrapped, self.validation, self.accelerator)
+        wrapped.train()
+        self.log.write(progress.step, figures)
+        score = figures[self.objective.monitor]
+        if progress.best is None or score > progress.best:
+            progress.best, progress.best_step, progress.stale = score, progress.step, 0
+            if self.accelerator.is_main_process and self.config.keep is Keep.best:
+                (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+                write_tensors(trainable_state(self.model), self.out / "checkpoints" / "best.safetensors")
+        else:
+            progress.stale += 1
+        return {name: f"{value:.3f}" for name, value in figures.items()}
+
+    def _exhausted(self, progress: Progress) -> bool:
+        return self.config.patience is not None and progress.stale >= self.config.patience
+
+    def _restore_best(self, progress: Progress) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.config.keep is Keep.best and progress.best is not None:
+            load_trainable_state(self.model, load_file(self.out / "checkpoints" / "best.safetensors"))
+
+
+def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over what requires a gradient, in groups by learning rate (head or not) and weight decay.
+
+    Decay is for matrices; biases, norms, LayerScale and what the model names in `no_weight_decay()` (positional
+    embeddings, tokens) have none.
+    """
+    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    head_rate = config.lr if config.head_lr is None else config.head_lr
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            rate = head_rate if name.startswith(head) else config.lr
+            decay = 0.0 if p.dim() < 2 or name in exempt else config.weight_decay
+            groups.setdefault((rate, decay), []).append(p)
+    return torch.optim.AdamW(
+        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
+        betas=tuple(config.betas),
+    )
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` share of all steps, then half a cosine to zero
+    (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983)."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+class _Pending:
+    """Figures of the steps since the last flush, kept on the device so that no step waits for the one before."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._rows: list[tuple[int, Tensor, Tensor, float, int]] = []
+        self.restart_clock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def restart_clock(self) -> None:
+        self._since = time.perf_counter()
+
+    def add(self, step: int, loss: Tensor, norm: Tensor, rate: float, size: int) -> None:
+        self._rows.append((step, loss, norm, rate, size))
+
+    def take(self) -> list[dict[str, float]]:
+        losses = self._accelerator.reduce(torch.stack([row[1] for row in self._rows]), "sum").tolist()
+        speed = sum(row[4] for row in self._rows) / (time.perf_counter() - self._since)
+        rows = [
+            {"step": step, "loss": loss, "grad_norm": float(norm), "lr": rate, "images_per_s": round(speed, 1)}
+            for (step, _, norm, rate, _), loss in zip(self._rows, losses, strict=True)
+        ]
+        self._rows.clear()
+        self.restart_clock()
+        return rows
