@@ -1,0 +1,1 @@
+"""Pictures, labels, and the order they come in."""

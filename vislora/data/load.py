@@ -1,0 +1,25 @@
+"""A data set by its settings. To add one: a class in `vislora.config.DATA_OPTIONS`, a function, and a row here."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from vislora.config import BirdsData, DataConfig
+from vislora.data.drawn import drawn_birds
+from vislora.data.splits import Splits, hold_out
+
+_LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
+    BirdsData: drawn_birds,
+}
+
+
+def load_splits(config: DataConfig, seed: int) -> Splits:
+    """The splits of a data set; where it has none to validate on, `config.val_fraction` of train is held out.
+
+    Raises:
+        DataError: what is wrong with the data, and where.
+    """
+    splits = _LOADERS[type(config)](config)
+    if splits.val is None and config.val_fraction > 0:
+        train, val = hold_out(splits.train, config.val_fraction, seed)
+        splits = replace(splits, train=train, val=val)
+    return splits

@@ -1,0 +1,155 @@
+"""Which sample comes when, and with which random numbers: a pure function of (seed, step).
+
+Nothing depends on the state of a worker or a process, so that a run may be stopped anywhere and go on, and may be divided
+over any number of workers and processes, without changing what is learned from.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vislora.data.splits import ImageSplit
+from vislora.errors import ConfigError
+
+
+class SampleKey(NamedTuple):
+    """One showing of one sample; all its randomness is drawn from a generator seeded by it."""
+
+    seed: int
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a training set.
+
+    An epoch is a permutation drawn from (seed, epoch), divided into `steps_per_epoch` global batches whose sizes differ by
+    at most one: every sample once per epoch, and no tiny last batch. A global batch is dealt out to the processes, and
+    each process's share is divided into `accumulation` micro-batches.
+
+    Attributes:
+        size: samples.
+        batch_size: largest size of a global batch.
+        seed: of the run.
+        accumulation: micro-batches of a process per step.
+        rank, world: this process among how many.
+
+    Raises:
+        ConfigError: a micro-batch would be empty.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+    accumulation: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.accumulation * self.world
+        if min(self.size, self.batch_size, parts) < 1 or self.size // self.steps_per_epoch < parts:
+            raise ConfigError(
+                f"trainer.batch_size={self.batch_size} over {self.size} training images can't be divided into "
+                f"{self.accumulation} accumulated passes on {self.world} processes; use larger batches or fewer passes"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.size / max(1, self.batch_size))
+
+    def global_batch(self, step: int) -> list[SampleKey]:
+        """All processes' samples of a step, counted from the start of the training."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        chosen = _permutation(self.size, self.seed, epoch).tensor_split(self.steps_per_epoch)[position]
+        return [SampleKey(self.seed, epoch, index) for index in chosen.tolist()]
+
+    def micro_batches(self, step: int) -> list[list[SampleKey]]:
+        """This process's samples of a step, one list per accumulated pass."""
+        share = self.global_batch(step)[self.rank :: self.world]
+        return [[share[i] for i in part] for part in torch.arange(len(share)).tensor_split(self.accumulation)]
+
+
+class MicroBatches(Sampler[list[SampleKey]]):
+    """The micro-batches of a run from one step to another, across epochs: a DataLoader's `batch_sampler`."""
+
+    def __init__(self, order: Order, start: int, stop: int) -> None:
+        self.order, self.start, self.stop = order, start, stop
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for step in range(self.start, self.stop):
+            yield from self.order.micro_batches(step)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.order.accumulation
+
+
+class _Training(Dataset):
+    def __init__(self, split: ImageSplit, transform: Callable[[Any], Tensor]) -> None:
+        self.split, self.transform = split, transform
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
+        picture = self.split.image(key.index)
+        with torch.random.fork_rng(devices=[]):
+            # the CPU generator alone: torch.manual_seed would reset the GPU's, which dropout draws from
+            torch.default_generator.manual_seed(mix(*key))
+            return self.transform(picture), self.split.labels[key.index]
+
+
+class _Evaluation(Dataset):
+    def __init__(self, split: ImageSplit, transform: Callable[[Any], Tensor]) -> None:
+        self.split, self.transform = split, transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self.transform(self.split.image(index)), self.split.labels[index], index
+
+
+def train_loader(
+    split: ImageSplit, transform: Callable[[Any], Tensor], order: Order, start: int, stop: int, workers: int
+) -> DataLoader:
+    """Micro-batches (images [b, 3, H, W], labels [b]) of this process, from a step to the end of the run."""
+    return DataLoader(
+        _Training(split, transform),
+        batch_sampler=MicroBatches(order, start, stop),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def eval_loader(
+    split: ImageSplit, transform: Callable[[Any], Tensor], batch_size: int, workers: int, rank: int = 0, world: int = 1
+) -> DataLoader:
+    """Batches (images, labels, indices) of every world-th sample from `rank` on: no padding, nothing twice."""
+    return DataLoader(
+        _Evaluation(split, transform),
+        batch_size=batch_size,
+        sampler=range(rank, len(split), world),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def mix(*numbers: int) -> int:
+    """A seed from several integers, in [0, 2**63): each passes through the finaliser of SplitMix64 (Steele, Lea & Flood
+    2014), so that neighbouring keys get unrelated seeds."""
+    mask, state = 2**64 - 1, 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(mix(seed, epoch)))
