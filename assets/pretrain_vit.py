@@ -1,8 +1,8 @@
 """python assets/pretrain_vit.py [--resume RUN]
 
 Pretrains the vision transformer that ships, on drawings of invented species only, and writes it to assets/vit_birds in
-timm's folder layout (fp16, without its head). An hour and a half on two AVX2 cores in fp32, half of that where the CPU has
-native bf16. None of the named species is ever drawn here.
+timm's folder layout (fp16, without its head). An hour and a half on two AVX2 cores in fp32, half of that where the
+CPU has native bf16. None of the named species is ever drawn here.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SETTINGS = [
     "objective.label_smoothing=0.1",
     "optim.lr=1.5e-3",
     "optim.weight_decay=0.05",
-    "trainer.epochs=10",
+    "trainer.epochs=6",
     "trainer.batch_size=128",
     "trainer.keep=last",
     "trainer.checkpoint_every=100",

@@ -59,7 +59,12 @@ def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, accelerator: Accelerator, run: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    progress: Progress,
+    accelerator: Accelerator,
+    run: dict[str, Any],
 ) -> None:
     """Write folder/step_N and remove older ones; called by all processes.
 

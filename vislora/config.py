@@ -52,7 +52,7 @@ class ModelConfig:
 
 @dataclass
 class AugmentConfig:
-    """What training does to an image; torchvision's transforms by their own names. Validation: resize and centre crop."""
+    """What training does to an image, by torchvision's transforms; validation only resizes and crops the centre."""
 
     crop_scale: float = 1.0  # smallest share of the area that RandomResizedCrop keeps; 1 resizes as validation does
     hflip: float = 0.5  # probability
@@ -66,8 +66,8 @@ class DataConfig:
     """What all image data sets share."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    val_fraction: float = 0.0  # share of train held out per class, where the data has no split of its own to validate on
-    crop_pct: float | None = None  # share of the resized image that validation's centre crop keeps; the model's by default
+    val_fraction: float = 0.0  # share of train held out per class, where the data has no validation split of its own
+    crop_pct: float | None = None  # share of the resized image that the centre crop keeps; the model's by default
 
 
 @dataclass

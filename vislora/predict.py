@@ -38,7 +38,9 @@ def _main(config: PredictConfig, _out: Path) -> None:
 
 
 if __name__ == "__main__":
-    images = [word for word in sys.argv[1:] if Path(word).is_file() or ("=" not in word and not word.startswith(("-", "~")))]
+    images = [
+        word for word in sys.argv[1:] if Path(word).is_file() or ("=" not in word and not word.startswith(("-", "~")))
+    ]
     rest = [word for word in sys.argv[1:] if word not in images]
     quoted = ",".join("'" + image.replace("\\", "\\\\").replace("'", "\\'") + "'" for image in images)
     command("predict", _main, [*rest, f"images=[{quoted}]"] if images else rest)

@@ -4,8 +4,8 @@ Which samples a step sees, and how they are augmented, is a function of (seed, s
 other random numbers come from torch's generators, which a checkpoint holds. So a run that was stopped anywhere and
 resumed takes the same path as one that wasn't, and the number of loader workers changes nothing.
 
-A step's gradient is that of the mean loss over its global batch, whatever the number of processes and accumulated passes
-it is divided into.
+A step's gradient is that of the mean loss over its global batch, whatever the number of processes and accumulated
+passes it is divided into.
 """
 
 import math

@@ -44,7 +44,10 @@ def _species(config: BirdsData) -> list[Species]:
     for name in names:
         if name not in SPECIES:
             near = get_close_matches(name, SPECIES, n=3)
-            raise DataError(f"no drawn species {name!r}; " + (f"close: {', '.join(near)}" if near else f"there are {', '.join(SPECIES)}"))
+            raise DataError(
+                f"no drawn species {name!r}; "
+                + (f"close: {', '.join(near)}" if near else f"there are {', '.join(SPECIES)}")
+            )
     if len(names) < 2:
         raise DataError("data.species: at least two are needed to tell them apart")
     return [SPECIES[name] for name in names]
@@ -54,7 +57,9 @@ def _split(name: str, count: int, species: list[Species], config: BirdsData) -> 
     # the same key draws the same picture; train, val and test never share one
     start = mix(config.seed, crc32(name.encode()))
     jobs = [
-        (kind, (start + i) % 2**63, config.difficulty, config.style, config.size) for kind in species for i in range(count)
+        (kind, (start + i) % 2**63, config.difficulty, config.style, config.size)
+        for kind in species
+        for i in range(count)
     ]
     labels = [k for k in range(len(species)) for _ in range(count)]
     names = [f"{name}/{kind.name}/{i:04d}" for kind in species for i in range(count)]

@@ -30,8 +30,8 @@ class Problem:
 def read_image(path: Path) -> Image.Image:
     """A picture as RGB, turned upright as its EXIF orientation says.
 
-    Transparency is composited on white; more than 8 bits per channel are scaled down; of an animation the first frame is
-    taken.
+    Transparency is composited on white; more than 8 bits per channel are scaled down; of an animation the first frame
+    is taken.
 
     Raises:
         DataError: the file is missing, empty, truncated, too large or no image.
@@ -116,13 +116,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale integers of up to 16 bits from [0, 65535], floats from [0, 1] if they lie there and from their range if not.
-
-    Pillow's own conversion clips at 255 instead.
-    """
-    values = values.astype(np.float64)
-    if np.issubdtype(values.dtype, np.floating) and values.size and 0 <= values.min() and values.max() <= 1:
-        return np.round(values * 255).astype(np.uint8)
-    top = 65535.0 if values.min(initial=0) >= 0 and values.max(initial=0) <= 65535 else values.max()
-    low = min(0.0, values.min(initial=0))
-    return np.round((values - low) / max(top - low, 1e-12) * 255).astype(np.uint8)
+    """Scale to [0, 255] from what the file can hold, where Pillow's own conversion clips: integers from [0, 65535],
+    floats from [0, 1]; values beyond that from their own range."""
+    full = 1.0 if np.issubdtype(values.dtype, np.floating) else 65535.0
+    low, high = min(0.0, float(values.min())), max(full, float(values.max()))
+    return np.round((values.astype(np.float64) - low) / (high - low) * 255).astype(np.uint8)

@@ -3,12 +3,20 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from vislora.config import BirdsData, DataConfig
+from vislora.config import BirdsData, CsvData, Cub200Data, DataConfig, HfData, ImageFolderData, TorchvisionData
 from vislora.data.drawn import drawn_birds
+from vislora.data.folder import image_folder
+from vislora.data.public import cub200, hub_set, torchvision_set
 from vislora.data.splits import Splits, hold_out
+from vislora.data.table import image_table
 
 _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
     BirdsData: drawn_birds,
+    ImageFolderData: image_folder,
+    CsvData: image_table,
+    TorchvisionData: torchvision_set,
+    Cub200Data: cub200,
+    HfData: hub_set,
 }
 
 

@@ -1,7 +1,7 @@
 """Which sample comes when, and with which random numbers: a pure function of (seed, step).
 
-Nothing depends on the state of a worker or a process, so that a run may be stopped anywhere and go on, and may be divided
-over any number of workers and processes, without changing what is learned from.
+Nothing depends on the state of a worker or a process, so that a run may be stopped anywhere and go on, and may be
+divided over any number of workers and processes, without changing what is learned from.
 """
 
 import math
@@ -30,9 +30,9 @@ class SampleKey(NamedTuple):
 class Order:
     """The order of a training set.
 
-    An epoch is a permutation drawn from (seed, epoch), divided into `steps_per_epoch` global batches whose sizes differ by
-    at most one: every sample once per epoch, and no tiny last batch. A global batch is dealt out to the processes, and
-    each process's share is divided into `accumulation` micro-batches.
+    An epoch is a permutation drawn from (seed, epoch), divided into `steps_per_epoch` global batches whose sizes
+    differ by at most one: every sample once per epoch, and no tiny last batch. A global batch is dealt out to the
+    processes, and each process's share is divided into `accumulation` micro-batches.
 
     Attributes:
         size: samples.
@@ -122,6 +122,7 @@ def train_loader(
         batch_sampler=MicroBatches(order, start, stop),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
     )
 
 
@@ -135,6 +136,7 @@ def eval_loader(
         sampler=range(rank, len(split), world),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
     )
 
 

@@ -95,8 +95,8 @@ class Splits:
 def hold_out(split: ImageSplit, fraction: float, seed: int) -> tuple[ImageSplit, ImageSplit]:
     """Divide a split into one to train on and one to validate on, class by class.
 
-    Each class gives `fraction` of its pictures, at least one where it has two; the choice depends on the pictures' names
-    and the seed, not on the order they are listed in.
+    Each class gives `fraction` of its pictures, at least one where it has two; the choice depends on the pictures'
+    names and the seed, not on the order they are listed in.
     """
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(split.labels):

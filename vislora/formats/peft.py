@@ -44,7 +44,9 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         AdapterError: the adapter has no low-rank layers, mixes LoRA and rsLoRA, or reads back differently.
     """
     if not adapter.layers:
-        raise AdapterError("a PEFT folder needs at least one LoRA layer; export a probe or a full model as timm weights")
+        raise AdapterError(
+            "a PEFT folder needs at least one LoRA layer; export a probe or a full model as timm weights"
+        )
     wide = Adapter(
         {name: w.as_one_pair() for name, w in adapter.layers.items()},
         adapter.trained,
@@ -62,7 +64,9 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     write_json(_config(wide), folder / CONFIG)
     write_json(adapter.about, folder / ABOUT)
     if not read_peft(folder).equals(wide):
-        raise AdapterError(f"{folder}: what was written reads back differently; the disk or the file system is at fault")
+        raise AdapterError(
+            f"{folder}: what was written reads back differently; the disk or the file system is at fault"
+        )
 
 
 def read_peft(folder: Path) -> Adapter:

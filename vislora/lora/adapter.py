@@ -30,8 +30,8 @@ class LowRankWeights:
     def as_one_pair(self) -> "LowRankWeights":
         """The same update as one pair over all rows, as formats without row ranges need it.
 
-        n pairs of rank r become one of rank n * r: A as it is (stacked already), B block-structured with zero rows where
-        no pair writes. Alpha is rescaled so that the scale stays what it was.
+        n pairs of rank r become one of rank n * r: A as it is (stacked already), B block-structured with zero rows
+        where no pair writes. Alpha is rescaled so that the scale stays what it was.
         """
         if self.rows is None:
             return self

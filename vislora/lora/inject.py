@@ -44,9 +44,9 @@ class _Held:
 class Adapters:
     """The named adapters of one model, at most one of them active.
 
-    The base model is frozen while adapters are there. Only the active adapter's parameters are part of the model (and of
-    `model.parameters()`); switching moves references, nothing is rebuilt. With none left, the model is what it was: the
-    same module objects, classes, parameters and `requires_grad` flags.
+    The base model is frozen while adapters are there. Only the active adapter's parameters are part of the model (and
+    of `model.parameters()`); switching moves references, nothing is rebuilt. With none left, the model is what it
+    was: the same module objects, classes, parameters and `requires_grad` flags.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -158,7 +158,8 @@ class Adapters:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the active adapter into the frozen weights: W0 + s B A, summed in float32 and rounded once to W0's dtype.
+        """Fold the active adapter into the frozen weights: W0 + s B A, summed in float32 and rounded once to W0's
+        dtype.
 
         The base weights are kept aside. The model computes without a low-rank path until `unmerge`.
         """
@@ -211,7 +212,9 @@ class Adapters:
         plain = _PLAIN.get(type(layer), type(layer))
         if plain not in _ADAPTED:
             raise AdapterError(f"{path} is a {type(layer).__name__}; only nn.Linear and nn.Conv2d can be adapted")
-        if plain is nn.Conv2d and (layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        if plain is nn.Conv2d and (
+            layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+        ):
             raise AdapterError(f"{path} is a convolution with groups, padding mode or 'same' padding; not supported")
         return layer
 
@@ -233,7 +236,9 @@ class Adapters:
         module = copy.deepcopy(self._module(path))
         if isinstance(module, nn.Linear) and "weight" in state:  # a head may have another number of classes
             out, inner = state["weight"].shape
-            if inner == module.in_features and (out != module.out_features or (module.bias is None) != ("bias" not in state)):
+            if inner == module.in_features and (
+                out != module.out_features or (module.bias is None) != ("bias" not in state)
+            ):
                 module = nn.Linear(inner, out, bias="bias" in state)
         try:
             module.load_state_dict(state)

@@ -6,8 +6,8 @@ LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) adds a trained low-rank 
 
 or s = alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
 
-A layer becomes adaptable by changing its class in place (`nn.Linear` -> `LoraLinear`): the module stays the same object,
-with its parameters, hooks and state-dict keys, and goes back to its old class when the adapter is removed.
+A layer becomes adaptable by changing its class in place (`nn.Linear` -> `LoraLinear`): the module stays the same
+object, with its parameters, hooks and state-dict keys, and goes back to its old class when the adapter is removed.
 """
 
 import math
@@ -69,7 +69,8 @@ class LowRank(nn.Module):
         return self.multiplier * self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def delta(self, out: int) -> Tensor:
-        """s * B A over all `out` rows of the layer, in float32 and the frozen weight's shape; zero where no pair writes."""
+        """s * B A over all `out` rows of the layer, in float32 and the frozen weight's shape; zero where no pair
+        writes."""
         a = self.lora_A.float().flatten(1)
         b = self.lora_B.float().flatten(1)
         update = a.new_zeros(out, a.shape[1])
@@ -163,8 +164,8 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 class _Normalised(NamedTuple):
     """How x came out of a LayerNorm, so that backward can make it again from what that LayerNorm keeps anyway.
 
-    The input of `qkv` or `fc1` in a pre-norm block is the one full-size tensor that LoRA would keep and the frozen model
-    would not: a tenth of the block's memory. Making it again costs three cheap passes.
+    The input of `qkv` or `fc1` in a pre-norm block is the one full-size tensor that LoRA would keep and the frozen
+    model would not: a tenth of the block's memory. Making it again costs three cheap passes.
     """
 
     source: Tensor
@@ -192,9 +193,9 @@ class _Normalised(NamedTuple):
 class _FusedLinear(torch.autograd.Function):
     """y = x W0^T + b, then y += s h B^T in place with h = dropout(x) A^T.
 
-    Kept for backward: h and x, or what x is made from where a LayerNorm keeps that anyway; no other full-size tensor than
-    y and dx is made. Products with the short side r are written transposed ([r, n] instead of [n, r]): BLAS libraries
-    are up to four times faster on them.
+    Kept for backward: h and x, or what x is made from where a LayerNorm keeps that anyway; no other full-size tensor
+    than y and dx is made. Products with the short side r are written transposed ([r, n] instead of [n, r]): BLAS
+    libraries are up to four times faster on them.
     """
 
     @staticmethod
@@ -239,7 +240,8 @@ class _FusedLinear(torch.autograd.Function):
 
 
 class _FusedConv2d(torch.autograd.Function):
-    """The same for a convolution: h = conv(dropout(x), A) with the layer's geometry, y += s * (1x1 convolution of h by B)."""
+    """The same for a convolution: h = conv(dropout(x), A) with the layer's geometry, y += s * (1x1 convolution of h
+    by B)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry):
@@ -274,7 +276,9 @@ class _FusedConv2d(torch.autograd.Function):
                 db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).mul(s)[:, :, None, None]
             dh.mul_(ctx.factor)
             dx = None
-            dx_low, da = _conv_grads(dh, _masked(x, mask), lora_A.to(dtype), ctx.geometry, ctx.needs_input_grad[0], True)
+            dx_low, da = _conv_grads(
+                dh, _masked(x, mask), lora_A.to(dtype), ctx.geometry, ctx.needs_input_grad[0], True
+            )
             if ctx.needs_input_grad[0]:
                 dx, _ = _conv_grads(dy, x, w, ctx.geometry, True, False)
                 dx = dx.add_(_masked(dx_low, mask)).to(ctx.x_dtype)

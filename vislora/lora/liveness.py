@@ -48,7 +48,9 @@ def _without_gradient(layers: dict[str, nn.Module], forward: Callable[[], Tensor
     for module, mode in training.items():
         module.training = mode
     return [
-        name for (name, layer), grad in zip(layers.items(), grads, strict=True) if not _every_pair(layer.lora.rows, grad)
+        name
+        for (name, layer), grad in zip(layers.items(), grads, strict=True)
+        if not _every_pair(layer.lora.rows, grad)
     ]
 
 
@@ -63,9 +65,7 @@ class _filled_zeros:
     """Random numbers in every all-zero parameter but lora_B, for the time of a `with` block."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._zero = [
-            p for n, p in model.named_parameters() if not n.endswith("lora_B") and p.numel() and not p.any()
-        ]
+        self._zero = [p for n, p in model.named_parameters() if not n.endswith("lora_B") and p.numel() and not p.any()]
 
     @torch.no_grad()
     def __enter__(self) -> None:

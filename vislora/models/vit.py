@@ -24,8 +24,8 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
 
     Args:
         config: which model and weights. Positional embeddings are resampled to `config.img_size`.
-        num_classes: outputs of the head, which is drawn anew (from torch's global generator) unless the weights come from
-            a folder whose head has as many.
+        num_classes: outputs of the head, which is drawn anew (from torch's global generator) unless the weights come
+            from a folder whose head has as many.
 
     Raises:
         ModelError: an unknown name, weights that are missing, out of reach, malformed or of another architecture.
@@ -80,7 +80,8 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def weights_hash(config: ModelConfig) -> str | None:
-    """SHA-256 of the base weights' file; None where they come from the hub (which has its own revisions) or are random."""
+    """SHA-256 of the base weights' file; None where they come from the hub (which has its own revisions) or are
+    random."""
     if config.name == "embedded" and config.weights == "pretrained":
         return sha256(EMBEDDED / "model.safetensors")
     if config.weights not in ("pretrained", "random"):
@@ -91,7 +92,8 @@ def weights_hash(config: ModelConfig) -> str | None:
 
 
 def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
-    """Write a plain model (nothing adapted) in timm's folder layout: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+    """Write a plain model (nothing adapted) in timm's folder layout: `timm.create_model("local-dir:FOLDER",
+    pretrained=True)`.
 
     `about` goes beside it as vislora.json; its "preprocessing" and "classes" become part of timm's config.
     """

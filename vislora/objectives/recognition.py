@@ -15,7 +15,8 @@ class Recognition:
 
     Attributes:
         label_smoothing: share of the target spread over all classes, in [0, 1).
-        monitor: the validation figure that early stopping and the choice of the best parameters watch; higher is better.
+        monitor: the validation figure that early stopping and the choice of the best parameters watch; higher is
+        better.
     """
 
     label_smoothing: float = 0.0

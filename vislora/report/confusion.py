@@ -24,5 +24,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
         for i in range(k):
             for j in range(k):
                 if count := int(confusion[i, j]):
-                    axes.text(j, i, count, ha="center", va="center", fontsize=7, color="w" if share[i, j] > 0.5 else "k")
+                    axes.text(
+                        j, i, count, ha="center", va="center", fontsize=7, color="w" if share[i, j] > 0.5 else "k"
+                    )
     figure.savefig(path, dpi=110)

@@ -1,0 +1,228 @@
+"""The loop: what a step is, and that a run can be stopped, divided and resumed without taking another path."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+
+from vislora.config import AugmentConfig, Keep, LoraAdapter, OptimConfig, TrainerConfig
+from vislora.data.order import Order, eval_loader, train_loader
+from vislora.data.splits import ImageSplit, Pixels
+from vislora.data.transforms import Preprocessing, eval_transform, train_transform
+from vislora.errors import ConfigError, TrainingError
+from vislora.logs import MetricLog
+from vislora.objectives.recognition import Recognition
+from vislora.train import adapt
+from vislora.trainer import Trainer, make_optimizer, rate_factor
+
+IMAGES = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+CLASSES = ("dark", "light", "red")
+
+
+@pytest.fixture(scope="module")
+def split():
+    """Noise around a class colour; 22 pictures, so that no batch size divides it."""
+    rng = np.random.default_rng(0)
+    colours = np.array([[60, 60, 60], [190, 190, 190], [200, 60, 60]])
+    labels = [i % 3 for i in range(22)]
+    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 40, (22, 32, 32, 3)), 0, 255).astype(np.uint8)
+    return ImageSplit(CLASSES, labels, [str(i) for i in range(22)], Pixels(pixels))
+
+
+class Stopped(Exception):
+    """Stands for a power cut."""
+
+
+class StopsAt(Recognition):
+    """Recognition that dies when asked for the losses of a given call."""
+
+    calls_left: int
+
+    def losses(self, model, batch):
+        object.__setattr__(self, "calls_left", self.calls_left - 1)
+        if self.calls_left < 0:
+            raise Stopped
+        return super().losses(model, batch)
+
+
+def make_trainer(split, out, *, objective=None, dropout=0.1, optim=None, validate=True, **settings):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, num_classes=3
+    )
+    adapt(model, LoraAdapter(dropout=dropout), 32)
+    config = TrainerConfig(**{"epochs": 3, "batch_size": 6, "progress": False} | settings)
+    order = Order(len(split), config.batch_size, 0, config.accumulation)
+    out.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(mixed_precision="no", cpu=True)
+    augment = train_transform(IMAGES, AugmentConfig(crop_scale=0.5))
+    plain = eval_transform(IMAGES)
+    last = config.epochs * order.steps_per_epoch
+    torch.manual_seed(0)
+    return Trainer(
+        model=model,
+        objective=objective or Recognition(),
+        order=order,
+        batches=lambda step: train_loader(split, augment, order, step, last, config.workers),
+        validation=eval_loader(split, plain, 5, 0) if validate else None,
+        head=("head.",),
+        optim=optim or OptimConfig(lr=3e-3),
+        config=config,
+        accelerator=accelerator,
+        log=MetricLog(out, accelerator),
+        out=out,
+        run={"seed": 0},
+    )
+
+
+def parameters(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def rows(out):
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in lines]
+
+
+def assert_same_bits(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("keep", [Keep.last, Keep.best])
+def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(split, tmp_path, keep):
+    straight = make_trainer(split, tmp_path / "straight", checkpoint_every=3, keep=keep)
+    straight.fit()
+    straight.log.close()
+
+    objective = StopsAt()
+    object.__setattr__(objective, "calls_left", 7)  # 4 steps an epoch: in the middle of the second one
+    cut = make_trainer(split, tmp_path / "cut", objective=objective, checkpoint_every=3, keep=keep)
+    with pytest.raises(Stopped):
+        cut.fit()
+    cut.log.close()
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints").glob("step_*")] == ["step_00000006"]
+
+    resumed = make_trainer(split, tmp_path / "resumed", checkpoint_every=3, keep=keep, resume=str(tmp_path / "cut"))
+    progress = resumed.fit()
+    resumed.log.close()
+    assert progress.step == 12
+    assert_same_bits(parameters(resumed), parameters(straight))
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "straight")
+
+
+def test_a_run_resumed_twice_still_takes_the_same_path(split, tmp_path):
+    straight = make_trainer(split, tmp_path / "straight", checkpoint_every=1)
+    straight.fit()
+    previous = None
+    for turn, calls in enumerate([2, 3, 100]):
+        objective = StopsAt()
+        object.__setattr__(objective, "calls_left", calls)
+        resume = str(tmp_path / f"part{turn - 1}") if turn else None
+        previous = make_trainer(
+            split, tmp_path / f"part{turn}", objective=objective, checkpoint_every=1, resume=resume
+        )
+        if calls < 100:
+            with pytest.raises(Stopped):
+                previous.fit()
+        else:
+            previous.fit()
+    assert_same_bits(parameters(previous), parameters(straight))
+
+
+def test_resuming_under_other_settings_is_refused(split, tmp_path):
+    make_trainer(split, tmp_path / "first").fit()
+    other = make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first"))
+    other.run = {"seed": 1}
+    with pytest.raises(ConfigError, match="seed was 0 and is now 1"):
+        other.fit()
+    nowhere = make_trainer(split, tmp_path / "third", resume=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        nowhere.fit()
+
+
+def test_accumulated_passes_give_the_gradient_of_the_whole_batch(split, tmp_path):
+    whole = make_trainer(split, tmp_path / "whole", dropout=0.0)
+    parts = make_trainer(split, tmp_path / "parts", dropout=0.0, accumulation=4)
+    whole.fit()
+    parts.fit()
+    for name, p in parameters(whole).items():
+        torch.testing.assert_close(parameters(parts)[name], p, rtol=1e-3, atol=1e-5)
+    for mine, theirs in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_loader_workers_change_nothing(split, tmp_path):
+    alone = make_trainer(split, tmp_path / "alone", epochs=1)
+    helped = make_trainer(split, tmp_path / "helped", epochs=1, workers=2)
+    alone.fit()
+    helped.fit()
+    assert_same_bits(parameters(helped), parameters(alone))
+
+
+def test_the_first_step_is_adamw_on_the_mean_loss(split, tmp_path):
+    """Against a step written out by hand: plain PyTorch, no accelerate, no fused LoRA bookkeeping in between."""
+    optim = OptimConfig(lr=1e-2, head_lr=1e-3, weight_decay=0.1, clip_norm=0.5, warmup=0.0)
+    trainer = make_trainer(split, tmp_path, dropout=0.0, optim=optim, epochs=1, batch_size=22, keep=Keep.last)
+    model = trainer.model
+    before = parameters(trainer)
+    images, labels = next(iter(trainer.batches(0)))
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    trainer.fit()
+    norm = math.sqrt(sum(g.square().sum().item() for g in grads.values()))
+    for name, p in parameters(trainer).items():
+        g = grads[name] * min(1.0, 0.5 / norm)
+        lr = 1e-3 if name.startswith("head.") else 1e-2
+        decay = 0.1 if before[name].dim() == 2 else 0.0
+        expected = before[name] * (1 - lr * decay) - lr * g / (g.abs() + 1e-8)  # AdamW's first step
+        torch.testing.assert_close(p, expected, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_learning_lowers_the_loss_and_the_best_parameters_are_left_in_the_model(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, epochs=12)
+    progress = trainer.fit()
+    losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+    figures = trainer.objective.validate(trainer.model.eval(), trainer.validation, trainer.accelerator)
+    assert figures["val_top1"] == progress.best == max(r["val_top1"] for r in rows(tmp_path) if "val_top1" in r)
+
+
+def test_a_run_stops_when_validation_no_longer_improves(split, tmp_path):
+    optim = OptimConfig(lr=0.0)
+    progress = make_trainer(split, tmp_path, optim=optim, epochs=20, patience=2).fit()
+    assert progress.step == 3 * 4  # the first validation is the best, two more are not better
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(split, tmp_path):
+    optim = OptimConfig(lr=1e30, clip_norm=None)
+    with pytest.raises(TrainingError, match=r"lower optim\.lr"):
+        make_trainer(split, tmp_path, optim=optim, epochs=20).fit()
+
+
+def test_decay_is_for_matrices_and_the_head_has_its_own_rate(split, tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=48, num_heads=3, num_classes=3)
+    optimizer = make_optimizer(model, ("head.",), OptimConfig(lr=1.0, head_lr=2.0, weight_decay=0.3))
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert found["head.weight"] == (2.0, 0.3)
+    assert found["head.bias"] == (2.0, 0.0)
+    assert found["blocks.0.attn.qkv.weight"] == (1.0, 0.3)
+    for name in ("pos_embed", "cls_token", "blocks.0.norm1.weight", "blocks.0.attn.qkv.bias"):
+        assert found[name] == (1.0, 0.0), name
+
+
+def test_the_rate_rises_linearly_then_falls_as_half_a_cosine():
+    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(0.0, abs=1e-3)
+    assert rate_factor(0, 1, 0.0) == 1.0
