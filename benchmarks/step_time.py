@@ -120,18 +120,23 @@ def _step(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> 
 
 
 def _saved_bytes(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> int:
-    """Bytes of the distinct storages kept for backward that aren't parameters."""
+    """Bytes of the distinct storages that the graph keeps for backward and that aren't parameters."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        _loss(model, images, dtype)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept: dict[int, int] = {}
+    loss = _loss(model, images, dtype)
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # built-in nodes show what they saved as _saved_*, autograd.Functions as saved_tensors
+        found = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for tensor in [*found, *getattr(node, "saved_tensors", ())]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in own:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        nodes += [following for following, _ in node.next_functions]
+    return sum(kept.values())
 
 
 def _loss(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

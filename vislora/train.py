@@ -64,6 +64,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     from vislora.recognizer import Recognizer
     from vislora.trainer import Trainer
 
+    _make_paths_absolute(config)
     device = PartialState().device
     precision = resolve_precision(config.trainer.precision, device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
@@ -174,6 +175,14 @@ def adapt(model: nn.Module, config: AdapterConfig, image_size: int) -> Adapters 
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return None
+
+
+def _make_paths_absolute(config: TrainConfig) -> None:
+    """So that the adapter's base weights and data are found from any folder."""
+    if config.model.weights not in ("pretrained", "random"):
+        config.model.weights = str(Path(config.model.weights).absolute())
+    if getattr(config.data, "root", None) is not None:
+        config.data.root = str(Path(config.data.root).absolute())
 
 
 def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: str) -> dict[str, Any]:

@@ -111,13 +111,15 @@ class Trainer:
             pending.add(progress.step, loss, norm, base_rates[0] * factor, size)
             bar.update()
             epoch_ended = progress.step % self.order.steps_per_epoch == 0
-            if len(pending) >= _FLUSH_EVERY or epoch_ended or progress.step == steps:
+            checkpoint_due = epoch_ended or (
+                self.config.checkpoint_every is not None and progress.step % self.config.checkpoint_every == 0
+            )
+            if len(pending) >= _FLUSH_EVERY or checkpoint_due:
                 bar.set_postfix(self._flush(pending), refresh=False)
             if epoch_ended and self._validation_due(progress.step, steps):
-                figures = self._validate(wrapped, progress)
-                bar.set_postfix(figures, refresh=False)
+                bar.set_postfix(self._validate(wrapped, progress), refresh=False)
                 pending.restart_clock()
-            if epoch_ended or (self.config.checkpoint_every and progress.step % self.config.checkpoint_every == 0):
+            if checkpoint_due:
                 save_checkpoint(
                     self.out / "checkpoints", self.model, optimizer.optimizer, progress, self.accelerator, self.run
                 )

@@ -133,6 +133,11 @@ def test_torch_multihead_attention_is_refused_by_its_name():
         find_targets(nn.TransformerEncoderLayer(16, 2), ["q"])
 
 
+def test_foreign_attention_beside_known_attention_is_refused():
+    with pytest.raises(AdapterError, match=r"Sequential holds attention of a family .*: MultiheadAttention"):
+        find_targets(nn.Sequential(vit(1), nn.MultiheadAttention(16, 2)), ["q"])
+
+
 def test_model_without_attention_is_refused():
     with pytest.raises(AdapterError, match="Sequential holds no attention to adapt"):
         find_targets(nn.Sequential(nn.Linear(3, 3)), ["q"])

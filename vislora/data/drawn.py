@@ -3,12 +3,18 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from difflib import get_close_matches
+from multiprocessing import get_context
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from numpy.lib.format import open_memmap
+from PIL import Image
+from tqdm import tqdm
 
 import vislora.data.birds
 from vislora.config import BirdsData
@@ -20,20 +26,21 @@ from vislora.paths import cache_dir
 
 _POOL_FROM = 400  # pictures; fewer are drawn before a pool has started
 
+_Job = tuple[Species, int, float, str, int]  # the arguments of `picture`
+
 
 def drawn_birds(config: BirdsData) -> Splits:
     """Draw train, val and test pictures of each species; the same settings give the same pixels.
 
     Raises:
-        DataError: an unknown species or style, or fewer than two species.
+        DataError: an unknown species or style, or a number out of range.
     """
     species = _species(config)
-    if config.style not in STYLES:
-        raise DataError(f"data.style={config.style} is no drawing style; there are {', '.join(STYLES)}")
+    if not (32 <= config.size <= 512 and 0.0 <= config.difficulty <= 1.0):
+        raise DataError(f"data.size={config.size}, data.difficulty={config.difficulty}: expected 32 to 512, and 0 to 1")
     counts = {"train": config.train_per_species, "val": config.val_per_species, "test": config.test_per_species}
+    _check(config, counts)
     splits = {name: _split(name, count, species, config) if count else None for name, count in counts.items()}
-    if splits["train"] is None:
-        raise DataError("data.train_per_species=0: there is nothing to train on")
     return Splits(**splits)
 
 
@@ -44,13 +51,21 @@ def _species(config: BirdsData) -> list[Species]:
     for name in names:
         if name not in SPECIES:
             near = get_close_matches(name, SPECIES, n=3)
-            raise DataError(
-                f"no drawn species {name!r}; "
-                + (f"close: {', '.join(near)}" if near else f"there are {', '.join(SPECIES)}")
-            )
-    if len(names) < 2:
-        raise DataError("data.species: at least two are needed to tell them apart")
+            hint = f"close: {', '.join(near)}" if near else f"there are {', '.join(SPECIES)}"
+            raise DataError(f"data.species: no drawn species {name!r}; {hint}")
     return [SPECIES[name] for name in names]
+
+
+def _check(config: BirdsData, counts: dict[str, int]) -> None:
+    if config.style not in STYLES:
+        raise DataError(f"data.style={config.style} is no drawing style; there are {', '.join(STYLES)}")
+    if not 0.0 <= config.difficulty <= 1.0:
+        raise DataError(f"data.difficulty={config.difficulty}: expected 0 to 1")
+    if not 32 <= config.size <= 512:
+        raise DataError(f"data.size={config.size}: expected 32 to 512 pixels")
+    for name, count in counts.items():
+        if count < (name == "train"):
+            raise DataError(f"data.{name}_per_species={count}: expected {'1' if name == 'train' else '0'} or more")
 
 
 def _split(name: str, count: int, species: list[Species], config: BirdsData) -> ImageSplit:
@@ -66,27 +81,42 @@ def _split(name: str, count: int, species: list[Species], config: BirdsData) -> 
     return ImageSplit(tuple(kind.name for kind in species), labels, names, Pixels(_render(jobs)))
 
 
-def _render(jobs: list[tuple]) -> np.ndarray:
-    """Pictures uint8 [N, size, size, 3], from the cache where they have been drawn before."""
+def _render(jobs: list[_Job]) -> np.ndarray:
+    """Pictures uint8 [N, size, size, 3], in a file of the cache; drawn unless they are there already."""
     key = json.dumps([[job[0].name, *job[1:]] for job in jobs]) + _renderer_version()
     path = cache_dir() / "birds" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    if path.is_file():
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    if len(jobs) < _POOL_FROM or os.cpu_count() == 1:
-        pixels = np.stack([_draw(job) for job in jobs])
-    else:
-        with ProcessPoolExecutor() as pool:
-            pixels = np.stack(list(pool.map(_draw, jobs, chunksize=32)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.save(file, pixels)
-    os.replace(part, path)
-    return pixels
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        size = jobs[0][-1]
+        try:
+            pixels = open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(jobs), size, size, 3))
+            for i, drawing in enumerate(_drawings(jobs)):
+                pixels[i] = drawing
+            pixels.flush()
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _draw(job: tuple) -> np.ndarray:
-    return np.asarray(picture(*job))
+def _drawings(jobs: list[_Job]) -> Iterator[Image.Image]:
+    """The pictures in order, drawn by all cores where there are many."""
+    with tqdm(total=len(jobs), desc="drawing birds", unit="", delay=2, leave=False, disable=None) as bar:
+        done = 0
+        if len(jobs) >= _POOL_FROM and (os.cpu_count() or 1) > 1:
+            try:
+                # not forked: the threads of torch, once started, don't survive a fork in any defined state
+                with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+                    for drawing in pool.map(picture, *zip(*jobs, strict=True), chunksize=32):
+                        yield drawing
+                        done += 1
+                        bar.update()
+            except BrokenProcessPool:
+                pass  # a script without `if __name__ == "__main__":` can't be started anew: it draws alone
+        for job in jobs[done:]:
+            yield picture(*job)
+            bar.update()
 
 
 def _renderer_version() -> str:

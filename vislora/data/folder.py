@@ -1,13 +1,12 @@
-"""Class folders: root/{train,val,test}/CLASS/*, or root/CLASS/* alone."""
+"""Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone."""
 
 from pathlib import Path
 
 from vislora.config import ImageFolderData
-from vislora.data.images import Problem, check_images
-from vislora.data.splits import Files, ImageSplit, Splits
+from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
@@ -18,56 +17,47 @@ def image_folder(config: ImageFolderData) -> Splits:
         DataError: no such folder, fewer than two classes, a class without a usable picture to train on, or a class that
             training doesn't know.
     """
-    root = Path(config.root)
+    root = Path(config.root).expanduser()
     if not root.is_dir():
-        raise DataError(f"data.root={root}: no such folder")
-    folders = {name: _first_folder(root, spellings) for name, spellings in _SPLITS.items()}
-    if folders["train"] is None:
-        folders = {"train": root, "val": None, "test": None}
-    classes = tuple(sorted(d.name for d in folders["train"].iterdir() if d.is_dir() and not d.name.startswith(".")))
+        raise DataError(f"data.root={root}: there is no such folder")
+    folders = _split_folders(root)
+    classes = tuple(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
         raise DataError(
-            f"{folders['train']} holds {len(classes)} class folders, at least two are needed: "
+            f"{folders['train']} holds {len(classes)} class folders, and at least two are needed: "
             "root/CLASS/*.jpg, or root/train/CLASS/*.jpg with val and test beside train"
         )
-    files = {name: _labelled_files(folder, classes) for name, folder in folders.items() if folder is not None}
-    return checked_splits(files, classes)
+    files = {name: _labelled_files(folder, classes) for name, folder in folders.items()}
+    if empty := set(classes) - {label for _, label in files["train"]}:
+        raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
+    return splits_of_files(files, classes)
 
 
-def checked_splits(files: dict[str, list[tuple[Path, str]]], classes: tuple[str, ...]) -> Splits:
-    """Splits of (file, class name) lists, without the files that can't be decoded.
-
-    Raises:
-        DataError: a class without a usable picture to train on.
-    """
-    problems: list[Problem] = []
-    splits: dict[str, ImageSplit] = {}
-    for name, rows in files.items():
-        found = check_images([path for path, _ in rows])
-        problems += found
-        unusable = {problem.file for problem in found if not problem.usable}
-        rows = [(path, label) for path, label in rows if path not in unusable]
-        paths = [path for path, _ in rows]
-        labels = [classes.index(label) for _, label in rows]
-        if rows:
-            splits[name] = ImageSplit(classes, labels, [str(path) for path in paths], Files(paths))
-    present = set(splits["train"].labels) if "train" in splits else set()
-    if absent := [name for k, name in enumerate(classes) if k not in present]:
-        left_out = f" ({sum(not p.usable for p in problems)} unreadable files were left out)" if problems else ""
-        raise DataError(f"class {absent[0]!r} has no usable picture to train on{left_out}")
-    return Splits(splits["train"], splits.get("val"), splits.get("test"), problems)
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits there are; root alone where it holds the classes."""
+    found: dict[str, Path] = {}
+    for name, spellings in _SPLITS.items():
+        if folders := [root / spelling for spelling in spellings if (root / spelling).is_dir()]:
+            found[name] = folders[0]
+    if found and "train" not in found:
+        raise DataError(f"{root} holds {', '.join(f.name for f in found.values())} but no train folder")
+    return found or {"train": root}
 
 
-def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def _labelled_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, str]]:
-    rows = []
-    for child in sorted(folder.iterdir()):
-        if not child.is_dir() or child.name.startswith("."):
-            continue
+    pairs = []
+    for child in _subfolders(folder):
         if child.name not in classes:
-            raise DataError(f"{child}: class {child.name!r} is unknown to the training split, which has {list(classes)}")
-        rows += [(path, child.name) for path in sorted(child.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    return rows
+            raise DataError(f"{child}: class {child.name!r} is unknown to train, which has {', '.join(classes)}")
+        pairs += [(path, child.name) for path in sorted(child.rglob("*")) if _is_picture(path, child)]
+    return pairs
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    # names with a leading dot are what systems leave beside pictures: ._a.jpg, .thumbnails/
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()

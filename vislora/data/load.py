@@ -1,7 +1,9 @@
 """A data set by its settings. To add one: a class in `vislora.config.DATA_OPTIONS`, a function, and a row here."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 
 from vislora.config import BirdsData, CsvData, Cub200Data, DataConfig, HfData, ImageFolderData, TorchvisionData
 from vislora.data.drawn import drawn_birds
@@ -9,6 +11,7 @@ from vislora.data.folder import image_folder
 from vislora.data.public import cub200, hub_set, torchvision_set
 from vislora.data.splits import Splits, hold_out
 from vislora.data.table import image_table
+from vislora.errors import ConfigError, DataError
 
 _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
     BirdsData: drawn_birds,
@@ -24,9 +27,20 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     """The splits of a data set; where it has none to validate on, `config.val_fraction` of train is held out.
 
     Raises:
+        ConfigError: `config.val_fraction` is out of range.
         DataError: what is wrong with the data, and where.
     """
+    if not 0.0 <= config.val_fraction < 1.0:
+        raise ConfigError(f"data.val_fraction={config.val_fraction}: expected a share of train, from 0 to below 1")
     splits = _LOADERS[type(config)](config)
+    if len(splits.classes) < 2:
+        raise DataError(f"the data has {len(splits.classes)} classes, and at least two are needed to tell apart")
+    if twice := [name for name, count in Counter(splits.classes).items() if count > 1]:
+        raise DataError(f"two classes of the data are called {twice[0]!r}")
+    for name, split in {"val": splits.val, "test": splits.test}.items():
+        if split is not None and split.classes != splits.classes:
+            other, expected = next(pair for pair in zip_longest(split.classes, splits.classes) if pair[0] != pair[1])
+            raise DataError(f"{name} and train have different classes: {other!r} where train has {expected!r}")
     if splits.val is None and config.val_fraction > 0:
         train, val = hold_out(splits.train, config.val_fraction, seed)
         splits = replace(splits, train=train, val=val)

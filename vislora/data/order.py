@@ -67,7 +67,10 @@ class Order:
     def global_batch(self, step: int) -> list[SampleKey]:
         """All processes' samples of a step, counted from the start of the training."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        chosen = _permutation(self.size, self.seed, epoch).tensor_split(self.steps_per_epoch)[position]
+        smaller, larger_ones = divmod(self.size, self.steps_per_epoch)  # the first ones take one sample more
+        start = position * smaller + min(position, larger_ones)
+        stop = start + smaller + (position < larger_ones)
+        chosen = _permutation(self.size, self.seed, epoch)[start:stop]
         return [SampleKey(self.seed, epoch, index) for index in chosen.tolist()]
 
     def micro_batches(self, step: int) -> list[list[SampleKey]]:
@@ -135,14 +138,18 @@ def eval_loader(
         batch_size=batch_size,
         sampler=range(rank, len(split), world),
         num_workers=workers,
+        persistent_workers=workers > 0,  # it is gone through once an epoch
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
     )
 
 
 def mix(*numbers: int) -> int:
-    """A seed from several integers, in [0, 2**63): each passes through the finaliser of SplitMix64 (Steele, Lea & Flood
-    2014), so that neighbouring keys get unrelated seeds."""
+    """A seed in [0, 2**63) from several integers, of which neighbouring ones give unrelated seeds.
+
+    Each is added to the state, which then takes a step of SplitMix64 (Steele, Lea & Flood 2014,
+    https://doi.org/10.1145/2660193.2660195): the golden ratio's increment and the finaliser.
+    """
     mask, state = 2**64 - 1, 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & mask

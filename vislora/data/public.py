@@ -1,71 +1,65 @@
-"""Public data sets: any classification set of torchvision, CUB-200-2011, and the Hugging Face hub's."""
+"""Public data sets: the classification sets of torchvision, CUB-200-2011, and the Hugging Face hub's."""
 
 import inspect
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torchvision.datasets
 from PIL import Image
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from vislora.config import Cub200Data, HfData, TorchvisionData
-from vislora.data.folder import checked_splits
-from vislora.data.splits import ImageSplit, Splits
+from vislora.data.images import upright_rgb
+from vislora.data.splits import ImageSplit, Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import cache_dir
-
-# How the classification sets of torchvision name their splits: the argument, then its values for train, val and test.
-# EMNIST and the detection, segmentation and video sets are left out: they need arguments or give targets of their own.
-_BOOLEAN = ("train", {"train": True, "test": False})
-_TRAIN_TEST = ("split", {"train": "train", "test": "test"})
-_THREE = ("split", {"train": "train", "val": "val", "test": "test"})
-_TORCHVISION: dict[str, tuple[str | None, dict[str, Any]]] = {
-    "CIFAR10": _BOOLEAN,
-    "CIFAR100": _BOOLEAN,
-    "MNIST": _BOOLEAN,
-    "FashionMNIST": _BOOLEAN,
-    "KMNIST": _BOOLEAN,
-    "USPS": _BOOLEAN,
-    "Food101": _TRAIN_TEST,
-    "GTSRB": _TRAIN_TEST,
-    "STL10": _TRAIN_TEST,
-    "StanfordCars": _TRAIN_TEST,
-    "SVHN": _TRAIN_TEST,
-    "DTD": _THREE,
-    "FGVCAircraft": _THREE,
-    "Flowers102": _THREE,
-    "PCAM": _THREE,
-    "RenderedSST2": _THREE,
-    "Imagenette": ("split", {"train": "train", "val": "val"}),
-    "OxfordIIITPet": ("split", {"train": "trainval", "test": "test"}),
-    "Country211": ("split", {"train": "train", "val": "valid", "test": "test"}),
-    "FER2013": _TRAIN_TEST,
-    "Caltech101": (None, {"train": None}),
-    "Caltech256": (None, {"train": None}),
-    "EuroSAT": (None, {"train": None}),
-    "SUN397": (None, {"train": None}),
-    "SEMEION": (None, {"train": None}),
-}
 
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 CUB_MD5 = "97eceeb196236b17998738112f37df78"
 
+_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_TWO = {"train": {"split": "train"}, "test": {"split": "test"}}
+_THREE = _TWO | {"val": {"split": "val"}}
+_WITHOUT_TEST = {"train": {"split": "train"}, "val": {"split": "val"}}
+_WHOLE: dict[str, dict] = {"train": {}}
 
-@dataclass(frozen=True)
-class _Items:
-    """Pictures of a data set that gives (picture, target) pairs."""
+# The arguments that choose each split. To add a set: a row here, if its items are (picture, class index) pairs.
+_TORCHVISION: dict[str, dict[str, dict[str, Any]]] = {
+    "CIFAR10": _FLAG,
+    "CIFAR100": _FLAG,
+    "Caltech101": _WHOLE,
+    "Caltech256": _WHOLE,
+    "Country211": _TWO | {"val": {"split": "valid"}},
+    "DTD": _THREE,
+    "EuroSAT": _WHOLE,
+    "FER2013": {"train": {"split": "train"}},  # one of its editions has no labels for the test pictures
+    "FGVCAircraft": _THREE,
+    "FashionMNIST": _FLAG,
+    "Flowers102": _THREE,
+    "Food101": _TWO,
+    "GTSRB": _TWO,
+    "ImageNet": _WITHOUT_TEST,
+    "Imagenette": _WITHOUT_TEST,
+    "KMNIST": _FLAG,
+    "MNIST": _FLAG,
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+    "RenderedSST2": _THREE,
+    "SEMEION": _WHOLE,
+    "STL10": _TWO,
+    "SUN397": _WHOLE,
+    "SVHN": _TWO,
+    "StanfordCars": _TWO,
+    "USPS": _FLAG,
+}
 
-    dataset: Any
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return self.dataset[index][0].convert("RGB")
+_HUB = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}  # spellings of each split
 
 
 def torchvision_set(config: TorchvisionData) -> Splits:
-    """A classification set of torchvision.datasets with its own splits.
+    """A set with the splits it has, from `config.root` or the cache, downloaded where it isn't there.
 
     Raises:
         DataError: an unknown set, or files that are neither there nor can be downloaded.
@@ -74,127 +68,179 @@ def torchvision_set(config: TorchvisionData) -> Splits:
         raise DataError(
             f"data.name={config.name} is no classification set of torchvision; there are {', '.join(_TORCHVISION)}"
         )
-    argument, values = _TORCHVISION[config.name]
-    factory = getattr(torchvision.datasets, config.name)
-    root = Path(config.root) if config.root else cache_dir() / "torchvision" / config.name
-    download = {"download": True} if config.download and "download" in inspect.signature(factory).parameters else {}
-    root.mkdir(parents=True, exist_ok=True)
+    root = Path(config.root).expanduser() if config.root else cache_dir() / "torchvision" / config.name
     splits = {}
-    for name, value in values.items():
-        chosen = {} if argument is None else {argument: value}
-        try:
-            dataset = factory(str(root), **chosen, **download)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise DataError(
-                f"{config.name} is not complete in {root} and can't be downloaded ({str(error).splitlines()[0]}); "
-                "put its files there as torchvision expects them, or run once where there is a network"
-            ) from error
-        splits[name] = _labelled(dataset, config.name)
+    for split, arguments in _TORCHVISION[config.name].items():
+        splits[split] = _labelled(_find(config.name, root, arguments, config.download), config.name)
     return Splits(**splits)
 
 
 def cub200(config: Cub200Data) -> Splits:
-    """CUB-200-2011 (Wah et al. 2011): 200 bird species, 5,994 pictures to train on and 5,794 to test on.
+    """CUB-200-2011 (Wah et al. 2011), with its own split of 5,994 pictures to train on and 5,794 to test.
+
+    It is looked for in `config.root`/CUB_200_2011, then as the archive CUB_200_2011.tgz beside that, then downloaded.
 
     Raises:
-        DataError: the files are not there and can't be downloaded, or the archive is damaged.
+        DataError: the files are not there and can't be downloaded, or are damaged.
     """
-    root = Path(config.root) if config.root else cache_dir() / "cub200"
+    root = Path(config.root).expanduser() if config.root else cache_dir() / "cub200"
     folder, archive = root / "CUB_200_2011", root / "CUB_200_2011.tgz"
-    if not (folder / "images.txt").is_file():
-        _fetch_cub(archive, config.download)
-        extract_archive(str(archive), str(root))
-    names = _columns(folder / "classes.txt")
-    classes = tuple(name.partition(".")[2].replace("_", " ") for name in names.values())
-    label_of = dict(zip(names, classes, strict=True))
-    images, labels = _columns(folder / "images.txt"), _columns(folder / "image_class_labels.txt")
-    training = _columns(folder / "train_test_split.txt")
+    if not folder.is_dir():
+        _fetch(archive, config.download)
+        _unpack(archive, folder)
+    classes = {key: name.partition(".")[2].replace("_", " ") for key, name in _column(folder / "classes.txt").items()}
+    labels, training = _column(folder / "image_class_labels.txt"), _column(folder / "train_test_split.txt")
     files: dict[str, list[tuple[Path, str]]] = {"train": [], "test": []}
-    for key, name in images.items():
-        split = "train" if training[key] == "1" else "test"
-        files[split].append((folder / "images" / name, label_of[labels[key]]))
-    return checked_splits(files, classes)
+    try:
+        for key, name in _column(folder / "images.txt").items():
+            files["train" if training[key] == "1" else "test"].append((folder / "images" / name, classes[labels[key]]))
+    except KeyError as key:
+        raise DataError(f"the tables in {folder} don't fit together at {key}; delete it to unpack it again") from None
+    return splits_of_files(files, tuple(classes.values()))
 
 
 def hub_set(config: HfData) -> Splits:
-    """An image classification set of the Hugging Face hub, with the splits it has.
+    """An image classification set of the Hugging Face hub with the splits it has; one without labels is left out.
 
     Raises:
-        DataError: the `datasets` package is missing, the set is out of reach, or lacks a column.
+        DataError: the `datasets` package is missing, the set is out of reach, lacks a column or has no train split.
     """
     try:
-        from datasets import load_dataset
+        import datasets
     except ImportError:
         raise DataError("data=hf needs the datasets package: pip install 'vislora[hf]'") from None
     try:
-        parts = load_dataset(config.name, config.subset)
+        parts = datasets.load_dataset(config.name, config.subset)
     except Exception as error:  # the package documents no common class
-        raise DataError(f"data.name={config.name} can't be loaded: {str(error).splitlines()[0]}") from error
+        because = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"data.name={config.name} can't be loaded: {because}") from error
     splits = {}
-    for name, spellings in {"train": ["train"], "val": ["validation", "val", "valid"], "test": ["test"]}.items():
-        if part := next((parts[s] for s in spellings if s in parts), None):
-            for column in (config.image_column, config.label_column):
-                if column not in part.column_names:
-                    raise DataError(f"{config.name} has no column {column!r}; it has {', '.join(part.column_names)}")
-            label = part.features[config.label_column]
-            if not hasattr(label, "names"):
-                raise DataError(f"{config.name}: column {config.label_column!r} holds no class labels")
-            pairs = _Rows(part, config.image_column)
-            names = [f"{name}/{i}" for i in range(len(part))]
-            splits[name] = ImageSplit(tuple(label.names), list(part[config.label_column]), names, pairs)
+    for name, spellings in _HUB.items():
+        if there := [spelling for spelling in spellings if spelling in parts]:
+            split = _hub_split(parts[there[0]], there[0], config)
+            if set(split.labels) != {-1}:  # how the hub says that the labels are withheld
+                splits[name] = split
     if "train" not in splits:
-        raise DataError(f"{config.name} has no train split; it has {', '.join(parts)}")
+        raise DataError(f"{config.name} has no labelled train split; it has {', '.join(parts)}")
     return Splits(**splits)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    part: Any
-    column: str
+class _Items:
+    """Pictures of a data set whose items are (picture, target) pairs."""
+
+    dataset: Any
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.part[index][self.column].convert("RGB")
+        return upright_rgb(self.dataset[index][0])
+
+
+def _find(name: str, root: Path, arguments: dict[str, Any], download: bool) -> Any:
+    if "download" not in inspect.signature(getattr(torchvision.datasets, name)).parameters:
+        return _open(name, root, arguments)
+    try:
+        return _open(name, root, arguments | {"download": False})
+    except DataError:
+        if not download:
+            raise
+    root.mkdir(parents=True, exist_ok=True)
+    return _open(name, root, arguments | {"download": True})
+
+
+def _open(name: str, root: Path, arguments: dict[str, Any]) -> Any:
+    try:
+        return getattr(torchvision.datasets, name)(str(root), **arguments)
+    except ModuleNotFoundError as error:
+        raise DataError(f"{name} needs the package {error.name}: pip install {error.name}") from None
+    except Exception as error:  # missing, damaged and half-downloaded files raise as many classes as there are formats
+        because = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{name} is not complete in {root} and can't be downloaded ({because}); put its files there as "
+            f"torchvision.datasets.{name} expects them, or run once with data.download=true where there is a network"
+        ) from error
 
 
 def _labelled(dataset: Any, title: str) -> ImageSplit:
     labels = _labels(dataset)
-    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
-    if not names:
-        names = [str(k) for k in range(max(labels) + 1)]
-    # Imagenette lists several words per class
-    classes = tuple(name if isinstance(name, str) else name[0] for name in names)
-    return ImageSplit(classes, labels, [f"{title}/{i}" for i in range(len(labels))], _Items(dataset))
+    split = ImageSplit(_class_names(dataset, labels), labels, _names(dataset, title), _Items(dataset))
+    return split.choose(sorted(range(len(split)), key=split.names.__getitem__))  # SUN397 lists files as the disk does
+
+
+def _class_names(dataset: Any, labels: Sequence[int]) -> tuple[str, ...]:
+    listed = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or range(max(labels) + 1)
+    names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in listed]  # tuples of synonyms
+    # ImageNet has two kinds of crane
+    return tuple(f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names))
 
 
 def _labels(dataset: Any) -> list[int]:
     # torchvision has no common attribute; these are what its classification sets keep their labels in
     for attribute in ("targets", "labels", "_labels", "y"):
-        values: Sequence[Any] | None = getattr(dataset, attribute, None)
-        if values is not None and len(values) == len(dataset):
+        if (values := getattr(dataset, attribute, None)) is not None:
             return [int(value) for value in values]
-    for attribute in ("samples", "_samples", "_image_files"):
-        values = getattr(dataset, attribute, None)
-        if values and isinstance(values[0], tuple):
+    for attribute in ("samples", "_samples"):
+        if (values := getattr(dataset, attribute, None)) is not None:
             return [int(label) for _, label in values]
-    return [int(dataset[i][1]) for i in range(len(dataset))]
+    raise TypeError(f"torchvision.datasets.{type(dataset).__name__} keeps its labels in an unknown place")
 
 
-def _fetch_cub(archive: Path, download: bool) -> None:
-    if check_integrity(str(archive), CUB_MD5):
+def _names(dataset: Any, title: str) -> list[str]:
+    for attribute in ("_image_files", "_images"):
+        if files := getattr(dataset, attribute, None):
+            return [str(file) for file in files]
+    for attribute in ("samples", "_samples"):
+        if (pairs := getattr(dataset, attribute, None)) and isinstance(pairs[0][0], (str, Path)):
+            return [str(file) for file, _ in pairs]
+    return [f"{title}/{index:06d}" for index in range(len(dataset))]
+
+
+def _fetch(archive: Path, download: bool) -> None:
+    if check_integrity(archive, CUB_MD5):
         return
     if not download:
-        raise DataError(f"{archive} is missing or damaged (MD5 {CUB_MD5} expected), and data.download=false")
+        raise DataError(f"{archive} is missing or damaged (expected MD5 {CUB_MD5}), and data.download=false")
     try:
-        download_url(CUB_URL, str(archive.parent), archive.name, CUB_MD5)
-    except (URLError, OSError, RuntimeError) as error:
+        download_url(CUB_URL, archive.parent, archive.name, CUB_MD5)
+    except (OSError, RuntimeError) as error:
         raise DataError(
-            f"CUB-200-2011 can't be downloaded ({str(error).splitlines()[0]}); put {archive.name} from {CUB_URL} into "
-            f"{archive.parent}"
+            f"CUB-200-2011 can't be downloaded ({error}); put {archive.name} from {CUB_URL} into {archive.parent}"
         ) from error
 
 
-def _columns(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise DataError(f"{path} is missing: the archive is incomplete; delete {path.parent} to unpack it again")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return dict(line.split(" ", 1) for line in lines if line.strip())
+def _unpack(archive: Path, folder: Path) -> None:
+    part = folder.with_name(f"{folder.name}.part")  # moved when whole, so that what was interrupted starts anew
+    shutil.rmtree(part, ignore_errors=True)
+    extract_archive(archive, part)
+    (part / folder.name).rename(folder)
+    shutil.rmtree(part)
+
+
+def _column(table: Path) -> dict[str, str]:
+    """The rest of each line by its first word, an identifier."""
+    if not table.is_file():
+        raise DataError(f"{table} is missing; delete {table.parent} to unpack it again")
+    lines = table.read_text(encoding="utf-8").splitlines()
+    return dict(line.split(maxsplit=1) for line in lines if line.strip())
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The pictures in a column."""
+
+    part: Any
+    column: str
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return upright_rgb(self.part[index][self.column])
+
+
+def _hub_split(part: Any, title: str, config: HfData) -> ImageSplit:
+    for key, column in {"image_column": config.image_column, "label_column": config.label_column}.items():
+        if column not in part.column_names:
+            there = ", ".join(part.column_names)
+            raise DataError(f"{config.name} has no column {column!r}; choose data.{key} among {there}")
+    feature = part.features[config.label_column]
+    if not hasattr(feature, "names"):
+        raise DataError(f"{config.name}: column {config.label_column!r} holds {feature}, not class labels")
+    names = [f"{title}/{index:06d}" for index in range(len(part))]
+    return ImageSplit(tuple(feature.names), list(part[config.label_column]), names, _Rows(part, config.image_column))

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vislora.data.images import Problem, read_image
+from vislora.data.images import Problem, check_images, read_image
+from vislora.errors import DataError
 
 
 class Pictures(Protocol):
@@ -69,8 +70,17 @@ class ImageSplit:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """The picture, RGB."""
-        return self.pictures[index]
+        """The picture, RGB.
+
+        Raises:
+            DataError: it can't be decoded.
+        """
+        try:
+            return self.pictures[index]
+        except DataError:
+            raise
+        except Exception as error:  # decoders of other packages raise many classes, and most don't name the picture
+            raise DataError(f"{self.names[index]} can't be decoded: {error}") from error
 
     def choose(self, indices: Sequence[int]) -> "ImageSplit":
         """The split of these pictures alone."""
@@ -92,20 +102,54 @@ class Splits:
         return self.train.classes
 
 
+def splits_of_files(files: dict[str, list[tuple[Path, str]]], classes: tuple[str, ...]) -> Splits:
+    """Splits from (file, class name) pairs by split, without the files that can't be decoded.
+
+    Args:
+        files: by "train", "val" and "test"; a split without a usable file is left out.
+
+    Raises:
+        DataError: a class without a usable file to train on.
+    """
+    column = {name: k for k, name in enumerate(classes)}
+    problems: list[Problem] = []
+    splits: dict[str, ImageSplit] = {}
+    for name, pairs in files.items():
+        found = check_images([path for path, _ in pairs])
+        problems += found
+        unusable = {problem.file for problem in found if not problem.usable}
+        usable = [(path, column[label]) for path, label in pairs if path not in unusable]
+        if usable:
+            paths, labels = [path for path, _ in usable], [label for _, label in usable]
+            splits[name] = ImageSplit(classes, labels, [str(path) for path in paths], Files(paths))
+    present = set(splits["train"].labels) if "train" in splits else set()
+    if absent := [name for name, k in column.items() if k not in present]:
+        bad = [problem for problem in problems if not problem.usable]
+        because = f" ({len(bad)} unreadable files were left out; {bad[0].what})" if bad else ""
+        raise DataError(f"class {absent[0]!r} has no usable picture to train on{because}")
+    return Splits(splits["train"], splits.get("val"), splits.get("test"), problems)
+
+
 def hold_out(split: ImageSplit, fraction: float, seed: int) -> tuple[ImageSplit, ImageSplit]:
     """Divide a split into one to train on and one to validate on, class by class.
 
     Each class gives `fraction` of its pictures, at least one where it has two; the choice depends on the pictures'
     names and the seed, not on the order they are listed in.
+
+    Raises:
+        DataError: no class has two pictures.
     """
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(split.labels):
         by_class.setdefault(label, []).append(index)
-    kept, held = [], []
+    kept: list[int] = []
+    held: list[int] = []
     for label, members in sorted(by_class.items()):
         members = sorted(members, key=lambda i: split.names[i])
         random.Random(f"{seed} {split.classes[label]}").shuffle(members)
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held += members[:count]
         kept += members[count:]
+    if not held:
+        raise DataError("data.val_fraction: each class has a single picture, so that none can be held out; set it to 0")
     return split.choose(sorted(kept)), split.choose(sorted(held))

@@ -1,11 +1,11 @@
 """A CSV table of pictures and labels."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 from vislora.config import CsvData
-from vislora.data.folder import checked_splits
-from vislora.data.splits import Splits
+from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
 _NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -16,34 +16,53 @@ def image_table(config: CsvData) -> Splits:
 
     Raises:
         DataError: the table, one of its columns, a picture or a label is missing, a split has another name than train,
-            val or test, or a class isn't in train.
+            val or test, a picture is in two splits, or a class isn't in train.
     """
-    root = Path(config.root)
+    root = Path(config.root).expanduser()
     table = root / config.table
-    if not table.is_file():
-        raise DataError(f"data.table: {table} is missing")
     files: dict[str, list[tuple[Path, str]]] = {}
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        wanted = [config.image_column, config.label_column] + ([config.split_column] if config.split_column else [])
-        if lacking := [column for column in wanted if column not in (rows.fieldnames or [])]:
-            raise DataError(f"{table} has no column {lacking[0]!r}; it has {', '.join(rows.fieldnames or ['none'])}")
-        for row in rows:
-            where = f"{table}, line {rows.line_num}"
-            path, label = root / (row[config.image_column] or ""), (row[config.label_column] or "").strip()
-            if not label:
-                raise DataError(f"{where}: the label is empty")
-            if not path.is_file():
-                raise DataError(f"{where}: {path} is missing")
-            split = (row[config.split_column] or "").strip().lower() if config.split_column else "train"
-            if split not in _NAMES:
-                raise DataError(f"{where}: split is {split!r}; train, val or test was expected")
-            files.setdefault(_NAMES[split], []).append((path, label))
+    split_of: dict[Path, str] = {}
+    for line, cells in _rows(table, config):
+        where = f"{table}, line {line}"
+        if not cells["image"]:
+            raise DataError(f"{where}: the image is empty")
+        if not cells["label"]:
+            raise DataError(f"{where}: the label is empty")
+        path = root / cells["image"]
+        if not path.is_file():
+            raise DataError(f"{where}: {path} is missing; paths are relative to data.root")
+        if cells["split"].lower() not in _NAMES:
+            raise DataError(f"{where}: split is {cells['split']!r}; expected train, val or test")
+        split = _NAMES[cells["split"].lower()]
+        if split_of.setdefault(path, split) != split:
+            raise DataError(f"{where}: {path} is in {split_of[path]} already, and must not be in {split} too")
+        files.setdefault(split, []).append((path, cells["label"]))
     classes = tuple(sorted({label for _, label in files.get("train", [])}))
     if len(classes) < 2:
-        raise DataError(f"{table} has {len(classes)} classes to train on; at least two are needed")
-    for rows_of_split in files.values():
-        for path, label in rows_of_split:
-            if label not in classes:
-                raise DataError(f"{table}: class {label!r} of {path} isn't among the training pictures'")
-    return checked_splits(files, classes)
+        raise DataError(f"{table} has {len(classes)} classes to train on, and at least two are needed")
+    known = set(classes)
+    for path, label in (pair for pairs in files.values() for pair in pairs):
+        if label not in known:
+            raise DataError(f"{table}: class {label!r} of {path} isn't among those to train on, {', '.join(classes)}")
+    return splits_of_files(files, classes)
+
+
+def _rows(table: Path, config: CsvData) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and what stands under image, label and split; without a split column all is train."""
+    columns = {"image": config.image_column, "label": config.label_column}
+    if config.split_column:
+        columns["split"] = config.split_column
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            rows = csv.DictReader(lines)
+            for column in columns.values():
+                if column not in (rows.fieldnames or ()):
+                    there = ", ".join(rows.fieldnames or ()) or "none"
+                    raise DataError(f"{table} has no column {column!r}; it has {there}")
+            for row in rows:
+                cells = {key: (row[name] or "").strip() for key, name in columns.items()}  # None where a line is short
+                yield rows.line_num, {"split": "train"} | cells
+    except FileNotFoundError:
+        raise DataError(f"data.table: {table} is missing") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} can't be read as a CSV table in UTF-8: {error}") from None

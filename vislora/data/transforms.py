@@ -1,5 +1,6 @@
 """From an RGB picture to what a model takes, in training and in validation, by torchvision's transforms."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,6 +8,15 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from vislora.config import AugmentConfig
+from vislora.errors import ConfigError
+
+_RANGES = {
+    "crop_scale": (0.01, 1.0),
+    "hflip": (0.0, 1.0),
+    "color_jitter": (0.0, 1.0),
+    "rotate": (0.0, 180.0),
+    "erase": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,20 @@ class Preprocessing:
 
 
 def eval_transform(p: Preprocessing) -> v2.Compose:
-    """PIL RGB -> float32 [3, size, size]: the shorter side resized to size / crop_pct, then a centre crop."""
-    return v2.Compose([*_resize(p), v2.CenterCrop(p.size), *_to_tensor(p)])
+    """PIL RGB -> float32 [3, size, size]: the shorter side resized to floor(size / crop_pct), as timm does it, then a
+    centre crop."""
+    return v2.Compose([*_resize_and_crop(p), *_to_tensor(p)])
 
 
 def train_transform(p: Preprocessing, augment: AugmentConfig) -> v2.Compose:
-    """The same with augmentation; its random numbers come from torch's global generator."""
+    """The same with augmentation; its random numbers come from torch's global generator.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    for name, (low, high) in _RANGES.items():
+        if not low <= (value := getattr(augment, name)) <= high:
+            raise ConfigError(f"data.augment.{name}={value}: expected {low} to {high}")
     steps: list[v2.Transform] = []
     if augment.rotate:
         steps.append(v2.RandomRotation(augment.rotate, InterpolationMode.BILINEAR))
@@ -48,7 +66,7 @@ def train_transform(p: Preprocessing, augment: AugmentConfig) -> v2.Compose:
         scale = (augment.crop_scale, 1.0)
         steps.append(v2.RandomResizedCrop(p.size, scale, interpolation=InterpolationMode(p.interpolation)))
     else:
-        steps += [*_resize(p), v2.CenterCrop(p.size)]
+        steps += _resize_and_crop(p)
     if augment.hflip:
         steps.append(v2.RandomHorizontalFlip(augment.hflip))
     if c := augment.color_jitter:
@@ -59,8 +77,10 @@ def train_transform(p: Preprocessing, augment: AugmentConfig) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def _resize(p: Preprocessing) -> list[v2.Transform]:
-    return [v2.Resize(round(p.size / p.crop_pct), InterpolationMode(p.interpolation), antialias=True)]
+def _resize_and_crop(p: Preprocessing) -> list[v2.Transform]:
+    # Pillow resizes with antialiasing, and v2 leaves a picture alone that has the size already
+    shorter = math.floor(p.size / p.crop_pct)
+    return [v2.Resize(shorter, InterpolationMode(p.interpolation)), v2.CenterCrop(p.size)]
 
 
 def _to_tensor(p: Preprocessing) -> list[v2.Transform]:

@@ -31,6 +31,7 @@ _UNSUPPORTED = [
     ("fan_in_fan_out", (False, None), "transposed (Conv1D) weights"),
     ("megatron_config", (None,), "Megatron layers"),
     ("trainable_token_indices", (None,), "trained token embeddings"),
+    ("init_lora_weights", (True, False, None, "gaussian", "orthogonal"), "an initialisation that changes the base"),
 ]
 
 
@@ -85,25 +86,32 @@ def read_peft(folder: Path) -> Adapter:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{folder / TENSORS} can't be read: {error}") from None
-    layers, trained = _layers(tensors, config, folder), {}
-    for key, tensor in tensors.items():
-        if not key.endswith((".lora_A.weight", ".lora_B.weight")):
-            module, _, parameter = key.removeprefix(_PREFIX).rpartition(".")
-            trained.setdefault(module, {})[parameter] = tensor
     about = _read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
-    return Adapter(layers, trained, float(config.get("lora_dropout") or 0.0), about)
+    try:
+        dropout = float(config.get("lora_dropout") or 0.0)
+        layers = _layers({k: t for k, t in tensors.items() if ".lora_" in k}, config, folder)
+    except (TypeError, ValueError, re.error) as error:
+        raise AdapterError(f"{folder / CONFIG} is malformed: {error}") from None
+    trained: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if ".lora_" not in key:
+            module, parameter = _split_trained(key, config.get("modules_to_save") or [], folder)
+            trained.setdefault(module, {})[parameter] = tensor
+    return Adapter(layers, trained, dropout, about)
 
 
 def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, LowRankWeights]:
     layers = {}
     for key in tensors:
-        if not key.startswith(_PREFIX) or "lora_magnitude_vector" in key or "lora_embedding" in key:
+        if not key.startswith(_PREFIX) or not key.endswith((".lora_A.weight", ".lora_B.weight")):
             raise AdapterError(f"{folder / TENSORS}: unexpected tensor {key!r}; it would be lost")
-        if not key.endswith(".lora_A.weight"):
+        module = key.removeprefix(_PREFIX).rpartition(".lora_")[0]
+        if key.endswith("lora_B.weight"):
+            if f"{_PREFIX}{module}.lora_A.weight" not in tensors:
+                raise AdapterError(f"{folder / TENSORS}: {module}.lora_A is missing, its lora_B is there")
             continue
-        module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        a, b = tensors[key], tensors.get(key.replace("lora_A", "lora_B"))
-        if b is None or a.dim() != b.dim() or a.shape[0] != b.shape[1]:
+        a, b = tensors[key], tensors.get(f"{_PREFIX}{module}.lora_B.weight")
+        if b is None or a.dim() not in (2, 4) or a.dim() != b.dim() or a.shape[0] != b.shape[1]:
             found = "is missing" if b is None else f"has shape {list(b.shape)}"
             raise AdapterError(f"{folder / TENSORS}: {module}.lora_B {found}; lora_A has {list(a.shape)}")
         alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
@@ -112,6 +120,19 @@ def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) ->
     if not layers:
         raise AdapterError(f"{folder / TENSORS} holds no lora_A tensors")
     return layers
+
+
+def _split_trained(key: str, modules: list[str], folder: Path) -> tuple[str, str]:
+    """The module trained in full that a tensor belongs to, and its name in there. PEFT names modules by their ends."""
+    words = key.removeprefix(_PREFIX).split(".")
+    for cut in range(1, len(words)):
+        module = ".".join(words[:cut])
+        if key.startswith(_PREFIX) and any(f".{module}".endswith(f".{name}") for name in modules):
+            return module, ".".join(words[cut:])
+    raise AdapterError(
+        f"{folder / TENSORS}: unexpected tensor {key!r}, which belongs to none of modules_to_save {modules}; "
+        "it would be lost"
+    )
 
 
 def _by_pattern(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:

@@ -56,7 +56,7 @@ class Adapters:
         self._base_modules: dict[str, nn.Module] = {}  # replaced by an adapter's own copies while it is active
         self._base_weights: dict[str, Tensor] = {}  # of merged layers
         self._flags = {name: p.requires_grad for name, p in model.named_parameters()}
-        if any(isinstance(module, tuple(_PLAIN)) for module in model.modules()):
+        if any(isinstance(module, LowRank) for module in model.modules()):
             raise AdapterError("the model holds adapters already; use the Adapters object that put them there")
 
     @property
@@ -75,15 +75,18 @@ class Adapters:
             trained: names of modules to train in full beside them; the adapter gets its own copies.
 
         Raises:
-            AdapterError: the name is taken, there are no targets, or a module is missing or of another class.
+            AdapterError: the name is taken, there are no targets or one twice, or a module is missing, of another class
+                or part of one that is trained in full.
         """
         layers = {}
         for target in targets:
+            if target.name in layers:
+                raise AdapterError(f"{target.name} is named twice among the targets")
             weight = self._adaptable(target.name).weight
             layers[target.name] = LowRank(
                 weight, settings.rank, settings.alpha, settings.dropout, settings.rslora, target.rows
             )
-        self._hold(name, _Held(layers, {path: copy.deepcopy(self._module(path)) for path in trained}))
+        self._hold(name, _Held(layers, {path: copy.deepcopy(self._base(path)) for path in trained}))
 
     def load(self, name: str, adapter: Adapter) -> None:
         """Add a trained adapter and make it active.
@@ -96,7 +99,7 @@ class Adapters:
         self._hold(name, _Held(layers, trained))
 
     def adapter(self, name: str) -> Adapter:
-        """A copy, on the CPU, of an adapter's values."""
+        """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says."""
         held = self._get(name)
         layers = {}
         for path, low in held.layers.items():
@@ -143,6 +146,8 @@ class Adapters:
 
     def scale(self, name: str, multiplier: float) -> None:
         """Apply an adapter at another strength: 0 is the base model (with the adapter's head), 1 as trained."""
+        if self._base_weights and name == self.active:
+            raise AdapterError(f"adapter {name!r} is merged into the weights; unmerge before changing its scale")
         for low in self._get(name).layers.values():
             low.multiplier = multiplier
 
@@ -187,6 +192,11 @@ class Adapters:
             raise AdapterError(f"an adapter named {name!r} is there already; remove it first or choose another name")
         if not held.layers:
             raise AdapterError(f"adapter {name!r} has no layers; name at least one target")
+        for path, module in held.trained.items():
+            if next(module.parameters(), None) is None:
+                raise AdapterError(f"{path} has no parameters to train; a model made with num_classes=0 has no head")
+            if inside := [layer for layer in held.layers if f"{layer}.".startswith(f"{path}.")]:
+                raise AdapterError(f"{inside[0]} can't be adapted: it is part of {path}, which is trained in full")
         self._held[name] = held
         self.activate(name)
 
@@ -202,6 +212,10 @@ class Adapters:
             raise AdapterError(
                 f"the adapter belongs to another model: {type(self.model).__name__} has no module {path!r}"
             ) from None
+
+    def _base(self, path: str) -> nn.Module:
+        """The base model's own module, also while an adapter's copy is in its place."""
+        return self._base_modules.get(path) or self._module(path)
 
     def _replace(self, path: str, module: nn.Module) -> None:
         parent, _, child = path.rpartition(".")
@@ -233,7 +247,7 @@ class Adapters:
         return low
 
     def _trained(self, path: str, state: dict[str, Tensor]) -> nn.Module:
-        module = copy.deepcopy(self._module(path))
+        module = copy.deepcopy(self._base(path))
         if isinstance(module, nn.Linear) and "weight" in state:  # a head may have another number of classes
             out, inner = state["weight"].shape
             if inner == module.in_features and (

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vislora.errors import AdapterError
+
 Rows = tuple[tuple[int, int], ...]
 """Output rows [start, stop) of a projection that low-rank pairs write to, one range per pair."""
 
@@ -40,6 +42,9 @@ class LowRank(nn.Module):
         lora_A: [pairs * r, in] or [pairs * r, in, kh, kw], float32, Kaiming-uniform as in the paper's own code.
         lora_B: [sum of rows, r] or [sum of rows, r, 1, 1], float32, zero: an untrained adapter changes nothing.
         multiplier: factor on the scale, 1.0 unless an adapter is applied at another strength.
+
+    Raises:
+        AdapterError: a rank, dropout or row range that can't be.
     """
 
     def __init__(
@@ -52,6 +57,10 @@ class LowRank(nn.Module):
         rows: Rows | None = None,
     ) -> None:
         super().__init__()
+        if rank < 1 or not 0.0 <= dropout < 1.0:
+            raise AdapterError(f"rank={rank}, dropout={dropout}: rank must be at least 1, dropout in [0, 1)")
+        if any(not 0 <= start < stop <= weight.shape[0] for start, stop in rows or ()):
+            raise AdapterError(f"rows {rows} don't lie in a layer of {weight.shape[0]} output rows")
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.rows = rows or ((0, weight.shape[0]),)
         self.multiplier = 1.0
@@ -101,6 +110,8 @@ class LoraConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, in, H, W] -> [B, out, H', W']."""
+        if x.dim() == 3:  # without a batch, as nn.Conv2d takes it too
+            return self(x.unsqueeze(0)).squeeze(0)
         low = self.lora
         dropout = low.dropout if self.training else 0.0
         settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
@@ -138,10 +149,13 @@ def _pairs(rows: Rows, rank: int) -> list[_Pair]:
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast's dtype where autocast is on; the frozen weight's otherwise, as the layer alone would compute."""
+    """Autocast's dtype where autocast is on; otherwise that of x and the frozen weight, which must agree as they must
+    for the layer alone."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
-    return weight.dtype
+    if x.dtype != weight.dtype:
+        raise RuntimeError(f"the input is {x.dtype}, the frozen weight {weight.dtype}; cast one, or use autocast")
+    return x.dtype
 
 
 def _dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
@@ -152,7 +166,7 @@ def _dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     """
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
     words = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
-    kept = round((1.0 - p) * 65536)
+    kept = min(max(1, round((1.0 - p) * 65536)), 65535)
     return words < kept - 32768, 65536 / kept
 
 
@@ -176,6 +190,10 @@ class _Normalised(NamedTuple):
 
     @staticmethod
     def behind(x: Tensor) -> "_Normalised | None":
+        # A compiler decides by itself what to make again. Under saved-tensor hooks (checkpointing, offloading) reading
+        # what a node saved would run them, and a checkpointed block would be computed again right here.
+        if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return None
         node = x.grad_fn
         if node is None or node.name() != "NativeLayerNormBackward0":
             return None
@@ -212,7 +230,7 @@ class _FusedLinear(torch.autograd.Function):
                 y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t(), alpha=settings.scale)
         ctx.save_for_backward(w, lora_A, lora_B, h, mask, *(norm or [flat]))
         ctx.settings, ctx.factor, ctx.x_dtype, ctx.x_shape = settings, factor, x.dtype, x.shape
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -1,6 +1,7 @@
 """Proof that every adapter acts: one tiny batch, one backward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,15 @@ def prove_alive(model: nn.Module, forward: Callable[[], Tensor]) -> None:
         AdapterError: naming every layer whose pairs get no gradient: its weight is read past the module, or unused.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear | LoraConv2d)}
-    dead = _without_gradient(layers, forward, model)
-    if dead:
-        with _filled_zeros(model):
-            dead = _without_gradient({name: layers[name] for name in dead}, forward, model)
+    if not layers:
+        raise AdapterError("nothing to prove: the model has no active, unmerged adapter")
+    # forked, so that the proof doesn't shift the random numbers of the training that follows
+    with torch.random.fork_rng(), _evaluating(model), torch.enable_grad():
+        torch.manual_seed(0)
+        dead = _without_gradient(layers, forward)
+        if dead:
+            with _filled_zeros(model):
+                dead = _without_gradient({name: layers[name] for name in dead}, forward)
     if dead:
         raise AdapterError(
             f"{len(dead)} of {len(layers)} adapted layers can't move the output: {', '.join(dead)}; "
@@ -35,18 +41,11 @@ def prove_alive(model: nn.Module, forward: Callable[[], Tensor]) -> None:
         )
 
 
-def _without_gradient(layers: dict[str, nn.Module], forward: Callable[[], Tensor], model: nn.Module) -> list[str]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    # forked, so that the proof doesn't shift the random numbers of the training that follows
-    with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
-        output = forward().float()
-        bs = [layer.lora.lora_B for layer in layers.values()]
-        wanted = (output * torch.randn_like(output)).sum()
-        grads = torch.autograd.grad(wanted, bs, allow_unused=True) if wanted.requires_grad else [None] * len(bs)
-    for module, mode in training.items():
-        module.training = mode
+def _without_gradient(layers: dict[str, nn.Module], forward: Callable[[], Tensor]) -> list[str]:
+    output = forward().float()
+    bs = [layer.lora.lora_B for layer in layers.values()]
+    wanted = (output * torch.randn_like(output)).sum()
+    grads = torch.autograd.grad(wanted, bs, allow_unused=True) if wanted.requires_grad else [None] * len(bs)
     return [
         name
         for (name, layer), grad in zip(layers.items(), grads, strict=True)
@@ -61,18 +60,28 @@ def _every_pair(rows: tuple, grad: Tensor | None) -> bool:
     return all(bool(part.any()) for part in grad.split(heights))
 
 
-class _filled_zeros:
-    """Random numbers in every all-zero parameter but lora_B, for the time of a `with` block."""
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, with every module's own mode put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
-    def __init__(self, model: nn.Module) -> None:
-        self._zero = [p for n, p in model.named_parameters() if not n.endswith("lora_B") and p.numel() and not p.any()]
 
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        for parameter in self._zero:
+@contextmanager
+def _filled_zeros(model: nn.Module) -> Iterator[None]:
+    """Random numbers in every all-zero parameter but lora_B."""
+    zero = [p for name, p in model.named_parameters() if not name.endswith("lora_B") and p.numel() and not p.any()]
+    with torch.no_grad():
+        for parameter in zero:
             parameter.normal_(std=0.02)
-
-    @torch.no_grad()
-    def __exit__(self, *error: object) -> None:
-        for parameter in self._zero:
-            parameter.zero_()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zero:
+                parameter.zero_()

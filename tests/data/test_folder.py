@@ -1,0 +1,109 @@
+"""A user's own pictures: class folders and tables."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vislora.config import CsvData, ImageFolderData
+from vislora.data.load import load_splits
+from vislora.errors import DataError
+
+
+def picture(path, value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((6, 6, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for split, count in {"train": 6, "val": 2, "test": 3}.items():
+        for value, name in enumerate(("cat", "dog", "Zebra finch")):
+            for i in range(count):
+                picture(tmp_path / split / name / f"{i}.PNG", 10 * value + i)
+    return tmp_path
+
+
+def test_split_folders_become_splits_with_sorted_classes(tree):
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert splits.classes == ("Zebra finch", "cat", "dog")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 9)
+    for i in range(len(splits.test)):
+        assert splits.classes[splits.test.labels[i]] in splits.test.names[i]
+    dog = next(i for i in range(18) if splits.train.names[i].endswith("dog/3.PNG"))
+    assert splits.train.image(dog).getpixel((0, 0)) == (13, 13, 13)
+
+
+def test_class_folders_alone_are_held_out_from_by_class(tmp_path):
+    for name, count in {"a": 10, "b": 20, "c": 2}.items():
+        for i in range(count):
+            picture(tmp_path / name / "deep" / f"{i}.jpg", i)
+    config = ImageFolderData(root=str(tmp_path), val_fraction=0.2)
+    splits = load_splits(config, 0)
+    assert [splits.val.labels.count(k) for k in range(3)] == [2, 4, 1]
+    assert not set(splits.val.names) & set(splits.train.names)
+    assert len(splits.val) + len(splits.train) == 32
+    assert load_splits(config, 0).val.names == splits.val.names
+    assert load_splits(config, 1).val.names != splits.val.names
+    assert load_splits(ImageFolderData(root=str(tmp_path)), 0).val is None
+
+
+def test_unreadable_files_are_left_out_and_named(tree):
+    (tree / "train" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert len(splits.train) == 18
+    (problem,) = splits.problems
+    assert problem.file.name == "broken.jpg"
+    assert not problem.usable
+
+
+def test_folders_that_can_not_be_trained_on_are_explained(tree, tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        load_splits(ImageFolderData(root=str(tmp_path / "nowhere")), 0)
+    with pytest.raises(DataError, match="at least two"):
+        load_splits(ImageFolderData(root=str(tree / "train" / "cat")), 0)
+    picture(tree / "test" / "wolf" / "1.png")
+    with pytest.raises(DataError, match="'wolf' is unknown"):
+        load_splits(ImageFolderData(root=str(tree)), 0)
+    (tree / "test" / "wolf" / "1.png").unlink()
+    (tree / "test" / "wolf").rmdir()
+    for file in (tree / "train" / "dog").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"'dog' has no usable picture to train on \(6 unreadable"):
+        load_splits(ImageFolderData(root=str(tree)), 0)
+
+
+def write_table(path, rows, header=("image", "label", "split")):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def test_a_table_gives_labels_and_splits(tree):
+    rows = [(f"{s}/cat/{i}.PNG", "feline", s) for s in ("train", "test") for i in range(3)]
+    rows += [(f"{s}/dog/{i}.PNG", "canine", s) for s in ("train", "test") for i in range(3)]
+    write_table(tree / "labels.csv", rows)
+    splits = load_splits(CsvData(root=str(tree), split_column="split"), 0)
+    assert splits.classes == ("canine", "feline")
+    assert (len(splits.train), splits.val, len(splits.test)) == (6, None, 6)
+    whole = load_splits(CsvData(root=str(tree), val_fraction=0.5), 0)
+    assert (len(whole.train), len(whole.val)) == (6, 6)
+
+
+def test_faults_of_a_table_are_named_with_their_line(tree):
+    config = CsvData(root=str(tree), split_column="split")
+    with pytest.raises(DataError, match=r"labels\.csv is missing"):
+        load_splits(config, 0)
+    good = [("train/cat/0.PNG", "a", "train"), ("train/dog/0.PNG", "b", "train")]
+    for row, message in [
+        (("train/cat/99.PNG", "a", "train"), "line 4.*99.PNG is missing"),
+        (("train/cat/1.PNG", " ", "train"), "line 4: the label is empty"),
+        (("train/cat/1.PNG", "a", "dev"), "line 4: split is 'dev'"),
+        (("test/cat/1.PNG", "c", "test"), "'c' of .* isn't among"),
+    ]:
+        write_table(tree / "labels.csv", [*good, row])
+        with pytest.raises(DataError, match=message):
+            load_splits(config, 0)
+    write_table(tree / "labels.csv", good, ("file", "label", "split"))
+    with pytest.raises(DataError, match="no column 'image'; it has file, label, split"):
+        load_splits(config, 0)

@@ -1,0 +1,106 @@
+"""The order of samples is a function of (seed, step), however a run is divided."""
+
+import numpy as np
+import pytest
+import torch
+
+from vislora.config import AugmentConfig
+from vislora.data.order import MicroBatches, Order, eval_loader, mix, train_loader
+from vislora.data.splits import ImageSplit, Pixels
+from vislora.data.transforms import Preprocessing, eval_transform, train_transform
+from vislora.errors import ConfigError
+
+P = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def split():
+    pixels = np.random.default_rng(0).integers(0, 256, (23, 16, 16, 3), dtype=np.uint8)
+    return ImageSplit(("a", "b"), [i % 2 for i in range(23)], [str(i) for i in range(23)], Pixels(pixels))
+
+
+@pytest.mark.parametrize(("size", "batch"), [(23, 5), (20, 5), (3, 8), (101, 100)])
+def test_an_epoch_shows_every_sample_once_in_batches_of_nearly_one_size(size, batch):
+    order = Order(size, batch, seed=3)
+    batches = [order.global_batch(step) for step in range(order.steps_per_epoch)]
+    assert sorted(key.index for keys in batches for key in keys) == list(range(size))
+    sizes = [len(keys) for keys in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    first = [[k.index for k in Order(50, 50, seed).global_batch(epoch)] for seed in (0, 1) for epoch in (0, 1)]
+    again = [[k.index for k in Order(50, 50, seed).global_batch(epoch)] for seed in (0, 1) for epoch in (0, 1)]
+    assert first == again
+    assert len({tuple(order) for order in first}) == 4
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 3), (2, 1), (2, 2), (3, 1)])
+def test_processes_and_passes_share_out_the_global_batch(world, accumulation):
+    whole = Order(23, 12, seed=0)
+    for step in range(2 * whole.steps_per_epoch):
+        shares = [Order(23, 12, 0, accumulation, rank, world).micro_batches(step) for rank in range(world)]
+        assert all(len(share) == accumulation and all(share) for share in shares)
+        dealt = [key for share in shares for part in share for key in part]
+        assert sorted(dealt) == sorted(whole.global_batch(step))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    with pytest.raises(ConfigError, match="2 accumulated passes on 2 processes"):
+        Order(23, 3, 0, accumulation=2, world=2)
+
+
+def test_starting_late_continues_as_if_started_early():
+    order = Order(23, 5, 0, accumulation=2)
+    everything = list(MicroBatches(order, 0, 12))
+    assert list(MicroBatches(order, 7, 12)) == everything[14:]
+    assert len(MicroBatches(order, 7, 12)) == 10
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_pixel(split, workers):
+    augment = train_transform(P, AugmentConfig(crop_scale=0.3, color_jitter=0.5, rotate=20, erase=0.5))
+    order = Order(23, 6, seed=1)
+    alone = list(train_loader(split, augment, order, 2, 10, workers=0))
+    helped = list(train_loader(split, augment, order, 2, 10, workers=workers))
+    assert len(alone) == len(helped) == 8
+    for (images, labels), (others, other_labels) in zip(alone, helped, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+
+
+def test_a_sample_looks_different_in_every_epoch_but_not_in_another_place(split):
+    augment = train_transform(P, AugmentConfig(crop_scale=0.3))
+    order = Order(23, 23, seed=1)
+    shown = {}
+    for epoch, (images, _) in enumerate(train_loader(split, augment, order, 0, 3, 0)):
+        for key, image in zip(order.global_batch(epoch), images, strict=True):
+            shown[key] = image
+    sample = [shown[key] for key in shown if key.index == 4]
+    assert not torch.equal(sample[0], sample[1])
+    parts = Order(23, 23, seed=1, accumulation=5)  # other batches, same keys
+    for (images, _), keys in zip(train_loader(split, augment, parts, 0, 1, 0), parts.micro_batches(0), strict=True):
+        for key, image in zip(keys, images, strict=True):
+            assert torch.equal(image, shown[key])
+
+
+def test_loading_leaves_the_global_generator_alone(split):
+    augment = train_transform(P, AugmentConfig(crop_scale=0.3))
+    before = torch.get_rng_state()
+    list(train_loader(split, augment, Order(23, 6, 0), 0, 2, 0))
+    list(eval_loader(split, eval_transform(P), 4, 0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_sees_each_sample_once_over_all_processes(split):
+    seen = [i for r in range(2) for *_, ids in eval_loader(split, eval_transform(P), 4, 0, r, 2) for i in ids.tolist()]
+    assert sorted(seen) == list(range(23))
+
+
+def test_mixed_seeds_do_not_collide_and_depend_on_every_part():
+    seeds = {mix(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    assert len(seeds) == 8000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    bits = np.array([[int(b) for b in f"{mix(0, 0, i):063b}"] for i in range(2000)])
+    assert np.abs(bits.mean(0) - 0.5).max() < 0.05

@@ -1,0 +1,160 @@
+"""Public data sets, from small stand-ins of the same layout."""
+
+import hashlib
+import importlib.util
+import pickle
+import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vislora.config import Cub200Data, HfData, TorchvisionData
+from vislora.data import public
+from vislora.data.load import load_splits
+from vislora.errors import DataError
+
+SPECIES = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"]
+
+
+def picture(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((10, 12, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def cub_archive(tmp_path):
+    """The archive of CUB-200-2011 with three species of four pictures."""
+    source = tmp_path / "source" / "CUB_200_2011"
+    images, labels, split = [], [], []
+    for k, species in enumerate(SPECIES):
+        for i in range(4):
+            number = 4 * k + i + 1
+            name = f"{species}/{species[4:]}_{i:04d}.jpg"
+            picture(source / "images" / name, 20 * number)
+            images.append(f"{number} {name}")
+            labels.append(f"{number} {k + 1}")
+            split.append(f"{number} {int(i < 3)}")
+    for name, lines in {
+        "images.txt": images,
+        "image_class_labels.txt": labels,
+        "train_test_split.txt": split,
+        "classes.txt": [f"{k + 1} {species}" for k, species in enumerate(SPECIES)],
+    }.items():
+        (source / name).write_text("\n".join(lines) + "\n")
+    archive = tmp_path / "server" / "CUB_200_2011.tgz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, "CUB_200_2011")
+    return archive
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Let the data set's address be a file's on a server of this machine."""
+    servers = []
+
+    def point(archive, md5=None):
+        handler = partial(_Silent, directory=archive.parent)
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.01}).start()
+        monkeypatch.setattr(public, "CUB_URL", f"http://127.0.0.1:{servers[-1].server_port}/{archive.name}")
+        monkeypatch.setattr(public, "CUB_MD5", md5 or hashlib.md5(archive.read_bytes()).hexdigest())
+
+    yield point
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_cub_is_fetched_checked_unpacked_and_split_by_its_own_lists(tmp_path, cub_archive, serve):
+    serve(cub_archive)
+    config = Cub200Data(root=str(tmp_path / "cub"))
+    splits = load_splits(config, 0)
+    assert splits.classes == ("Black footed Albatross", "Laysan Albatross", "Sooty Albatross")
+    assert (len(splits.train), len(splits.test)) == (9, 3)
+    assert abs(splits.test.image(1).getpixel((0, 0))[0] - 160) <= 2
+    assert splits.test.labels == [0, 1, 2]
+    cub_archive.unlink()
+    assert load_splits(config, 0).classes == splits.classes  # nothing is fetched twice
+
+
+def test_a_damaged_or_unreachable_cub_archive_is_refused(tmp_path, cub_archive, serve):
+    serve(cub_archive, md5="0" * 32)
+    with pytest.raises(DataError, match="can't be downloaded"):
+        load_splits(Cub200Data(root=str(tmp_path / "a")), 0)
+    serve(cub_archive)
+    cub_archive.unlink()
+    with pytest.raises(DataError, match=r"put CUB_200_2011\.tgz from .* into"):
+        load_splits(Cub200Data(root=str(tmp_path / "b")), 0)
+    with pytest.raises(DataError, match="download=false"):
+        load_splits(Cub200Data(root=str(tmp_path / "c"), download=False), 0)
+
+
+def test_a_torchvision_set_in_binary_batches(tmp_path, monkeypatch):
+    """CIFAR-10's own file layout, with the checksums of the small files in place of the real ones."""
+    import torchvision
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = [b"plane", b"car", b"bird"]
+
+    def batch(name, count):
+        data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        with (folder / name).open("wb") as file:
+            pickle.dump({"data": data, "labels": [i % 3 for i in range(count)]}, file)
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    with (folder / "batches.meta").open("wb") as file:
+        pickle.dump({"label_names": [n.decode() for n in names]}, file)
+    cifar = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(cifar, "train_list", [batch("data_batch_1", 30)])
+    monkeypatch.setattr(cifar, "test_list", [batch("test_batch", 6)])
+    meta = hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
+    splits = load_splits(TorchvisionData(name="CIFAR10", root=str(tmp_path), val_fraction=0.2), 0)
+    assert splits.classes == ("plane", "car", "bird")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (24, 6, 6)
+    assert splits.test.image(0).size == (32, 32)
+
+
+def test_a_torchvision_set_in_folders_with_lists(tmp_path):
+    """Oxford-IIIT Pet's own layout: images/ and annotations/{trainval,test}.txt."""
+    root = tmp_path / "oxford-iiit-pet"
+    lists = {"trainval": [], "test": []}
+    for k, name in enumerate(["Abyssinian", "beagle"]):
+        for i in range(5):
+            picture(root / "images" / f"{name}_{i}.jpg", 50 * k + i)
+            lists["trainval" if i < 3 else "test"].append(f"{name}_{i} {k + 1} {k + 1} 1")
+    (root / "annotations").mkdir()
+    for name, lines in lists.items():
+        (root / "annotations" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (root / "annotations" / "trimaps").mkdir()
+    splits = load_splits(TorchvisionData(name="OxfordIIITPet", root=str(tmp_path), val_fraction=0.0), 0)
+    assert splits.classes == ("Abyssinian", "Beagle")
+    assert (len(splits.train), splits.val, len(splits.test)) == (6, None, 4)
+    assert splits.train.labels == [0, 0, 0, 1, 1, 1]
+    assert splits.test.image(3).mode == "RGB"
+
+
+def test_sets_that_are_not_there_are_explained(tmp_path):
+    with pytest.raises(DataError, match=r"no classification set of torchvision; there are CIFAR10"):
+        load_splits(TorchvisionData(name="CocoDetection"), 0)
+    with pytest.raises(DataError, match=r"DTD is not complete in .* and can't be downloaded"):
+        load_splits(TorchvisionData(name="DTD", root=str(tmp_path), download=False), 0)
+
+
+def test_hub_sets_need_their_extra():
+    if importlib.util.find_spec("datasets"):
+        pytest.skip("the datasets package is installed")
+    with pytest.raises(DataError, match=r"pip install 'vislora\[hf\]'"):
+        load_splits(HfData(name="beans"), 0)

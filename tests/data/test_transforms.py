@@ -1,0 +1,51 @@
+"""What pictures go through, against Pillow and timm."""
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from vislora.config import AugmentConfig
+from vislora.data.transforms import Preprocessing, eval_transform, train_transform
+
+P = Preprocessing(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
+
+
+def picture(width=50, height=40):
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_validation_sees_what_timm_shows():
+    theirs = create_transform(32, interpolation="bicubic", mean=P.mean, std=P.std, crop_pct=P.crop_pct)
+    torch.testing.assert_close(eval_transform(P)(picture()), theirs(picture()), rtol=0, atol=1e-5)
+
+
+def test_a_picture_of_the_right_size_is_only_normalised():
+    p = Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
+    image = picture(32, 32)
+    expected = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(eval_transform(p)(image), expected)
+    plain = AugmentConfig(hflip=0.0)
+    torch.testing.assert_close(train_transform(p, plain)(image), expected)
+
+
+def test_every_augmentation_acts_and_keeps_shape_and_type():
+    p = Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
+    plain = train_transform(p, AugmentConfig(hflip=0.0))(picture())
+    for augment in (
+        AugmentConfig(hflip=1.0),
+        AugmentConfig(hflip=0.0, crop_scale=0.2),
+        AugmentConfig(hflip=0.0, color_jitter=0.5),
+        AugmentConfig(hflip=0.0, rotate=30.0),
+        AugmentConfig(hflip=0.0, erase=1.0),
+    ):
+        changed = train_transform(p, augment)(picture())
+        assert changed.shape == (3, 32, 32)
+        assert changed.dtype == torch.float32
+        assert not torch.equal(changed, plain)
+    assert torch.equal(train_transform(p, AugmentConfig(hflip=1.0))(picture()), plain.flip(2))
+
+
+def test_preprocessing_survives_json():
+    assert Preprocessing.from_dict(P.to_dict()) == P

@@ -1,0 +1,247 @@
+"""The commands as a user runs them: train, evaluate, predict, export; and the same in Python."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from vislora.compose import configure
+from vislora.config import EvaluateConfig, ExportConfig, ImageFolderData, ModelConfig, Precision, PredictConfig
+from vislora.data.images import read_image
+from vislora.data.transforms import eval_transform
+from vislora.errors import AdapterError, ConfigError, DataError, ModelError
+from vislora.evaluate import evaluate
+from vislora.export import export
+from vislora.models.vit import build_vit
+from vislora.predict import predict
+from vislora.recognizer import load_recognizer
+from vislora.train import train
+
+BASE = ["model=timm", "model.name=vit_tiny_patch16_224", "model.img_size=32"]
+TINY = ["+model.args={patch_size:8,depth:2,embed_dim:48,num_heads:3}"]
+RUN = ["trainer.epochs=6", "trainer.batch_size=10", "trainer.progress=false", "trainer.precision=fp32"]
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Noisy pictures of three colours in class folders, one of them damaged."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 8, "val": 3, "test": 5}.items():
+        for k, name in enumerate(("red", "green", "blue")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(90, 40, (40, 50, 3))
+                pixels[..., k] += 80
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    (root / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Base weights in a file, so that the base model can be built again."""
+    torch.manual_seed(1)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, num_classes=0
+    )
+    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(photos, weights, tmp_path_factory):
+    """A LoRA training through the command line, in a folder of its own."""
+    out = tmp_path_factory.mktemp("run")
+    words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}"]
+    words += ["adapter.targets=[q,v,o]", "optim.lr=5e-3", f"hydra.run.dir={out}", "logger.trackers=[]"]
+    command = [sys.executable, "-m", "vislora.train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("elsewhere"))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, photos):
+    out, printed = run
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "adapter", "evaluation",
+    }  # fmt: skip
+    (problem,) = json.loads((out / "data.json").read_text())
+    assert problem["file"] == str(photos / "train" / "red" / "broken.jpg")
+    assert not problem["usable"]
+    assert "1 files need a look" in printed
+    scores = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    assert scores["images"] == 15
+    assert scores["top1"] > 0.8  # chance: 0.33
+    with (out / "evaluation" / "confusion.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0][1:] == list(CLASSES)
+    counts = np.array([[int(c) for c in row[1:]] for row in rows[1:]])
+    assert counts.sum(1).tolist() == [5, 5, 5]
+    assert np.trace(counts) / 15 == pytest.approx(scores["top1"])
+    assert Image.open(out / "evaluation" / "confusion.png").size[0] > 300
+    assert f"top-1 {scores['top1']:.1%}" in printed
+
+
+def test_evaluating_the_adapter_again_gives_the_figures_of_the_run(run):
+    out, _ = run
+    again = evaluate(EvaluateConfig(adapter=str(out / "adapter"), precision=Precision.fp32))
+    assert again.to_dict()["per_class"] == json.loads((out / "evaluation" / "evaluation.json").read_text())["per_class"]
+
+
+def test_the_evaluate_command_scores_another_folder(run, photos, tmp_path):
+    out, _ = run
+    words = [f"adapter={out / 'adapter'}", "data=imagefolder", f"data.root={photos}", "split=train"]
+    command = [sys.executable, "-m", "vislora.evaluate", *words, f"hydra.run.dir={tmp_path / 'scores'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "of 24 images" in done.stdout
+    assert {p.name for p in (tmp_path / "scores").iterdir()} == {"evaluation.json", "confusion.csv", "confusion.png"}
+
+
+def test_peft_opens_the_adapter_with_the_same_logits(run, photos, weights):
+    out, _ = run
+    mine = load_recognizer(out / "adapter")
+    base = build_vit(
+        ModelConfig(
+            "vit_tiny_patch16_224",
+            str(weights),
+            32,
+            args={"patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3},
+        ),
+        3,
+    )
+    theirs = peft.PeftModel.from_pretrained(base, out / "adapter").eval()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert (mine.model(images) - theirs(images)).abs().max() <= 1e-5
+        mine.adapters.scale("default", 0.0)
+        assert (mine.model(images) - theirs(images)).abs().max() > 1e-2  # the adapter does matter
+
+
+def test_the_merged_export_is_a_timm_model_with_the_same_logits_and_labels(run, tmp_path):
+    out, _ = run
+    folder = export(ExportConfig(adapter=str(out / "adapter"), out=str(tmp_path / "merged")))
+    mine, images = load_recognizer(out / "adapter"), torch.randn(4, 3, 32, 32)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), mine.model(images), rtol=1e-4, atol=1e-5)
+    assert not [key for key in load_file(folder / "model.safetensors") if "lora" in key]
+    assert theirs.pretrained_cfg["label_names"] == list(CLASSES)
+    merged = load_recognizer(folder)
+    assert (merged.classes, merged.preprocessing) == (mine.classes, mine.preprocessing)
+    with pytest.raises(ConfigError, match="holds a model already"):
+        export(ExportConfig(adapter=str(out / "adapter"), out=str(folder)))
+    with pytest.raises(ConfigError, match="nothing to merge"):
+        export(ExportConfig(adapter=str(folder), out=str(tmp_path / "twice")))
+
+
+def test_predictions_are_the_models_probabilities_and_the_command_prints_them(run, photos, tmp_path):
+    out, _ = run
+    odd = tmp_path / "a, 'b'=c.png"
+    odd.write_bytes((photos / "test" / "red" / "0.png").read_bytes())
+    paths = [str(photos / "test" / "green" / "1.png"), str(odd)]
+    found = predict(PredictConfig(adapter=str(out / "adapter"), images=paths, top=2))
+    mine = load_recognizer(out / "adapter")
+    transform = eval_transform(mine.preprocessing)
+    for path in paths:
+        expected = mine.model(transform(read_image(Path(path)))[None]).softmax(1)[0].sort(descending=True)
+        assert [name for name, _ in found[path]] == [CLASSES[k] for k in expected.indices[:2]]
+        assert [p for _, p in found[path]] == pytest.approx(expected.values[:2].tolist(), abs=1e-5)
+    command = [sys.executable, "-m", "vislora.predict", f"adapter={out / 'adapter'}", *paths, "top=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{p}: {found[p][0][0]} {found[p][0][1]:.1%}" for p in paths]
+
+
+def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_path):
+    shared = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}"]
+    base = load_file(weights)
+    for adapter, changes in [("probe", False), ("full", True)]:
+        result = train(configure("train", [*shared, f"adapter={adapter}", "trainer.epochs=2"]), tmp_path / adapter)
+        model = timm.create_model(f"local-dir:{result.artifact}", pretrained=True)
+        same = torch.equal(model.state_dict()["blocks.0.attn.qkv.weight"], base["blocks.0.attn.qkv.weight"])
+        assert same is not changes
+        assert (result.trainable == result.parameters) is changes
+        again = evaluate(EvaluateConfig(adapter=str(result.artifact), precision=Precision.fp32))
+        assert again.top1 == result.test.top1
+
+
+def test_an_adapter_on_other_base_weights_is_refused(run, weights, tmp_path):
+    out, _ = run
+    other = tmp_path / "other.safetensors"
+    save_file({key: tensor + 0.01 for key, tensor in load_file(weights).items()}, other)
+    with pytest.raises(AdapterError, match="was trained on base weights with SHA-256"):
+        load_recognizer(out / "adapter", str(other))
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(weights.read_bytes())
+    assert load_recognizer(out / "adapter", str(moved)).classes == CLASSES
+
+
+def test_mistakes_of_evaluation_and_prediction_are_explained(run, photos, tmp_path):
+    out, _ = run
+    adapter = str(out / "adapter")
+    with pytest.raises(AdapterError, match="isn't a folder"):
+        load_recognizer(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"split=dev: the data has train, val, test"):
+        evaluate(EvaluateConfig(adapter=adapter, split="dev"))
+    for name in ("red", "violet"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), name).save(tmp_path / "data" / name / "1.png")
+    with pytest.raises(DataError, match="class 'violet' of the data is unknown to the adapter"):
+        evaluate(EvaluateConfig(adapter=adapter, data=ImageFolderData(root=str(tmp_path / "data")), split="train"))
+    with pytest.raises(DataError, match=r"nothing\.jpg"):
+        predict(PredictConfig(adapter=adapter, images=[str(tmp_path / "nothing.jpg")]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "vit_tinny_patch16_224"}, "timm has no model 'vit_tinny_patch16_224'; close: vit_tiny"),
+        ({"name": "local-dir:/nowhere"}, r"config\.json is missing"),
+        ({"name": "vit_tiny_patch16_224", "weights": "/nowhere.safetensors"}, "no such file"),
+        ({"name": "vit_tiny_patch16_224", "weights": __file__}, r"only \.safetensors is read"),
+    ],
+)
+def test_models_that_can_not_be_built_are_explained(settings, message):
+    with pytest.raises(ModelError, match=message):
+        build_vit(ModelConfig(**settings), 3)
+
+
+def test_weights_of_another_architecture_are_refused(weights):
+    with pytest.raises(ModelError, match="timm can't build vit_small_patch16_224"):
+        build_vit(ModelConfig("vit_small_patch16_224", str(weights), 32), 3)
+
+
+def test_without_a_network_the_hub_is_answered_with_one_sentence(monkeypatch, tmp_path):
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ModelError, match=r"the hub can't be reached; give a file with model\.weights=FILE"):
+        build_vit(ModelConfig("vit_tiny_patch16_224.augreg_in21k"), 3)
+
+
+def test_original_dinov2_names_and_another_image_size_are_converted(tmp_path):
+    """The weights as Meta names them (timm's own conversion), with positions for 70 px resampled to 42."""
+    source = timm.create_model("vit_small_patch14_dinov2", img_size=70, depth=1, num_classes=0)
+    state = source.state_dict() | {"mask_token": torch.zeros(1, 384)}  # only in the original files
+    save_file(state, tmp_path / "original.safetensors")
+    config = ModelConfig("vit_small_patch14_dinov2", str(tmp_path / "original.safetensors"), 42, args={"depth": 1})
+    model = build_vit(config, 4)
+    assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+    assert model.pos_embed.shape[1] == 10
+    assert model(torch.randn(1, 3, 42, 42)).shape == (1, 4)

@@ -1,0 +1,84 @@
+"""Recipes, overrides, and the sentence a wrong one is answered with."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vislora.compose import configure
+from vislora.config import BirdsData, ImageFolderData, LoraAdapter, Precision, ProbeAdapter, Target, data_from_dict
+from vislora.config import data_to_dict as to_dict
+from vislora.errors import ConfigError
+from vislora.paths import RECIPES
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_composes_and_begins_with_its_command(recipe):
+    config = configure("train", [f"recipe={recipe}"])
+    assert isinstance(config.adapter, LoraAdapter)
+    lines = (RECIPES / f"{recipe}.yaml").read_text().splitlines()
+    assert lines[:2] == ["# @package _global_", f"# python -m vislora.train recipe={recipe}"]
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tmp_path):
+    recipe = configure("train", ["recipe=vit_cub"])
+    assert recipe.adapter.targets == [Target.q, Target.v]
+    assert recipe.adapter.rank == 16
+    over = configure("train", ["recipe=vit_cub", "adapter.rank=3", "data=imagefolder", "data.root=/somewhere"])
+    assert over.adapter.rank == 3
+    assert over.data == ImageFolderData(root="/somewhere", val_fraction=0.1, augment=recipe.data.augment)
+    assert isinstance(configure("train", ["recipe=vit_birds", "adapter=probe"]).adapter, ProbeAdapter)
+    assert configure("train", ["trainer.precision=fp32"]).trainer.precision is Precision.fp32
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.epoch=3", "unknown key trainer.epoch; did you mean trainer.epochs"),
+        ("data.root=x", "unknown key data.root, which the chosen data doesn't have"),
+        ("data.augment.hflp=1", "did you mean data.augment.hflip"),
+        ("+trainer.sped=1", "unknown key trainer.sped"),
+        ("trainer.epochs=many", "trainer.epochs=many can't be used"),
+        ("trainer.precision=int8", r"expected one of \[auto, fp32, bf16, fp16\]"),
+        ("recipe=vit_brids", "recipe=vit_brids is not known; recipe can be: vit_birds, vit_cub"),
+        ("model=resnet", "model can be: embedded, timm"),
+        ("trainer.epochs", "write key=value"),
+        ("data=[", "write key=value"),
+        ("data=imagefolder", "data.root has no value"),
+    ],
+)
+def test_a_wrong_override_is_answered_with_one_sentence(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        configure("train", [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["trainer.epoch=3", "trainer.epochs=many", "recipe=nope", "data=imagefolder"])
+def test_the_command_refuses_quickly_with_exit_code_2(override, tmp_path):
+    command = [sys.executable, "-m", "vislora.train", override]
+    results = []
+    for _ in range(3):
+        since = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        results.append(time.perf_counter() - since)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("vislora: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.rglob("*.*")) == []
+    assert min(results) < 1.0  # the quickest of three: the machine may be busy
+
+
+def test_a_users_own_recipes_come_from_a_folder_of_theirs(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\nadapter:\n  rank: 77\n")
+    command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine", "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "rank: 77" in done.stdout
+
+
+def test_data_settings_survive_json():
+    data = BirdsData(species=["mallard", "barn owl"], difficulty=0.25)
+    data.augment.crop_scale = 0.5
+    assert data_from_dict(to_dict(data)) == data

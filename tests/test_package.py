@@ -1,0 +1,62 @@
+"""What a stranger gets: the wheel, the embedded model, and a README that is true."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(words, cwd, **environment):
+    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs_a_recipe_from_an_empty_folder(tmp_path):
+    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)], tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], tmp_path)
+    where = run([sys.executable, "-c", "import vislora.paths; print(vislora.paths.CONF)"], empty, PYTHONPATH=str(site))
+    assert where.strip() == str(site / "vislora" / "conf")
+    words = ["recipe=vit_birds", "data.species=[mallard,barn owl]", "data.test_per_species=5", "trainer.epochs=1"]
+    printed = run([sys.executable, "-m", "vislora.train", *words], empty, PYTHONPATH=str(site))
+    assert "top-1" in printed
+    assert (next((empty / "runs" / "vit_birds").iterdir()) / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_importing_the_package_and_its_configuration_is_cheap():
+    heavy = "import sys, vislora, vislora.compose, vislora.train; print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    assert run([sys.executable, "-c", heavy], ROOT).strip() == "[]"
+
+
+def test_the_core_imports_nothing_but_torch():
+    for path in (ROOT / "vislora" / "lora").glob("*.py"):
+        for package in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE):
+            assert package in {"torch", "vislora", *sys.stdlib_module_names}, f"{path.name} imports {package}"
+        for inner in re.findall(r"^from vislora\.(\w+)", path.read_text(), re.MULTILINE):
+            assert inner in {"lora", "errors"}, f"{path.name} imports vislora.{inner}"
+
+
+def test_every_command_and_file_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text()
+    for module in set(re.findall(r"python -m (vislora\.\w+)", text)):
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+    for path in set(re.findall(r"\]\(([\w./-]+)\)", text)) | set(re.findall(r"python ((?:benchmarks|assets)/\S+\.py)", text)):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_the_readmes_python_example_runs(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    quick = example.replace('"recipe=vit_birds"', '"recipe=vit_birds", "trainer.epochs=1", "data.test_per_species=2"')
+    assert quick != example
+    run([sys.executable, "-c", quick], tmp_path)

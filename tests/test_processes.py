@@ -1,0 +1,38 @@
+"""Two processes train as one does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+COMMON = [
+    "recipe=vit_birds",
+    "data.species=[mallard,barn owl,blue jay]",
+    "data.train_per_species=7",
+    "data.val_per_species=3",
+    "data.test_per_species=5",
+    "trainer.batch_size=6",
+    "trainer.epochs=3",
+    "trainer.precision=fp32",
+    "trainer.progress=false",
+    "logger.trackers=[]",
+]
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_loss_curve_of_one(tmp_path):
+    one = [sys.executable, "-m", "vislora.train"]
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "vislora.train"]
+    curves, scores = [], []
+    for name, command in {"one": one, "two": two}.items():
+        words = [*command, *COMMON, f"hydra.run.dir={tmp_path / name}"]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curves.append([(row["step"], row.get("loss", row.get("val_loss"))) for row in rows])
+        scores.append(json.loads((tmp_path / name / "evaluation" / "evaluation.json").read_text()))
+    assert [step for step, _ in curves[0]] == [step for step, _ in curves[1]]
+    assert [loss for _, loss in curves[1]] == pytest.approx([loss for _, loss in curves[0]], rel=1e-3)
+    assert scores[1]["images"] == scores[0]["images"] == 15
+    assert scores[1]["top1"] == scores[0]["top1"]
