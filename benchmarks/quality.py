@@ -1,4 +1,4 @@
-"""python benchmarks/quality.py [--methods probe lora peft full] [--seeds 0 1 2] [OVERRIDES of vislora.train …]
+"""python benchmarks/quality.py [--methods probe,lora,peft,full] [--seeds 0,1,2] [OVERRIDES of vislora.train …]
 
 What tuning reaches on a test split: a linear probe, vislora's LoRA, PEFT's LoRA on the same protocol, and full
 fine-tuning, over several seeds, as one table. By default the drawn birds of recipe=vit_birds; with photos of your own:
@@ -48,11 +48,16 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
-    parser.add_argument("--methods", nargs="+", choices=list(ADAPTERS), default=["probe", "lora", "full"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    options, overrides = parser.parse_known_args()
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=["probe", "lora", "full"])
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("overrides", nargs="*", help="as for vislora.train; METHOD:KEY=VALUE for one method only")
+    options = parser.parse_args()
+    overrides = options.overrides
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {date.today()}; seeds {options.seeds}")
-    print(f"{'':18}{'top-1':>7}  {'95% interval':>14}{'by seed':>22}{'trained':>10}{'share':>8}{'MB':>7}{'s':>7}", flush=True)
+    print(
+        f"{'':18}{'top-1':>7}  {'95% interval':>14}{'by seed':>22}{'trained':>10}{'share':>8}{'MB':>7}{'s':>7}",
+        flush=True,
+    )
     for method in options.methods:
         runs = [_run(method, overrides, seed) for seed in options.seeds]
         rates = [run.correct / run.images for run in runs]
@@ -79,9 +84,8 @@ def _run(method: str, overrides: list[str], seed: int) -> Run:
     own = [o.partition(":")[2] for o in overrides if o.startswith(f"{ADAPTERS[method]}:")]
     shared = [o for o in overrides if o.partition(":")[0] not in TITLES]
     recipe = [] if any(o.startswith(("recipe=", "data=")) for o in shared) else ["recipe=vit_birds"]
-    config = configure(
-        "train", [*recipe, f"adapter={ADAPTERS[method]}", *shared, *own, f"seed={seed}", "trainer.progress=false"]
-    )
+    chosen = [f"adapter={method}"] if method in ("probe", "full") else []  # a recipe chooses its own LoRA
+    config = configure("train", [*recipe, *chosen, *shared, *own, f"seed={seed}", "trainer.progress=false"])
     with tempfile.TemporaryDirectory() as out:
         if method == "peft":
             return _run_peft(config, Path(out))
@@ -94,7 +98,8 @@ def _run(method: str, overrides: list[str], seed: int) -> Run:
 
 
 def _run_peft(config: TrainConfig, out: Path) -> Run:
-    """The same model, order, augmentation, optimizer and schedule around PEFT's LoRA, in a loop as its users write it."""
+    """The same model, order, augmentation, optimizer and schedule around PEFT's LoRA, in a loop as its users write
+    it."""
     since = time.perf_counter()
     adapter = config.adapter
     assert isinstance(adapter, LoraAdapter)

@@ -91,7 +91,8 @@ def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, 
     counts = np.array([[int(c) for c in row[1:]] for row in rows[1:]])
     assert counts.sum(1).tolist() == [5, 5, 5]
     assert np.trace(counts) / 15 == pytest.approx(scores["top1"])
-    assert Image.open(out / "evaluation" / "confusion.png").size[0] > 300
+    with Image.open(out / "evaluation" / "confusion.png") as picture:
+        assert picture.size[0] > 300
     assert f"top-1 {scores['top1']:.1%}" in printed
 
 

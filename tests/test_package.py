@@ -49,7 +49,9 @@ def test_every_command_and_file_the_readme_names_exists():
     text = (ROOT / "README.md").read_text()
     for module in set(re.findall(r"python -m (vislora\.\w+)", text)):
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
-    for path in set(re.findall(r"\]\(([\w./-]+)\)", text)) | set(re.findall(r"python ((?:benchmarks|assets)/\S+\.py)", text)):
+    for path in set(re.findall(r"\]\(([\w./-]+)\)", text)) | set(
+        re.findall(r"python ((?:benchmarks|assets)/\S+\.py)", text)
+    ):
         assert (ROOT / path).exists(), path
 
 

@@ -14,9 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_auto_on_a_cpu_is_bf16_only_where_the_kernel_lists_it():
-    listed = subprocess.run(
-        ["grep", "-qwE", "avx512_bf16|amx_bf16|bf16", "/proc/cpuinfo"], check=False
-    ).returncode
+    listed = subprocess.run(["grep", "-qwE", "avx512_bf16|amx_bf16|bf16", "/proc/cpuinfo"], check=False).returncode
     assert cpu_has_bf16() == (listed == 0)
     assert resolve_precision(Precision.auto, CPU) is (Precision.bf16 if listed == 0 else Precision.fp32)
 

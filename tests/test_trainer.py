@@ -98,19 +98,16 @@ def assert_same_bits(mine, theirs):
 def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(split, tmp_path, keep):
     straight = make_trainer(split, tmp_path / "straight", checkpoint_every=3, keep=keep)
     straight.fit()
-    straight.log.close()
 
     objective = StopsAt()
     object.__setattr__(objective, "calls_left", 7)  # 4 steps an epoch: in the middle of the second one
     cut = make_trainer(split, tmp_path / "cut", objective=objective, checkpoint_every=3, keep=keep)
     with pytest.raises(Stopped):
         cut.fit()
-    cut.log.close()
     assert [p.name for p in (tmp_path / "cut" / "checkpoints").glob("step_*")] == ["step_00000006"]
 
     resumed = make_trainer(split, tmp_path / "resumed", checkpoint_every=3, keep=keep, resume=str(tmp_path / "cut"))
     progress = resumed.fit()
-    resumed.log.close()
     assert progress.step == 12
     assert_same_bits(parameters(resumed), parameters(straight))
     assert rows(tmp_path / "resumed") == rows(tmp_path / "straight")
@@ -124,9 +121,7 @@ def test_a_run_resumed_twice_still_takes_the_same_path(split, tmp_path):
         objective = StopsAt()
         object.__setattr__(objective, "calls_left", calls)
         resume = str(tmp_path / f"part{turn - 1}") if turn else None
-        previous = make_trainer(
-            split, tmp_path / f"part{turn}", objective=objective, checkpoint_every=1, resume=resume
-        )
+        previous = make_trainer(split, tmp_path / f"part{turn}", objective=objective, checkpoint_every=1, resume=resume)
         if calls < 100:
             with pytest.raises(Stopped):
                 previous.fit()
@@ -159,8 +154,8 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(split, tmp_path
 
 def test_loader_workers_change_nothing(split, tmp_path):
     alone = make_trainer(split, tmp_path / "alone", epochs=1)
-    helped = make_trainer(split, tmp_path / "helped", epochs=1, workers=2)
     alone.fit()
+    helped = make_trainer(split, tmp_path / "helped", epochs=1, workers=2)
     helped.fit()
     assert_same_bits(parameters(helped), parameters(alone))
 

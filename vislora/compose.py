@@ -50,16 +50,18 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
     """
     _register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
-    sys.argv[1:] = sys.argv[1:] if argv is None else argv
+    sys.argv[1:], adapter = _take_adapter(name, sys.argv[1:] if argv is None else argv)
 
     def run(config: DictConfig) -> None:
         out = Path(HydraConfig.get().runtime.output_dir)
         try:
-            body(_typed(config), out)
+            body(_typed(config, adapter), out)
         except VisloraError as error:
-            if out.is_dir() and not any(out.iterdir()):
-                out.rmdir()
             _refuse(error)
+        finally:
+            # Hydra makes the folder at once: it stays empty after a refusal, and in all processes but the first
+            if out != Path.cwd() and out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
 
     try:
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
@@ -76,10 +78,11 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     _register()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(name, list(overrides))
+            words, adapter = _take_adapter(name, overrides)
+            config = compose(name, words)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
-    return _typed(config)
+    return _typed(config, adapter)
 
 
 def _register() -> None:
@@ -90,8 +93,19 @@ def _register() -> None:
         store.store(name=path.stem, node=OmegaConf.load(path), group="recipe", package="_global_")
 
 
-def _typed(config: DictConfig) -> Any:
+def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words for Hydra, and the folder after `adapter=`. Hydra takes any `adapter=…` for the config group of that
+    name, which only training has; a path needs no quotes this way, either."""
+    if name == "train":
+        return list(words), None
+    folders = [word.removeprefix("adapter=") for word in words if word.startswith("adapter=")]
+    return [word for word in words if not word.startswith("adapter=")], folders[-1] if folders else None
+
+
+def _typed(config: DictConfig, adapter: str | None) -> Any:
     """The dataclasses behind a composed config; a missing value and a key smuggled in with `+` are refused."""
+    if adapter is not None:
+        config.adapter = adapter
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=…")

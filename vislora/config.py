@@ -79,7 +79,7 @@ class BirdsData(DataConfig):
     train_per_species: int = 20
     val_per_species: int = 10
     test_per_species: int = 50
-    difficulty: float = 1.0  # 0: field-guide plates, 1: field conditions
+    difficulty: float = 0.3  # 0: field-guide plates, 1: field conditions
     style: str = "natural"
     size: int = 64  # pixels of the drawings
     seed: int = 0  # of the drawings, apart from training's own

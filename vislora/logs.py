@@ -23,7 +23,6 @@ class MetricLog:
     def __init__(self, out: Path, accelerator: Accelerator) -> None:
         self.path = out / "metrics.jsonl"
         self._accelerator = accelerator
-        self._file = None
 
     def continue_from(self, run: Path, step: int) -> None:
         """Take over the rows of an earlier run up to a step."""
@@ -39,11 +38,5 @@ class MetricLog:
         self._accelerator.log(figures, step=step)
         if not self._accelerator.is_main_process:
             return
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps({"step": step} | figures) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | figures) + "\n")

@@ -70,7 +70,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     accelerator = Accelerator(
         mixed_precision="no" if precision.value == "fp32" else precision.value,
-        log_with=trackers(config.logger),
+        log_with=trackers(config.logger) or None,
         project_dir=out,
     )
     say = accelerator.print
@@ -111,7 +111,6 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     validation = None
     if splits.val is not None:
         validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
-    log = MetricLog(out, accelerator)
     torch.manual_seed(config.seed + rank)  # dropout differs between processes
     trainer = Trainer(
         model=model,
@@ -123,12 +122,11 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         optim=config.optim,
         config=settings,
         accelerator=accelerator,
-        log=log,
+        log=MetricLog(out, accelerator),
         out=out,
         run=_shared_by_resumed_runs(config, world, precision.value),
     )
     progress = trainer.fit()
-    log.close()
 
     artifact = out / ("model" if adapters is None else "adapter")
     if accelerator.is_main_process and adapters is not None:

@@ -1,10 +1,16 @@
 """The drawn data set: its splits, its cache, its errors."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from vislora.config import BirdsData
 from vislora.data import drawn
+from vislora.data.birds import SPECIES, picture
 from vislora.data.load import load_splits
 from vislora.errors import DataError
 
@@ -57,3 +63,63 @@ def test_unknown_species_and_styles_are_answered_with_what_there_is():
         load_splits(BirdsData(species=["mallard", "barn owl"], style="oil"), 0)
     with pytest.raises(DataError, match="at least two"):
         load_splits(BirdsData(species=["mallard"]), 0)
+
+
+def test_a_picture_depends_on_its_own_key_alone():
+    few = load_splits(BirdsData(**SMALL), 0)
+    more = load_splits(
+        BirdsData(**SMALL | {"species": ["barn owl", "mallard", "great egret"], "train_per_species": 6}), 0
+    )
+    for name in few.train.names:
+        one, other = few.train.image(few.train.names.index(name)), more.train.image(more.train.names.index(name))
+        assert one.tobytes() == other.tobytes()
+
+
+def test_size_style_and_difficulty_are_those_asked_for():
+    settings = BirdsData(**SMALL, size=32, style="ink", difficulty=0.0)
+    split = load_splits(settings, 0).train
+    seed = drawn.mix(0, drawn.crc32(b"train")) + 1
+    assert split.image(1).tobytes() == picture(SPECIES["mallard"], seed, 0.0, "ink", 32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"difficulty": 1.5}, "difficulty=1.5: expected 0 to 1"),
+        ({"size": 16}, "size=16: expected 32 to 512 pixels"),
+        ({"train_per_species": 0}, "train_per_species=0: expected 1 or more"),
+        ({"test_per_species": -1}, "test_per_species=-1: expected 0 or more"),
+        ({"species": ["great egret", "great egret"]}, "two classes of the data are called 'great egret'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(DataError, match=message):
+        load_splits(BirdsData(**SMALL | setting), 0)
+
+
+def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
+
+    def interrupted(_):
+        yield picture(SPECIES["great egret"], 0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawn, "_drawings", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_splits(BirdsData(**SMALL), 0)
+    assert list((tmp_path / "birds").iterdir()) == []
+
+
+def test_a_script_that_can_not_be_started_anew_draws_all_the_same(tmp_path):
+    script = tmp_path / "script.py"  # no `if __name__ == "__main__":`
+    script.write_text(
+        "from vislora.config import BirdsData\n"
+        "from vislora.data import drawn\n"
+        "drawn._POOL_FROM = 1\n"
+        f"print(len(drawn.drawn_birds(BirdsData(**{SMALL})).test))\n"
+    )
+    root = Path(drawn.__file__).parents[2]
+    env = os.environ | {"VISLORA_CACHE": str(tmp_path), "PYTHONPATH": str(root)}
+    ended = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+    assert ended.stdout == "6\n", ended.stderr
+    assert "if __name__ == '__main__'" in ended.stderr  # it is told what to do about it

@@ -1,14 +1,18 @@
 """Pictures as people have them: read upright, in RGB and at full range, or named."""
 
+import os
+import random
+import re
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from vislora.data.images import check_images, read_image
+from vislora.data.images import check_images, read_image, upright_rgb
 from vislora.errors import DataError
+from vislora.paths import cache_dir
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -104,7 +108,7 @@ def test_what_can_not_be_read_is_named_with_a_reason(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("not a picture")
     _bomb(tmp_path / "bomb.png")
-    paths = sorted(tmp_path.glob("*")) + [tmp_path / "missing.jpg"]
+    paths = [*sorted(tmp_path.glob("*")), tmp_path / "missing.jpg"]
     found = {problem.file.name: problem for problem in check_images(paths)}
     assert found.keys() == {"truncated.jpg", "empty.jpg", "text.jpg", "bomb.png", "missing.jpg"}
     for name, problem in found.items():
@@ -120,3 +124,108 @@ def test_a_repaired_file_is_checked_again(tmp_path):
     assert len(check_images([path])) == 1
     save(path, Image.fromarray(PIXELS))
     assert check_images([path]) == []
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it_and_only_once(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.png", Image.fromarray(PIXELS), exif=exif)
+    with Image.open(path) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    upright = read_image(path)
+    assert np.array_equal(np.asarray(upright), expected)
+    assert np.array_equal(np.asarray(upright_rgb(upright)), expected)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_tiff_pictures_of_either_byte_order_are_scaled(tmp_path, order):
+    values = np.array([[0, 256, 32768, 65535]], dtype=f"{order}u2")
+    path = save(tmp_path / "a.tif", Image.frombytes("I;16B" if order == ">" else "I;16", (4, 1), values.tobytes()))
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_what_is_not_a_number_in_a_float_picture_is_black(tmp_path):
+    path = save(tmp_path / "a.tif", Image.fromarray(np.array([[np.nan, 0.5, np.inf, 1.0]], dtype=np.float32)))
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 128, 0, 255]
+
+
+def test_floats_beyond_1_are_scaled_from_their_own_range(tmp_path):
+    path = save(tmp_path / "a.tif", Image.fromarray(np.array([[0.0, 500.0, 1000.0]], dtype=np.float32)))
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_transparent_greys_and_palettes_are_composited_too(tmp_path):
+    grey = Image.merge("LA", [Image.new("L", (4, 4), 10), Image.new("L", (4, 4), 0)])
+    palette = Image.new("P", (4, 4), 3)
+    palette.putpalette([9] * 30)
+    save(tmp_path / "grey.png", grey)
+    save(tmp_path / "palette.png", palette, transparency=3)
+    save(tmp_path / "bytes.png", palette, transparency=bytes([255, 255, 255, 0]))
+    for path in tmp_path.iterdir():
+        assert np.asarray(read_image(path)).min() == 255
+        assert "composited on white" in check_images([path])[0].what
+
+
+def test_an_animation_damaged_after_its_first_frame_is_used(tmp_path):
+    frames = [Image.fromarray(np.roll(PIXELS, i, 0)).quantize(8) for i in range(3)]
+    path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    data = bytearray(path.read_bytes())
+    second = data.index(b"\x21\xf9", data.index(b"\x21\xf9") + 1)
+    path.write_bytes(data[: second + 8] + b"\x2c\x00")
+    assert read_image(path).size == (12, 8)
+    (problem,) = check_images([path])
+    assert problem.usable
+
+
+def test_malformed_files_raise_nothing_but_a_named_error_and_warn_of_nothing(tmp_path):
+    """The reader and the check agree on each of 600 damaged files."""
+    dice = random.Random(0)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    paths = []
+    for kind, options in {"jpg": {"exif": exif}, "png": {"exif": exif}, "webp": {}, "bmp": {}, "gif": {}}.items():
+        whole = save(tmp_path / f"whole.{kind}", Image.fromarray(PIXELS), **options).read_bytes()
+        for i in range(120):
+            damaged = bytearray(whole[: dice.randrange(len(whole))] if i % 3 == 0 else whole)
+            for _ in range(0 if i % 3 == 0 else dice.randrange(1, 6)):
+                damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+            paths.append(tmp_path / f"{i}.{kind}")
+            paths[-1].write_bytes(damaged)
+    unusable = {problem.file for problem in check_images(paths) if not problem.usable}
+    for path in paths:
+        if path in unusable:
+            with pytest.raises(DataError, match=re.escape(str(path))):
+                read_image(path)
+        else:
+            assert read_image(path).mode == "RGB"
+    assert 100 < len(unusable) < 500
+
+
+def test_a_file_is_decoded_once_as_long_as_it_stays_the_same(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(PIXELS).convert("RGBA"))
+    before = path.stat()
+    first = check_images([path])
+    path.write_bytes(bytes(before.st_size))  # what is in it isn't looked at
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert check_images([path]) == first
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert not check_images([path])[0].usable
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path / "cache"))
+    path = save(tmp_path / "a.png", Image.fromarray(PIXELS).convert("LA"))
+    first = check_images([path])
+    (store,) = (cache_dir() / "checked").iterdir()
+    store.write_text('{"a.png": ')
+    assert check_images([path]) == first
+    assert store.read_text().endswith("}\n")
+
+
+def test_problems_come_in_the_order_of_the_files_each_once(tmp_path):
+    paths = [tmp_path / folder / f"{i}.png" for folder in "ba" for i in (2, 1)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        save(path, Image.new("RGBA", (2, 2)))
+    assert [problem.file for problem in check_images([*paths, paths[0]])] == paths

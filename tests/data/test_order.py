@@ -1,5 +1,8 @@
 """The order of samples is a function of (seed, step), however a run is divided."""
 
+import pickle
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +107,80 @@ def test_mixed_seeds_do_not_collide_and_depend_on_every_part():
     assert all(0 <= seed < 2**63 for seed in seeds)
     bits = np.array([[int(b) for b in f"{mix(0, 0, i):063b}"] for i in range(2000)])
     assert np.abs(bits.mean(0) - 0.5).max() < 0.05
+
+
+def test_mixing_one_number_is_splitmix64():
+    # the generator's first outputs for seeds 0 and 1234567, as its reference implementation gives them
+    assert mix(0) == 0xE220A8397B1DCDAF >> 1
+    assert mix(1234567) == 6457827717110365317 >> 1
+
+
+@pytest.mark.parametrize(("size", "batch"), [(23, 5), (20, 5), (7, 7), (101, 100), (1000, 37)])
+def test_batches_and_passes_are_cut_as_numpy_cuts_arrays(size, batch):
+    order = Order(size, batch, seed=3, accumulation=min(2, batch // 2))
+    steps = order.steps_per_epoch
+    sizes = [len(part) for part in np.array_split(range(size), steps)]
+    assert [len(order.global_batch(step)) for step in range(steps, 2 * steps)] == sizes
+    for step in range(steps):
+        keys = order.global_batch(step)
+        parts = [len(part) for part in np.array_split(range(len(keys)), order.accumulation)]
+        assert [len(part) for part in order.micro_batches(step)] == parts
+        assert [key for part in order.micro_batches(step) for key in part] == keys
+
+
+def test_a_resumed_loader_gives_the_same_tensors(split):
+    augment = train_transform(P, AugmentConfig(crop_scale=0.3, color_jitter=0.5, erase=0.5))
+    order = Order(23, 6, seed=1, accumulation=2)
+    everything = list(train_loader(split, augment, order, 0, 10, workers=0))
+    for start in (1, 4, 7):
+        rest = list(train_loader(split, augment, order, start, 10, workers=0))
+        assert len(rest) == 2 * (10 - start)
+        for (images, labels), (others, other_labels) in zip(everything[2 * start :], rest, strict=True):
+            assert torch.equal(images, others)
+            assert torch.equal(labels, other_labels)
+
+
+def test_processes_augment_as_one_alone_does(split):
+    augment = train_transform(P, AugmentConfig(crop_scale=0.3, erase=0.5))
+    whole = Order(23, 12, seed=1)
+    ((images, _),) = train_loader(split, augment, whole, 3, 4, 0)
+    alone = dict(zip(whole.global_batch(3), images, strict=True))
+    for rank in range(2):
+        share = Order(23, 12, 1, accumulation=2, rank=rank, world=2)
+        loader = train_loader(split, augment, share, 3, 4, 0)
+        for (images, _), keys in zip(loader, share.micro_batches(3), strict=True):
+            for image, key in zip(images, keys, strict=True):
+                assert torch.equal(image, alone[key])
+
+
+def test_a_sample_does_not_depend_on_what_was_drawn_before(split):
+    augment = train_transform(P, AugmentConfig(crop_scale=0.3, color_jitter=0.5, rotate=20, erase=0.5))
+    dataset = train_loader(split, augment, Order(23, 6, 0), 0, 1, 0).dataset
+    key = Order(23, 6, 0).global_batch(0)[0]
+    image, label = dataset[key]
+    for _ in range(3):
+        torch.rand(1)
+        random.random()
+        again, same = dataset[key]
+        assert torch.equal(again, image)
+        assert same == label
+
+
+def test_loaders_can_be_sent_to_workers_that_are_not_forked(split):
+    dataset = train_loader(split, train_transform(P, AugmentConfig()), Order(23, 6, 0), 0, 1, 0).dataset
+    key = Order(23, 6, 0).global_batch(0)[0]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[key][0], dataset[key][0])
+
+
+def test_an_eval_loader_can_be_gone_through_again_with_workers(split):
+    loader = eval_loader(split, eval_transform(P), 10, workers=2)
+    plain = list(eval_loader(split, eval_transform(P), 10, workers=0))
+    for _ in range(2):
+        for found, expected in zip(loader, plain, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("size", "batch"), [(0, 4), (4, 0), (4, -1)])
+def test_nothing_to_train_on_is_refused(size, batch):
+    with pytest.raises(ConfigError, match=f"batch_size={batch} over {size} training images"):
+        Order(size, batch, 0)

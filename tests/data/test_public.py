@@ -55,6 +55,7 @@ def cub_archive(tmp_path):
 @pytest.fixture
 def serve(monkeypatch):
     """Let the data set's address be a file's on a server of this machine."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
     def point(archive, md5=None):
@@ -97,6 +98,42 @@ def test_a_damaged_or_unreachable_cub_archive_is_refused(tmp_path, cub_archive, 
         load_splits(Cub200Data(root=str(tmp_path / "b")), 0)
     with pytest.raises(DataError, match="download=false"):
         load_splits(Cub200Data(root=str(tmp_path / "c"), download=False), 0)
+
+
+def test_an_archive_put_there_by_hand_is_used_and_an_interrupted_unpacking_done_anew(tmp_path, cub_archive, serve):
+    serve(cub_archive)
+    root = tmp_path / "cub"
+    half = root / "CUB_200_2011.part" / "CUB_200_2011"
+    half.mkdir(parents=True)
+    (half / "images.txt").write_text("1 gone.jpg\n")
+    cub_archive.rename(root / cub_archive.name)
+    assert len(load_splits(Cub200Data(root=str(root), download=False), 0).train) == 9
+    assert sorted(path.name for path in root.iterdir()) == ["CUB_200_2011", "CUB_200_2011.tgz"]
+
+
+def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(tmp_path, serve):
+    archive = tmp_path / "server" / "CUB_200_2011.tgz"
+    archive.parent.mkdir()
+    (tmp_path / "evil").write_text("evil")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "evil", "../../escaped")
+    serve(archive)
+    with pytest.raises(DataError, match="can't be unpacked"):
+        load_splits(Cub200Data(root=str(tmp_path / "cub")), 0)
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_cub_tables_that_do_not_fit_together_are_named(tmp_path, cub_archive, serve):
+    serve(cub_archive)
+    config = Cub200Data(root=str(tmp_path / "cub"))
+    load_splits(config, 0)
+    folder = tmp_path / "cub" / "CUB_200_2011"
+    (folder / "image_class_labels.txt").write_text("1 1\n")
+    with pytest.raises(DataError, match="don't fit together at '2'"):
+        load_splits(config, 0)
+    (folder / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"classes\.txt is missing"):
+        load_splits(config, 0)
 
 
 def test_a_torchvision_set_in_binary_batches(tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """What pictures go through, against Pillow and timm."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
 
 from vislora.config import AugmentConfig
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
+from vislora.errors import ConfigError
 
 P = Preprocessing(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
 
@@ -49,3 +51,28 @@ def test_every_augmentation_acts_and_keeps_shape_and_type():
 
 def test_preprocessing_survives_json():
     assert Preprocessing.from_dict(P.to_dict()) == P
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("size", "crop_pct"), [(224, 0.9), (96, 0.95), (64, 1.0), (48, 0.875)])
+@pytest.mark.parametrize("shape", [(300, 200), (70, 131)])
+def test_validation_sees_what_timm_shows_at_any_size(size, crop_pct, interpolation, shape):
+    p = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, interpolation, crop_pct)
+    theirs = create_transform(size, interpolation=interpolation, mean=p.mean, std=p.std, crop_pct=crop_pct)
+    torch.testing.assert_close(eval_transform(p)(picture(*shape)), theirs(picture(*shape)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("crop_scale", 0.0),
+        ("crop_scale", 1.2),
+        ("hflip", 2.0),
+        ("color_jitter", 3.0),
+        ("rotate", -5.0),
+        ("erase", -0.1),
+    ],
+)
+def test_augmentation_out_of_range_is_refused(name, value):
+    with pytest.raises(ConfigError, match=rf"data\.augment\.{name}={value}: expected"):
+        train_transform(P, AugmentConfig(**{name: value}))

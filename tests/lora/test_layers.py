@@ -493,9 +493,7 @@ def test_hardly_any_dropout_drops_hardly_anything(p):
     assert (layer(x) != 0).double().mean() > 0.999
 
 
-@pytest.mark.parametrize(
-    "p", [0.999, 0.999995]
-)
+@pytest.mark.parametrize("p", [0.999, 0.999995])
 def test_nearly_full_dropout_still_computes(p):
     layer, x = low_rank_path_of_ones(p, 1000)
     assert layer(x).isfinite().all()

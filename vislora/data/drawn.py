@@ -36,8 +36,6 @@ def drawn_birds(config: BirdsData) -> Splits:
         DataError: an unknown species or style, or a number out of range.
     """
     species = _species(config)
-    if not (32 <= config.size <= 512 and 0.0 <= config.difficulty <= 1.0):
-        raise DataError(f"data.size={config.size}, data.difficulty={config.difficulty}: expected 32 to 512, and 0 to 1")
     counts = {"train": config.train_per_species, "val": config.val_per_species, "test": config.test_per_species}
     _check(config, counts)
     splits = {name: _split(name, count, species, config) if count else None for name, count in counts.items()}

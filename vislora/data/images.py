@@ -156,8 +156,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _oddities(picture: Image.Image) -> Iterator[str]:
-    if (frames := getattr(picture, "n_frames", 1)) > 1:
-        yield f"the first of {frames} frames is used"
+    try:
+        if (frames := getattr(picture, "n_frames", 1)) > 1:
+            yield f"the first of {frames} frames is used"
+    except Exception:  # as in `_opened`; what can't be counted won't be read either
+        yield "damaged after the first frame, which is used"
     if picture.mode in _DEEP:
         yield "more than 8 bits per channel, scaled to 8"
     elif picture.has_transparency_data:

@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,8 +211,11 @@ def _fetch(archive: Path, download: bool) -> None:
 def _unpack(archive: Path, folder: Path) -> None:
     part = folder.with_name(f"{folder.name}.part")  # moved when whole, so that what was interrupted starts anew
     shutil.rmtree(part, ignore_errors=True)
-    extract_archive(archive, part)
-    (part / folder.name).rename(folder)
+    try:
+        extract_archive(archive, part)
+        (part / folder.name).rename(folder)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{archive} can't be unpacked: {error}") from error
     shutil.rmtree(part)
 
 

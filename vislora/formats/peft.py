@@ -91,7 +91,9 @@ def read_peft(folder: Path) -> Adapter:
         dropout = float(config.get("lora_dropout") or 0.0)
         layers = _layers({k: t for k, t in tensors.items() if ".lora_" in k}, config, folder)
     except (TypeError, ValueError, re.error) as error:
-        raise AdapterError(f"{folder / CONFIG} is malformed: {error}") from None
+        raise AdapterError(
+            f"{folder / CONFIG}: lora_alpha, lora_dropout or alpha_pattern is malformed: {error}"
+        ) from None
     trained: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if ".lora_" not in key:

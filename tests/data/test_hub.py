@@ -1,0 +1,39 @@
+"""The datasets package's own sets, from a folder of pictures: no hub is needed."""
+
+import pytest
+from PIL import Image
+
+from vislora.config import HfData
+from vislora.data.load import load_splits
+from vislora.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    pytest.importorskip("datasets", reason="needs vislora[hf]")
+    for split, count in {"train": 10, "test": 2}.items():
+        for k, name in enumerate(["ant", "bee"]):
+            for i in range(count):
+                path = tmp_path / "set" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGBA", (8, 6), (100 * k, i, 0, 255 if i else 0)).save(path)
+    return tmp_path / "set"
+
+
+def test_splits_labels_and_pictures_are_those_of_the_set(folder):
+    splits = load_splits(HfData(name=str(folder), val_fraction=0.2), 0)
+    assert splits.classes == ("ant", "bee")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 4, 4)
+    assert splits.test.labels == [0, 0, 1, 1]
+    assert splits.test.image(2).getpixel((0, 0)) == (255, 255, 255)  # transparent
+    assert splits.test.image(3).getpixel((0, 0)) == (100, 1, 0)
+
+
+def test_what_is_lacking_is_named(folder):
+    with pytest.raises(DataError, match=r"no column 'img'; choose data\.image_column among image, label"):
+        load_splits(HfData(name=str(folder), image_column="img"), 0)
+    with pytest.raises(DataError, match=r"'image' holds .* not class labels"):
+        load_splits(HfData(name=str(folder), label_column="image"), 0)
+    with pytest.raises(DataError, match=r"data\.name=.*nowhere can't be loaded"):
+        load_splits(HfData(name=str(folder / "nowhere")), 0)

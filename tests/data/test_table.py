@@ -1,0 +1,54 @@
+"""CSV tables as spreadsheets write them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vislora.config import CsvData
+from vislora.data.load import load_splits
+from vislora.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    for i in range(4):
+        Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def load(root, text, encoding="utf-8", **settings):
+    (root / "labels.csv").write_text(text, encoding=encoding)
+    return load_splits(CsvData(root=str(root), **settings), 0)
+
+
+def test_a_byte_order_mark_quotes_blank_lines_and_other_columns_do_no_harm(root):
+    text = 'file,kind,note\r\n0.png,"Größe, klein",x\r\n\r\n1.png, b ,y\r\n'
+    splits = load(root, text, "utf-8-sig", image_column="file", label_column="kind")
+    assert splits.classes == ("Größe, klein", "b")
+    assert splits.train.image(1).getpixel((0, 0)) == (1, 1, 1)
+
+
+def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
+    Image.new("RGB", (3, 3)).save(elsewhere)
+    assert len(load(root, f"image,label\n{elsewhere},a\n1.png,b\n").train) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,label,split\n0.png,a,train\n1.png,b,train\n0.png,a,test\n", "line 4: .*0.png is in train already"),
+        ("image,label,split\n0.png,a,train\n1.png\n", "line 3: the label is empty"),
+        ("image,label,split\n,a,train\n", "line 2: the image is empty"),
+        ("image,label,split\n0.png,a,train\n1.png,a,train\n", "1 classes to train on"),
+        ("", "no column 'image'; it has none"),
+    ],
+)
+def test_rows_that_can_not_be_used_are_named(root, text, message):
+    with pytest.raises(DataError, match=message):
+        load(root, text, split_column="split")
+
+
+def test_another_encoding_is_named(root):
+    with pytest.raises(DataError, match="can't be read as a CSV table in UTF-8"):
+        load(root, "image,label\n0.png,größe\n", "latin-1")
