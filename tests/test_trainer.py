@@ -54,7 +54,7 @@ def make_trainer(split, out, *, objective=None, dropout=0.1, optim=None, validat
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, num_classes=3
     )
-    adapt(model, LoraAdapter(dropout=dropout), 32)
+    adapt(model, LoraAdapter(dropout=dropout))
     config = TrainerConfig(**{"epochs": 3, "batch_size": 6, "progress": False} | settings)
     order = Order(len(split), config.batch_size, 0, config.accumulation)
     out.mkdir(parents=True, exist_ok=True)

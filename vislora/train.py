@@ -14,11 +14,13 @@ from omegaconf import OmegaConf
 
 from vislora import __version__
 from vislora.compose import command
-from vislora.config import AdapterConfig, LoraAdapter, ProbeAdapter, TrainConfig, data_to_dict
+from vislora.config import AdapterConfig, LoraAdapter, Precision, ProbeAdapter, TrainConfig, data_to_dict
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vislora.data.splits import Splits
+    from vislora.data.transforms import Preprocessing
     from vislora.lora import Adapters
     from vislora.metrics.recognition import Evaluation
 
@@ -55,64 +57,50 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     from vislora.data.order import Order, eval_loader, train_loader
     from vislora.data.transforms import eval_transform, train_transform
     from vislora.evaluate import evaluate_split
-    from vislora.files import write_json, write_text
-    from vislora.formats.peft import write_peft
     from vislora.logs import MetricLog, trackers
-    from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
+    from vislora.models.vit import build_vit, head_names, preprocessing
     from vislora.objectives.recognition import Recognition
     from vislora.precision import resolve_precision
     from vislora.recognizer import Recognizer
     from vislora.trainer import Trainer
 
     _make_paths_absolute(config)
-    device = PartialState().device
-    precision = resolve_precision(config.trainer.precision, device)
+    settings = config.trainer
+    precision = resolve_precision(settings.precision, PartialState().device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     accelerator = Accelerator(
-        mixed_precision="no" if precision.value == "fp32" else precision.value,
+        mixed_precision="no" if precision is Precision.fp32 else precision.value,
         log_with=trackers(config.logger) or None,
         project_dir=out,
     )
-    say = accelerator.print
+    rank, world = accelerator.process_index, accelerator.num_processes
 
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_splits(config.data, config.seed)
     torch.manual_seed(config.seed)
     model = build_vit(config.model, len(splits.classes))
+    adapters = adapt(model, config.adapter)
     images = preprocessing(model, config.data.crop_pct)
-    adapters = adapt(model, config.adapter, images.size)
+    if accelerator.is_main_process:
+        _write_settings(config, splits, out)
+    accelerator.init_trackers(config.logger.project)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in model.parameters())
-    about = {
-        "vislora": __version__,
-        "model": asdict(config.model),
-        "weights_sha256": weights_hash(config.model),
-        "preprocessing": images.to_dict(),
-        "classes": list(splits.classes),
-        "data": data_to_dict(config.data),
-    }
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
-        write_json([asdict(p) | {"file": str(p.file)} for p in splits.problems], out / "data.json")
-    accelerator.init_trackers(config.logger.project)
-    say(
-        f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained "
-        f"({trainable / parameters:.2%}), {precision.value} on {device}, {len(splits.train)} images, "
-        f"{len(splits.classes)} classes"
+    accelerator.print(
+        f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained ({trainable / parameters:.2%}), "
+        f"{precision.value} on {accelerator.device}, {len(splits.train)} images, {len(splits.classes)} classes"
     )
     if splits.problems:
-        say(f"{len(splits.problems)} files need a look: {out / 'data.json'}")
+        accelerator.print(f"{len(splits.problems)} files need a look: {out / 'data.json'}")
 
-    world, rank = accelerator.num_processes, accelerator.process_index
-    settings, augment, plain = config.trainer, train_transform(images, config.data.augment), eval_transform(images)
+    augment, plain = train_transform(images, config.data.augment), eval_transform(images)
     order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
     last_step = settings.epochs * order.steps_per_epoch
     validation = None
     if splits.val is not None:
         validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
     torch.manual_seed(config.seed + rank)  # dropout differs between processes
-    trainer = Trainer(
+    progress = Trainer(
         model=model,
         objective=Recognition(config.objective.label_smoothing),
         order=order,
@@ -124,30 +112,28 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         accelerator=accelerator,
         log=MetricLog(out, accelerator),
         out=out,
-        run=_shared_by_resumed_runs(config, world, precision.value),
-    )
-    progress = trainer.fit()
+        run=_shared_by_resumed_runs(config, world, precision),
+    ).fit()
 
+    about = _about(config, images, splits.classes)
     artifact = out / ("model" if adapters is None else "adapter")
-    if accelerator.is_main_process and adapters is not None:
-        write_peft(replace(adapters.adapter("default"), about=about), artifact)
-    elif accelerator.is_main_process:
-        save_vit(model, artifact, about)
+    if accelerator.is_main_process:
+        _export(model, adapters, about, artifact)
     test = None
     if splits.test is not None:
         recognizer = Recognizer(model.eval(), images, splits.classes, about)
         test = evaluate_split(recognizer, splits.test, settings.batch_size, precision, settings.workers, accelerator)
         if accelerator.is_main_process:
             test.write(out / "evaluation")
+        accelerator.print(test.table())
+    if progress.best is not None:
+        accelerator.print(f"best validation top-1 {progress.best:.1%} at step {progress.best_step}")
+    accelerator.print(f"{artifact.name}: {artifact}")
     accelerator.end_training()
-    say(f"best validation top-1 {progress.best:.1%} at step {progress.best_step}" if progress.best is not None else "")
-    if test is not None:
-        say(test.table())
-    say(f"{'model' if adapters is None else 'adapter'}: {artifact}")
     return TrainResult(artifact, progress.best, test, trainable, parameters)
 
 
-def adapt(model: nn.Module, config: AdapterConfig, image_size: int) -> Adapters | None:
+def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
     """Freeze and adapt a timm model as configured, its head always trained in full; prove that every adapter acts.
 
     Returns:
@@ -156,7 +142,7 @@ def adapt(model: nn.Module, config: AdapterConfig, image_size: int) -> Adapters 
     import torch
 
     from vislora.lora import Adapters, LoraSettings, prove_alive
-    from vislora.models.vit import head_names
+    from vislora.models.vit import head_names, preprocessing
     from vislora.targets.timm import find_targets
 
     head = head_names(model)
@@ -166,7 +152,8 @@ def adapt(model: nn.Module, config: AdapterConfig, image_size: int) -> Adapters 
         adapters.add(
             "default", targets, LoraSettings(config.rank, config.alpha, config.dropout, config.rslora), trained=head
         )
-        example = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        size = preprocessing(model).size
+        example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         prove_alive(model, lambda: model(example))
         return adapters
     model.requires_grad_(not isinstance(config, ProbeAdapter))
@@ -183,14 +170,47 @@ def _make_paths_absolute(config: TrainConfig) -> None:
         config.data.root = str(Path(config.data.root).absolute())
 
 
-def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: str) -> dict[str, Any]:
+def _write_settings(config: TrainConfig, splits: Splits, out: Path) -> None:
+    """The run's settings, and the files of its data that were left out or need a look."""
+    from vislora.files import write_json, write_text
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
+    write_json([asdict(problem) | {"file": str(problem.file)} for problem in splits.problems], out / "data.json")
+
+
+def _about(config: TrainConfig, images: Preprocessing, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What travels with the trained parameters, for whoever opens them."""
+    from vislora.models.vit import weights_hash
+
+    return {
+        "vislora": __version__,
+        "model": asdict(config.model),
+        "weights_sha256": weights_hash(config.model),
+        "preprocessing": images.to_dict(),
+        "classes": list(classes),
+        "data": data_to_dict(config.data),
+    }
+
+
+def _export(model: nn.Module, adapters: Adapters | None, about: dict[str, Any], artifact: Path) -> None:
+    from vislora.formats.peft import write_peft
+    from vislora.models.vit import save_vit
+
+    if adapters is None:
+        save_vit(model, artifact, about)
+    else:
+        write_peft(replace(adapters.adapter("default"), about=about), artifact)
+
+
+def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Precision) -> dict[str, Any]:
     """The settings without which a resumed run would take another path than one that never stopped."""
     whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     own = ("epochs", "batch_size", "accumulation")
     return {
         **{key: whole[key] for key in ("seed", "model", "data", "adapter", "objective", "optim")},
         **{f"trainer.{key}": whole["trainer"][key] for key in own},
-        "precision": precision,
+        "precision": precision.value,
         "processes": processes,
     }
 
