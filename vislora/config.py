@@ -78,8 +78,8 @@ class BirdsData(DataConfig):
     invented: int = 0  # draw this many invented species instead
     train_per_species: int = 20
     val_per_species: int = 10
-    test_per_species: int = 50
-    difficulty: float = 0.3  # 0: field-guide plates, 1: field conditions
+    test_per_species: int = 80
+    difficulty: float = 0.35  # 0: field-guide plates, 1: field conditions
     style: str = "natural"
     size: int = 64  # pixels of the drawings
     seed: int = 0  # of the drawings, apart from training's own
