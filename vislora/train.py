@@ -165,9 +165,9 @@ def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
 def _make_paths_absolute(config: TrainConfig) -> None:
     """So that the adapter's base weights and data are found from any folder."""
     if config.model.weights not in ("pretrained", "random"):
-        config.model.weights = str(Path(config.model.weights).absolute())
+        config.model.weights = str(Path(config.model.weights).expanduser().absolute())
     if getattr(config.data, "root", None) is not None:
-        config.data.root = str(Path(config.data.root).absolute())
+        config.data.root = str(Path(config.data.root).expanduser().absolute())
 
 
 def _write_settings(config: TrainConfig, splits: Splits, out: Path) -> None:
