@@ -1,8 +1,8 @@
 """python assets/pretrain_vit.py [--resume RUN]
 
 Pretrains the vision transformer that ships, on drawings of invented species only, and writes it to assets/vit_birds in
-timm's folder layout (fp16, without its head). An hour and a half on two AVX2 cores in fp32, half of that where the
-CPU has native bf16. None of the named species is ever drawn here.
+timm's folder layout (fp16, without its head). 38 minutes on two cores with native bf16, shared with other work; longer
+where fp32 has to do. None of the named species is ever drawn here.
 """
 
 import argparse
