@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vislora.ema import Ema
 from vislora.errors import ConfigError
 from vislora.files import write_json, write_tensors
 
@@ -62,6 +63,7 @@ def save_checkpoint(
     folder: Path,
     model: nn.Module,
     optimizer: Optimizer,
+    ema: Ema | None,
     progress: Progress,
     accelerator: Accelerator,
     run: dict[str, Any],
@@ -72,6 +74,7 @@ def save_checkpoint(
         folder: the run's checkpoints/.
         model: unwrapped.
         optimizer: unwrapped.
+        ema: the averages, where there are any.
         progress: as of now.
         accelerator: its gradient scaler is saved too.
         run: settings that a resumed run must share, as JSON values.
@@ -84,8 +87,10 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     write_tensors(_generators(), part / f"generators_{accelerator.process_index}.safetensors")
     if accelerator.is_main_process:
-        write_tensors({name: t.contiguous() for name, t in trainable_state(model).items()}, part / "model.safetensors")
+        write_tensors(trainable_state(model), part / "model.safetensors")
         write_tensors(_optimizer_tensors(model, optimizer), part / "optimizer.safetensors")
+        if ema is not None:
+            write_tensors(ema.averages, part / "ema.safetensors")
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         write_json({"progress": asdict(progress), "scaler": scaler, "run": run}, part / "state.json")
     accelerator.wait_for_everyone()
@@ -112,7 +117,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_checkpoint(
-    checkpoint: Path, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator, run: dict[str, Any]
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    ema: Ema | None,
+    accelerator: Accelerator,
+    run: dict[str, Any],
 ) -> Progress:
     """Continue from a checkpoint: parameters, optimizer, scaler and this process's random generators.
 
@@ -131,6 +141,8 @@ def load_checkpoint(
             )
     load_trainable_state(model, load_file(checkpoint / "model.safetensors"))
     _load_optimizer_tensors(model, optimizer, load_file(checkpoint / "optimizer.safetensors"))
+    if ema is not None:
+        ema.load(load_file(checkpoint / "ema.safetensors"))
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     _set_generators(load_file(checkpoint / f"generators_{accelerator.process_index}.safetensors"))

@@ -186,6 +186,8 @@ class TrainerConfig:
     validate_every: int = 1  # epochs
     patience: int | None = None  # stop after so many validations without a better metric
     keep: Keep = Keep.best  # which parameters are exported
+    ema: float | None = None  # decay of a moving average of what is trained, which is then validated and exported
+    preview_every: int | None = None  # steps between pictures of what is learned, where the objective draws any
     checkpoint_every: int | None = None  # steps; at the end of each epoch as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True

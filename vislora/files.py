@@ -25,7 +25,7 @@ def write_text(text: str, path: Path) -> None:
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, atomically."""
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
     os.replace(part, path)
 
 

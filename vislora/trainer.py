@@ -34,6 +34,7 @@ from vislora.checkpoint import (
 )
 from vislora.config import Keep, OptimConfig, TrainerConfig
 from vislora.data.order import Order
+from vislora.ema import Ema, averaged
 from vislora.errors import TrainingError
 from vislora.files import write_tensors
 from vislora.logs import MetricLog
@@ -44,7 +45,8 @@ _FLUSH_EVERY = 10  # steps between reads of the loss: each read waits for the GP
 class Objective(Protocol):
     """What the trainer optimises; see `vislora.objectives`."""
 
-    monitor: str  # the validation figure to watch; higher is better
+    monitor: str  # the validation figure to watch
+    higher_is_better: bool  # of that figure
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Loss of each sample of a batch on the device, [B]."""
@@ -64,6 +66,7 @@ class Trainer:
         batches: micro-batches of this process from a step on, `order.accumulation` per step.
         validation: batches of this process to validate on, or None.
         head: prefixes of the names of parameters that learn at `optim.head_lr`.
+        preview: draws into a file what the model can do so far, each `config.preview_every` steps.
         run: settings that a resumed run must share, as JSON values.
     """
 
@@ -79,6 +82,7 @@ class Trainer:
     log: MetricLog
     out: Path
     run: dict[str, Any]
+    preview: Callable[[Path], None] | None = None
 
     def fit(self) -> Progress:
         """Train to the end, or until validation stops improving; leave the parameters to export in the model.
@@ -90,7 +94,8 @@ class Trainer:
         steps = self.config.epochs * self.order.steps_per_epoch
         wrapped, optimizer = self.accelerator.prepare(self.model, make_optimizer(self.model, self.head, self.optim))
         base_rates = [group["lr"] for group in optimizer.param_groups]
-        progress = self._start(optimizer.optimizer)
+        ema = Ema(self.model, self.config.ema) if self.config.ema is not None else None
+        progress = self._start(optimizer.optimizer, ema)
         batches = iter(self.batches(progress.step))
         bar = tqdm(
             total=steps,
@@ -108,6 +113,8 @@ class Trainer:
             size = len(self.order.global_batch(progress.step))
             loss, norm = self._step(wrapped, optimizer, batches, size)
             progress.step += 1
+            if ema is not None:
+                ema.update(progress.step)
             pending.add(progress.step, loss, norm, base_rates[0] * factor, size)
             bar.update()
             epoch_ended = progress.step % self.order.steps_per_epoch == 0
@@ -117,22 +124,29 @@ class Trainer:
             if len(pending) >= _FLUSH_EVERY or checkpoint_due:
                 bar.set_postfix(self._flush(pending), refresh=False)
             if epoch_ended and self._validation_due(progress.step, steps):
-                bar.set_postfix(self._validate(wrapped, progress), refresh=False)
+                with averaged(ema):
+                    bar.set_postfix(self._validate(wrapped, progress), refresh=False)
+                pending.restart_clock()
+            if self._preview_due(progress.step, steps):
+                with averaged(ema):
+                    self._draw_preview(wrapped, progress.step)
                 pending.restart_clock()
             if checkpoint_due:
                 save_checkpoint(
-                    self.out / "checkpoints", self.model, optimizer.optimizer, progress, self.accelerator, self.run
+                    self.out / "checkpoints", self.model, optimizer.optimizer, ema, progress, self.accelerator, self.run
                 )
         bar.close()
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        if ema is not None:
+            load_trainable_state(self.model, trainable_state(self.model) | ema.averages)
         self._restore_best(progress)
         return progress
 
-    def _start(self, optimizer: torch.optim.Optimizer) -> Progress:
+    def _start(self, optimizer: torch.optim.Optimizer, ema: Ema | None) -> Progress:
         if self.config.resume is None:
             return Progress()
         checkpoint = find_checkpoint(Path(self.config.resume))
-        progress = load_checkpoint(checkpoint, self.model, optimizer, self.accelerator, self.run)
+        progress = load_checkpoint(checkpoint, self.model, optimizer, ema, self.accelerator, self.run)
         earlier = checkpoint.parent.parent
         self.log.continue_from(earlier, progress.step)
         best = earlier / "checkpoints" / "best.safetensors"
@@ -178,7 +192,8 @@ class Trainer:
         wrapped.train()
         self.log.write(progress.step, figures)
         score = figures[self.objective.monitor]
-        if progress.best is None or score > progress.best:
+        gain = 0.0 if progress.best is None else score - progress.best
+        if progress.best is None or (gain > 0.0 if self.objective.higher_is_better else gain < 0.0):
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
             if self.accelerator.is_main_process and self.config.keep is Keep.best:
                 (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -186,6 +201,18 @@ class Trainer:
         else:
             progress.stale += 1
         return {name: f"{value:.3f}" for name, value in figures.items()}
+
+    def _preview_due(self, step: int, steps: int) -> bool:
+        every = self.config.preview_every
+        return self.preview is not None and every is not None and (step % every == 0 or step == steps)
+
+    def _draw_preview(self, wrapped: nn.Module, step: int) -> None:
+        """By the main process alone, the random numbers of training left as they were."""
+        if self.accelerator.is_main_process:
+            wrapped.eval()
+            with torch.random.fork_rng(), torch.no_grad(), self.accelerator.autocast():
+                self.preview(self.out / "previews" / f"step_{step:08d}.png")
+            wrapped.train()
 
     def _exhausted(self, progress: Progress) -> bool:
         return self.config.patience is not None and progress.stale >= self.config.patience

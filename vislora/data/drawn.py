@@ -42,6 +42,15 @@ def drawn_birds(config: BirdsData) -> Splits:
     return Splits(**splits)
 
 
+def drawing_seeds(seed: int, split: str, count: int) -> list[int]:
+    """The numbers of a split's pictures of any one species, as `vislora.data.birds.picture` takes them.
+
+    The same number draws the same picture; train, val and test never share one.
+    """
+    start = mix(seed, crc32(split.encode()))
+    return [(start + i) % 2**63 for i in range(count)]
+
+
 def _species(config: BirdsData) -> list[Species]:
     if config.invented:
         return [invented(index) for index in range(config.invented)]
@@ -67,12 +76,10 @@ def _check(config: BirdsData, counts: dict[str, int]) -> None:
 
 
 def _split(name: str, count: int, species: list[Species], config: BirdsData) -> ImageSplit:
-    # the same key draws the same picture; train, val and test never share one
-    start = mix(config.seed, crc32(name.encode()))
     jobs = [
-        (kind, (start + i) % 2**63, config.difficulty, config.style, config.size)
+        (kind, seed, config.difficulty, config.style, config.size)
         for kind in species
-        for i in range(count)
+        for seed in drawing_seeds(config.seed, name, count)
     ]
     labels = [k for k in range(len(species)) for _ in range(count)]
     names = [f"{name}/{kind.name}/{i:04d}" for kind in species for i in range(count)]

@@ -1,0 +1,52 @@
+"""An exponential moving average of what is trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averages of a model's trained parameters, in float32 beside them.
+
+    The average moves by 1 - decay at each step, faster during the first ones: decay is capped by (1 + n) / (10 + n)
+    after n steps, so that the untrained start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.averages: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the averages towards the parameters, after optimizer step number `step`, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.averages.values()), list(self._parameters.values()), 1.0 - decay)
+
+    def load(self, averages: dict[str, Tensor]) -> None:
+        """Take over saved averages, by the parameters' names."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange averages and parameters; twice is as before."""
+        for name, p in self._parameters.items():
+            trained = p.detach().clone()
+            p.copy_(self.averages[name])
+            self.averages[name].copy_(trained)
+
+
+@contextmanager
+def averaged(ema: Ema | None) -> Iterator[None]:
+    """The model computes with its averages meanwhile; with its own parameters where there are none."""
+    if ema is None:
+        yield
+        return
+    ema.swap()
+    try:
+        yield
+    finally:
+        ema.swap()

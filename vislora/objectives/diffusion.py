@@ -1,0 +1,90 @@
+"""Diffusion: the squared error of what the scheduler wants predicted, validated on noise that never changes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vislora.data.order import mix
+from vislora.objectives.schedules import Schedule
+
+VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Predict the noise (or velocity, or flow) in latents, given their captions.
+
+    A batch holds `latents` [B, C, h, w], `seed` [B] from which all of a sample's random numbers are drawn, `weight` [B]
+    and `text`, a dict of tensors with B rows.
+
+    Attributes:
+        schedule: how noise is mixed in, and what is predicted.
+        no_text: the `text` of one empty caption, for dropped ones.
+        min_snr_gamma: cap of the signal-to-noise ratio in the loss weight; None: every noise level weighs the same.
+        noise_offset: strength of the noise that all pixels of a channel share, so that a style may change how bright
+            whole images are (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
+        caption_dropout: share of showings without a caption, for classifier-free guidance.
+    """
+
+    schedule: Schedule
+    no_text: dict[str, Tensor]
+    min_snr_gamma: float | None = None
+    noise_offset: float = 0.0
+    caption_dropout: float = 0.0
+    monitor: str = "val_loss"
+    higher_is_better: bool = field(default=False, init=False)
+
+    def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Loss of each sample, [B]."""
+        latents = batch["latents"].float()
+        noise, levels, dropped = self._draw(batch["seed"], latents)
+        text = {
+            key: torch.where(dropped.view(-1, *[1] * (value.dim() - 1)), self.no_text[key].to(value), value)
+            if key in self.no_text
+            else value
+            for key, value in batch["text"].items()
+        }
+        noised = self.schedule.noise(latents, noise, levels, self.min_snr_gamma)
+        predicted = model(noised.latents, noised.timesteps, text).float()
+        return noised.weight * batch["weight"] * (predicted - noised.target).square().mean((1, 2, 3))
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batches: Iterable, accelerator: Accelerator) -> dict[str, float]:
+        """Mean squared error over all processes' batches, each sample at five noise levels.
+
+        Noise and levels depend on the sample's place in the data alone, so that runs can be compared.
+        """
+        totals = torch.zeros(2, dtype=torch.float64)
+        for batch in batches:
+            latents = batch["latents"].to(accelerator.device).float()
+            text = {key: value.to(accelerator.device) for key, value in batch["text"].items()}
+            for level in VALIDATION_LEVELS:
+                noise = _normal([mix(seed, round(10 * level)) for seed in batch["seed"].tolist()], latents)
+                noised = self.schedule.noise(latents, noise, torch.full_like(latents[:, 0, 0, 0], level), None)
+                predicted = model(noised.latents, noised.timesteps, text).float()
+                error = (predicted - noised.target).square().mean((1, 2, 3)).sum()
+                totals += torch.tensor([error.item(), len(latents)], dtype=torch.float64)
+        loss, count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+        return {self.monitor: loss / count}
+
+    def _draw(self, seeds: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise like latents, levels [B] in [0, 1) and whether the caption is dropped [B]: functions of the seeds."""
+        noise, shared, chances = [], [], []
+        for seed in seeds.tolist():
+            generator = torch.Generator().manual_seed(seed)
+            noise.append(torch.randn(latents.shape[1:], generator=generator))
+            shared.append(torch.randn(latents.shape[1], 1, 1, generator=generator))
+            chances.append(torch.rand(2, generator=generator))
+        levels, drops = torch.stack(chances).to(latents.device).unbind(1)
+        mixed = torch.stack(noise) + self.noise_offset * torch.stack(shared)
+        return mixed.to(latents.device), levels, drops < self.caption_dropout
+
+
+def _normal(seeds: list[int], latents: Tensor) -> Tensor:
+    """Normal noise like latents [B, C, h, w], one seed a sample."""
+    rows = [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(latents.device)
