@@ -10,7 +10,6 @@ from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
-from vislora.lora.layers import Rows
 
 PROJECTIONS = ("qkv", "q", "k", "v", "o", "mlp", "proj", "conv")
 ATTENTION = ("self", "cross")
