@@ -93,9 +93,9 @@ class LoraLinear(nn.Linear):
 
     lora: LowRank
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in] -> [..., out]."""
-        low = self.lora
+    def forward(self, input: Tensor) -> Tensor:  # nn.Linear's own name for it, which some models call it by
+        """input: [..., in] -> [..., out]."""
+        x, low = input, self.lora
         dropout = low.dropout if self.training else 0.0
         settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
         # under autocast x is kept as a half-size copy: cheaper than making it again
@@ -108,11 +108,11 @@ class LoraConv2d(nn.Conv2d):
 
     lora: LowRank
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, in, H, W] -> [B, out, H', W']."""
-        if x.dim() == 3:  # without a batch, as nn.Conv2d takes it too
-            return self(x.unsqueeze(0)).squeeze(0)
-        low = self.lora
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [B, in, H, W] -> [B, out, H', W']."""
+        if input.dim() == 3:  # without a batch, as nn.Conv2d takes it too
+            return self(input.unsqueeze(0)).squeeze(0)
+        x, low = input, self.lora
         dropout = low.dropout if self.training else 0.0
         settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
         geometry = (self.stride, self.padding, self.dilation)
@@ -238,7 +238,7 @@ class _FusedLinear(torch.autograd.Function):
         w, lora_A, lora_B, h, mask, *kept = ctx.saved_tensors
         settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
         with torch.autocast(h.device.type, enabled=False):
-            flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).view(-1, ctx.x_shape[-1])
+            flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
             a, b = lora_A.to(dtype), lora_B.to(dtype)
             db = torch.empty_like(lora_B)
