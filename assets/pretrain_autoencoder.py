@@ -1,4 +1,4 @@
-"""python assets/pretrain_autoencoder.py [--resume RUN]
+"""torchrun --nproc-per-node 2 assets/pretrain_autoencoder.py [--resume RUN] [--epochs N]
 
 Pretrains the autoencoder of the text-to-image pipeline that ships, on crops of drawings in every style (what it has
 never seen, no style adapter could show), and writes it to assets/sd_birds/vae.
@@ -119,12 +119,13 @@ def main() -> None:
     torch.manual_seed(0)
     images = pictures()
     whole = torch.from_numpy(images[::50].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    order = Order(len(images), config.trainer.batch_size, config.seed)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    order = Order(len(images), config.trainer.batch_size, config.seed, rank=rank, world=world)
     model = Autoencoder()
 
     def batches(start: int) -> Iterator[Tensor]:
         for step in range(start, config.trainer.epochs * order.steps_per_epoch):
-            yield torch.stack([crop(images, key) for key in order.global_batch(step)])
+            yield torch.stack([crop(images, key) for key in order.micro_batches(step)[0]])
 
     Trainer(
         model=model,
@@ -140,8 +141,8 @@ def main() -> None:
         out=options.out,
         run={},
     ).fit()
-    vae = model.vae.eval().to(memory_format=torch.contiguous_format)
-    vae.save_pretrained(ASSETS / "sd_birds" / "vae")
+    if accelerator.is_main_process:
+        model.vae.to(memory_format=torch.contiguous_format).save_pretrained(ASSETS / "sd_birds" / "vae")
 
 
 if __name__ == "__main__":

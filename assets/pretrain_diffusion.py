@@ -1,4 +1,4 @@
-"""python assets/pretrain_diffusion.py [--resume RUN] [--epochs N]
+"""torchrun --nproc-per-node 2 assets/pretrain_diffusion.py [--resume RUN] [--epochs N]
 
 Pretrains the text-to-image pipeline that ships, on drawings of the named species in the natural style with their plain
 captions, and writes it to assets/sd_birds (fp16). The autoencoder must be there: assets/pretrain_autoencoder.py.
@@ -205,13 +205,16 @@ def main() -> None:
     precision = resolve_precision(Precision.auto, torch.device("cpu"))
     accelerator = Accelerator(mixed_precision="no" if precision is Precision.fp32 else precision.value)
 
-    splits = drawn_birds(config.data)
+    with accelerator.main_process_first():
+        splits = drawn_birds(config.data)
     captions = {
         "train": captions_of(config.data, "train", config.data.train_per_species),
         "val": captions_of(config.data, "val", config.data.val_per_species),
     }
     torch.manual_seed(0)
-    pipe = make_pipeline(make_tokenizer(captions["train"], PIPELINE / "tokenizer"))
+    with accelerator.main_process_first():
+        tokenizer = make_tokenizer(captions["train"], PIPELINE / "tokenizer")
+    pipe = make_pipeline(tokenizer)
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.unet.set_attn_processor(AttnProcessor())  # the fused attention's backward pass is slower on a CPU
     tokens = {name: tokenize(pipe, texts)["input_ids"] for name, texts in captions.items()}
@@ -221,15 +224,16 @@ def main() -> None:
     }
     deviation, mean = torch.std_mean(latents["train"], (0, 2, 3))
     print(f"latent means {mean.numpy().round(2)}, deviations {deviation.numpy().round(2)}", flush=True)
-    order = Order(len(tokens["train"]), config.trainer.batch_size, config.seed)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    order = Order(len(tokens["train"]), config.trainer.batch_size, config.seed, rank=rank, world=world)
     validation = [
         batch_of(latents["val"], tokens["val"], part.tolist(), [mix(i) for i in part.tolist()])
-        for part in torch.arange(len(tokens["val"])).split(90)
+        for part in torch.arange(rank, len(tokens["val"]), world).split(90)
     ]
 
     def batches(start: int) -> Iterator[dict]:
         for step in range(start, config.trainer.epochs * order.steps_per_epoch):
-            keys = order.global_batch(step)
+            (keys,) = order.micro_batches(step)
             yield batch_of(latents["train"], tokens["train"], [key.index for key in keys], [mix(*key) for key in keys])
 
     model = Denoiser(pipe, text=True)
@@ -248,8 +252,9 @@ def main() -> None:
         run={"precision": precision.value},
         preview=lambda file: draw(pipe, PREVIEWED, file),
     ).fit()
-    pipe.unet.to(memory_format=torch.contiguous_format).set_default_attn_processor()
-    export(pipe)
+    if accelerator.is_main_process:
+        pipe.unet.to(memory_format=torch.contiguous_format).set_default_attn_processor()
+        export(pipe)
 
 
 if __name__ == "__main__":

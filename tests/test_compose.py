@@ -42,7 +42,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
         ("trainer.epochs=many", "trainer.epochs=many can't be used"),
         ("trainer.precision=int8", r"expected one of \[auto, fp32, bf16, fp16\]"),
         ("recipe=vit_brids", "recipe=vit_brids is not known; recipe can be: vit_birds, vit_cub"),
-        ("model=resnet", "model can be: embedded, timm"),
+        ("model=resnet", "model can be: diffusers, embedded, sd_embedded, timm"),
         ("trainer.epochs", "write key=value"),
         ("data=[", "write key=value"),
         ("data=imagefolder", "data.root has no value"),

@@ -16,7 +16,7 @@ from vislora.data.transforms import Preprocessing, eval_transform, train_transfo
 from vislora.errors import ConfigError, TrainingError
 from vislora.logs import MetricLog
 from vislora.objectives.recognition import Recognition
-from vislora.train import adapt
+from vislora.tasks.recognition import adapt
 from vislora.trainer import Trainer, make_optimizer, rate_factor
 
 IMAGES = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)

@@ -38,8 +38,44 @@ class Target(Enum):
     mlp = "mlp"
 
 
+class PipelineTarget(Enum):
+    """A projection in a diffusion pipeline's UNet or transformer, and in its text encoders (up to mlp)."""
+
+    qkv = "qkv"  # q, k and v; where they are fused: one pair of matrices for them
+    q = "q"
+    k = "k"
+    v = "v"
+    o = "o"
+    mlp = "mlp"
+    proj = "proj"  # proj_in and proj_out around a UNet's transformer blocks
+    conv = "conv"  # a UNet's residual and resampling convolutions
+
+
+class Attends(Enum):
+    """What an attention block of a UNet looks at."""
+
+    self = "self"  # the image
+    cross = "cross"  # the text
+
+
 @dataclass
-class ModelConfig:
+class BaseModel:
+    """What is tuned."""
+
+
+@dataclass
+class PipelineConfig(BaseModel):
+    """A text-to-image pipeline of diffusers. `name` is a folder in diffusers' layout, a name on the hub, or `embedded`,
+    the one that ships."""
+
+    name: str = MISSING
+    revision: str | None = None  # of a hub model: a branch, tag or commit
+    variant: str | None = None  # of a hub model's files, as fp16
+    gradient_checkpointing: bool = False  # a third more time, far less memory
+
+
+@dataclass
+class ModelConfig(BaseModel):
     """A timm model. `name` is timm's own, `local-dir:FOLDER` in timm's layout, or `embedded`, the one that ships."""
 
     name: str = MISSING
@@ -62,8 +98,59 @@ class AugmentConfig:
 
 
 @dataclass
-class DataConfig:
-    """What all image data sets share."""
+class BaseData:
+    """What is learned from."""
+
+
+@dataclass
+class PriorConfig:
+    """Prior preservation (Ruiz et al. 2022, https://arxiv.org/abs/2208.12242): pictures of the subject's class in
+    general, learned beside it so that the class isn't forgotten. Drawn by the untuned pipeline where there are none."""
+
+    prompt: str | None = None  # as "a photo of a dog"; null: none are learned
+    images: str | None = None  # a folder of them
+    count: int = 100
+    weight: float = 1.0  # of their loss
+
+
+@dataclass
+class CaptionedData(BaseData):
+    """What all data sets of captioned pictures share."""
+
+    size: int | None = None  # pixels of a square's side; what the pipeline was made for by default
+    buckets: bool = False  # keep aspect ratios: as many pixels as the square, in sides that fit
+    hflip: float = 0.0  # probability; not for captions that tell left from right
+    repeats: int = 1  # showings of each picture an epoch
+    cache: bool = True  # encode pictures and captions once and keep them on disk
+    prior: PriorConfig = field(default_factory=PriorConfig)
+
+
+@dataclass
+class CaptionsData(CaptionedData):
+    """A folder of pictures, their captions in metadata.jsonl or in .txt files beside them; or one prompt for all."""
+
+    root: str = MISSING
+    prompt: str | None = None  # in place of captions, as "a photo of sks dog"
+    val_fraction: float = 0.0  # share held out
+
+
+@dataclass
+class BirdsCaptionsData(CaptionedData):
+    """Drawn birds with captions, in any style."""
+
+    species: list[str] | None = None  # names, drawn in turn; all named ones by default
+    count: int = 32
+    val_count: int = 16
+    prefix: str = ""  # before each caption, as "ink sketch of "
+    style: str = "ink"
+    difficulty: float = 0.1
+    drawn_size: int = 64  # pixels of the drawings
+    seed: int = 1  # of the drawings
+
+
+@dataclass
+class DataConfig(BaseData):
+    """What all labelled data sets share."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_fraction: float = 0.0  # share of train held out per class, where the data has no validation split of its own
@@ -150,6 +237,15 @@ class LoraAdapter(AdapterConfig):
 
 
 @dataclass
+class PipelineLora(LoraAdapter):
+    """Low-rank adapters in a pipeline's UNet or transformer, and if wanted in its text encoders."""
+
+    targets: list[PipelineTarget] = field(default_factory=lambda: [PipelineTarget.qkv, PipelineTarget.o])
+    attention: list[Attends] = field(default_factory=lambda: [Attends.self, Attends.cross])
+    text_encoder: bool = False  # adapt q, k, v and o of the text encoders too
+
+
+@dataclass
 class ProbeAdapter(AdapterConfig):
     """A linear probe: the head alone is trained."""
 
@@ -161,7 +257,26 @@ class FullAdapter(AdapterConfig):
 
 @dataclass
 class ObjectiveConfig:
+    """What is optimised."""
+
+
+@dataclass
+class RecognitionObjective(ObjectiveConfig):
+    """Cross-entropy on class labels."""
+
     label_smoothing: float = 0.0
+
+
+@dataclass
+class DiffusionObjective(ObjectiveConfig):
+    """The error of what the pipeline's scheduler wants predicted: noise, velocity or flow."""
+
+    min_snr_gamma: float | None = None  # cap of the signal-to-noise ratio in the loss weight; usually 5
+    noise_offset: float = 0.0  # strength of noise that a whole channel shares; 0.05 for very dark or bright styles
+    caption_dropout: float = 0.0  # share of showings without a caption
+    prompts: list[str] | None = None  # of the preview pictures; captions of the data by default
+    preview_steps: int = 25  # of sampling
+    guidance: float = 5.0  # of the preview pictures
 
 
 @dataclass
@@ -211,10 +326,10 @@ class TrainConfig:
     """`python -m vislora.train`"""
 
     seed: int = 0
-    model: ModelConfig = MISSING
-    data: DataConfig = MISSING
+    model: BaseModel = MISSING
+    data: BaseData = MISSING
     adapter: AdapterConfig = MISSING
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = MISSING
     optim: OptimConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
@@ -254,23 +369,25 @@ class ExportConfig:
     out: str = MISSING
 
 
-DATA_OPTIONS: dict[str, type[DataConfig]] = {
+DATA_OPTIONS: dict[str, type[BaseData]] = {
     "birds": BirdsData,
     "imagefolder": ImageFolderData,
     "csv": CsvData,
     "torchvision": TorchvisionData,
     "cub200": Cub200Data,
     "hf": HfData,
+    "captions": CaptionsData,
+    "birds_captions": BirdsCaptionsData,
 }
 
 
-def data_to_dict(config: DataConfig) -> dict[str, Any]:
+def data_to_dict(config: BaseData) -> dict[str, Any]:
     """A data set's settings as JSON values, with the name of its option."""
     option = next(name for name, schema in DATA_OPTIONS.items() if type(config) is schema)
     return {"option": option} | OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
 
 
-def data_from_dict(values: dict[str, Any]) -> DataConfig:
+def data_from_dict(values: dict[str, Any]) -> BaseData:
     """The inverse of `data_to_dict`."""
     values = dict(values)
     schema = OmegaConf.structured(DATA_OPTIONS[values.pop("option")])

@@ -17,8 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import vislora.data.birds
-from vislora.config import BirdsData
-from vislora.data.birds import SPECIES, STYLES, Species, invented, picture
+from vislora.config import BirdsCaptionsData, BirdsData
+from vislora.data.birds import SPECIES, STYLES, Species, caption, invented, picture, seeded_scene
+from vislora.data.captions import Captioned, CaptionedSplits
 from vislora.data.order import mix
 from vislora.data.splits import ImageSplit, Pixels, Splits
 from vislora.errors import DataError
@@ -42,6 +43,21 @@ def drawn_birds(config: BirdsData) -> Splits:
     return Splits(**splits)
 
 
+def drawn_captions(config: BirdsCaptionsData) -> CaptionedSplits:
+    """Draw captioned pictures, one species after the other; none to learn from is among those to validate on.
+
+    Raises:
+        DataError: an unknown species or style, or a number out of range.
+    """
+    species = _named(config.species)
+    _check_drawing(config.style, config.difficulty)
+    _check_size("data.drawn_size", config.drawn_size)
+    if config.count < 1 or config.val_count < 0:
+        raise DataError(f"data.count={config.count}, data.val_count={config.val_count}: expected at least 1 and 0")
+    val = _captioned("val", config.val_count, species, config) if config.val_count else None
+    return CaptionedSplits(_captioned("train", config.count, species, config), val)
+
+
 def drawing_seeds(seed: int, split: str, count: int) -> list[int]:
     """The numbers of a split's pictures of any one species, as `vislora.data.birds.picture` takes them.
 
@@ -54,7 +70,11 @@ def drawing_seeds(seed: int, split: str, count: int) -> list[int]:
 def _species(config: BirdsData) -> list[Species]:
     if config.invented:
         return [invented(index) for index in range(config.invented)]
-    names = config.species if config.species is not None else list(SPECIES)
+    return _named(config.species)
+
+
+def _named(names: list[str] | None) -> list[Species]:
+    names = names if names is not None else list(SPECIES)
     for name in names:
         if name not in SPECIES:
             near = get_close_matches(name, SPECIES, n=3)
@@ -64,15 +84,32 @@ def _species(config: BirdsData) -> list[Species]:
 
 
 def _check(config: BirdsData, counts: dict[str, int]) -> None:
-    if config.style not in STYLES:
-        raise DataError(f"data.style={config.style} is no drawing style; there are {', '.join(STYLES)}")
-    if not 0.0 <= config.difficulty <= 1.0:
-        raise DataError(f"data.difficulty={config.difficulty}: expected 0 to 1")
-    if not 32 <= config.size <= 512:
-        raise DataError(f"data.size={config.size}: expected 32 to 512 pixels")
+    _check_drawing(config.style, config.difficulty)
+    _check_size("data.size", config.size)
     for name, count in counts.items():
         if count < (name == "train"):
             raise DataError(f"data.{name}_per_species={count}: expected {'1' if name == 'train' else '0'} or more")
+
+
+def _check_drawing(style: str, difficulty: float) -> None:
+    if style not in STYLES:
+        raise DataError(f"data.style={style} is no drawing style; there are {', '.join(STYLES)}")
+    if not 0.0 <= difficulty <= 1.0:
+        raise DataError(f"data.difficulty={difficulty}: expected 0 to 1")
+
+
+def _check_size(key: str, size: int) -> None:
+    if not 32 <= size <= 512:
+        raise DataError(f"{key}={size}: expected 32 to 512 pixels")
+
+
+def _captioned(name: str, count: int, species: list[Species], config: BirdsCaptionsData) -> Captioned:
+    rounds = drawing_seeds(config.seed, name, -(-count // len(species)))
+    drawn = [(kind, seed) for seed in rounds for kind in species][:count]
+    captions = [f"{config.prefix}{caption(kind, seeded_scene(kind, seed, config.difficulty))}" for kind, seed in drawn]
+    names = [f"{name}/{i:04d} {kind.name}" for i, (kind, _) in enumerate(drawn)]
+    jobs = [(kind, seed, config.difficulty, config.style, config.drawn_size) for kind, seed in drawn]
+    return Captioned(captions, names, Pixels(_render(jobs)))
 
 
 def _split(name: str, count: int, species: list[Species], config: BirdsData) -> ImageSplit:

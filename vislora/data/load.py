@@ -5,8 +5,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import zip_longest
 
-from vislora.config import BirdsData, CsvData, Cub200Data, DataConfig, HfData, ImageFolderData, TorchvisionData
-from vislora.data.drawn import drawn_birds
+from vislora.config import (
+    BirdsCaptionsData,
+    BirdsData,
+    CaptionedData,
+    CaptionsData,
+    CsvData,
+    Cub200Data,
+    DataConfig,
+    HfData,
+    ImageFolderData,
+    TorchvisionData,
+)
+from vislora.data.captions import CaptionedSplits, captions_folder
+from vislora.data.drawn import drawn_birds, drawn_captions
 from vislora.data.folder import image_folder
 from vislora.data.public import cub200, hub_set, torchvision_set
 from vislora.data.splits import Splits, hold_out
@@ -21,6 +33,20 @@ _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
     Cub200Data: cub200,
     HfData: hub_set,
 }
+
+_CAPTIONED: dict[type[CaptionedData], Callable[..., CaptionedSplits]] = {
+    CaptionsData: captions_folder,
+    BirdsCaptionsData: drawn_captions,
+}
+
+
+def load_captions(config: CaptionedData) -> CaptionedSplits:
+    """Captioned pictures to learn from and to validate on.
+
+    Raises:
+        DataError: what is wrong with the data, and where.
+    """
+    return _CAPTIONED[type(config)](config)
 
 
 def load_splits(config: DataConfig, seed: int) -> Splits:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from vislora.data.encoded import Encoder
 from vislora.data.order import mix
 from vislora.objectives.schedules import Schedule
 
@@ -19,11 +21,13 @@ class Diffusion:
     """Predict the noise (or velocity, or flow) in latents, given their captions.
 
     A batch holds `latents` [B, C, h, w], `seed` [B] from which all of a sample's random numbers are drawn, `weight` [B]
-    and `text`, a dict of tensors with B rows.
+    and `text`, a dict of tensors with B rows, as `vislora.models.denoiser.Denoiser` takes it.
 
     Attributes:
         schedule: how noise is mixed in, and what is predicted.
         no_text: the `text` of one empty caption, for dropped ones.
+        encoder: encodes `images` [B, 3, H, W], where a batch holds them instead of latents.
+        encode_text: encode such a batch's tokens too; the model does so where its text encoders learn.
         min_snr_gamma: cap of the signal-to-noise ratio in the loss weight; None: every noise level weighs the same.
         noise_offset: strength of the noise that all pixels of a channel share, so that a style may change how bright
             whole images are (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
@@ -32,6 +36,8 @@ class Diffusion:
 
     schedule: Schedule
     no_text: dict[str, Tensor]
+    encoder: Encoder | None = None
+    encode_text: bool = False
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
     caption_dropout: float = 0.0
@@ -40,14 +46,9 @@ class Diffusion:
 
     def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Loss of each sample, [B]."""
-        latents = batch["latents"].float()
+        latents, text = self._encoded(batch)
         noise, levels, dropped = self._draw(batch["seed"], latents)
-        text = {
-            key: torch.where(dropped.view(-1, *[1] * (value.dim() - 1)), self.no_text[key].to(value), value)
-            if key in self.no_text
-            else value
-            for key, value in batch["text"].items()
-        }
+        text = self._without_captions(text, dropped)
         noised = self.schedule.noise(latents, noise, levels, self.min_snr_gamma)
         predicted = model(noised.latents, noised.timesteps, text).float()
         return noised.weight * batch["weight"] * (predicted - noised.target).square().mean((1, 2, 3))
@@ -60,8 +61,7 @@ class Diffusion:
         """
         totals = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
-            latents = batch["latents"].to(accelerator.device).float()
-            text = {key: value.to(accelerator.device) for key, value in batch["text"].items()}
+            latents, text = self._encoded(send_to_device(batch, accelerator.device))
             for level in VALIDATION_LEVELS:
                 noise = _normal([mix(seed, round(10 * level)) for seed in batch["seed"].tolist()], latents)
                 noised = self.schedule.noise(latents, noise, torch.full_like(latents[:, 0, 0, 0], level), None)
@@ -70,6 +70,24 @@ class Diffusion:
                 totals += torch.tensor([error.item(), len(latents)], dtype=torch.float64)
         loss, count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
         return {self.monitor: loss / count}
+
+    def _encoded(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents and text of a batch."""
+        if "latents" in batch:
+            return batch["latents"].float(), batch["text"]
+        with torch.no_grad():
+            text = batch["text"]
+            if self.encode_text:
+                text = text | self.encoder.text(text)
+            return self.encoder.images(batch["images"]).float(), text
+
+    def _without_captions(self, text: dict[str, Tensor], dropped: Tensor) -> dict[str, Tensor]:
+        """The empty caption in the place of dropped [B] ones."""
+        changed = dict(text)
+        for name, empty in self.no_text.items():
+            rows = dropped.view(-1, *[1] * (text[name].dim() - 1))
+            changed[name] = torch.where(rows, empty.to(text[name]), text[name])
+        return changed
 
     def _draw(self, seeds: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise like latents, levels [B] in [0, 1) and whether the caption is dropped [B]: functions of the seeds."""

@@ -1,0 +1,60 @@
+"""Tensors computed once and kept on disk, under the hash of everything they depend on."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn, uint8
+
+from vislora.files import write_tensors
+from vislora.paths import cache_dir
+
+
+@dataclass(frozen=True)
+class TensorCache:
+    """Named tensors by key, each entry a safetensors file in a folder of the cache.
+
+    An entry is never changed: what it depends on is in its key, so other inputs are another entry.
+    """
+
+    folder: str
+
+    def __contains__(self, key: str) -> bool:
+        return self._file(key).is_file()
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        return load_file(self._file(key))
+
+    def write(self, key: str, tensors: dict[str, Tensor]) -> None:
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}")  # processes may write the same entry
+        write_tensors(tensors, part)
+        os.replace(part, file)
+
+    def _file(self, key: str) -> Path:
+        return cache_dir() / self.folder / key[:2] / f"{key}.safetensors"
+
+
+def content_key(*parts: bytes | str | int | bool | None) -> str:
+    """A hash of the parts, each with its kind and length, so that no two lists of them have the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(f"{type(part).__name__} {len(data)} ".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def weights_key(modules: Iterable[nn.Module]) -> str:
+    """A hash of the modules' classes, parameters and buffers."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(type(module).__name__.encode())
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(uint8).numpy())
+    return digest.hexdigest()

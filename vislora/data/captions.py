@@ -1,0 +1,153 @@
+"""Captioned pictures: a folder with metadata.jsonl, with .txt files beside the pictures, or with one prompt for all.
+
+Captions come from anywhere: they are text and nothing else, and a name in metadata.jsonl never leads out of the folder.
+"""
+
+import json
+import random
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from vislora.config import CaptionsData
+from vislora.data.folder import SUFFIXES
+from vislora.data.images import Problem, check_images
+from vislora.data.splits import Chosen, Files, Pictures
+from vislora.errors import DataError
+
+METADATA = "metadata.jsonl"
+_LONGEST = 4000  # characters; text encoders read some 75 words
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """N pictures with captions.
+
+    Attributes:
+        captions: N texts.
+        names: N names for reports, such as paths.
+        pictures: where the N pictures come from.
+    """
+
+    captions: Sequence[str]
+    names: Sequence[str]
+    pictures: Pictures
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def choose(self, indices: Sequence[int]) -> "Captioned":
+        """These pictures alone."""
+        captions, names = [self.captions[i] for i in indices], [self.names[i] for i in indices]
+        return Captioned(captions, names, Chosen(self.pictures, indices))
+
+
+@dataclass(frozen=True)
+class CaptionedSplits:
+    """What is learned, what is validated on, and the files that were left out or need a look."""
+
+    train: Captioned
+    val: Captioned | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def captions_folder(config: CaptionsData) -> CaptionedSplits:
+    """Read a folder of captioned pictures; files that can't be decoded are left out and named in `problems`.
+
+    `config.prompt` is every picture's caption where it is given. Else metadata.jsonl is read, in the form of Hugging
+    Face's image folders ({"file_name": …, "text": …} a line), and without one the .txt file beside each picture.
+
+    Raises:
+        DataError: no such folder, no usable picture, a missing or malformed caption, or a name that leads elsewhere.
+    """
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.root={root}: there is no such folder")
+    if not 0.0 <= config.val_fraction < 1.0:
+        raise DataError(f"data.val_fraction={config.val_fraction}: expected a share of the pictures, 0 to below 1")
+    if config.prompt is not None:
+        pairs = [(path, clean(config.prompt, "data.prompt")) for path in _pictures(root)]
+    elif (root / METADATA).is_file():
+        pairs = list(_from_metadata(root))
+    else:
+        pairs = [(path, _beside(path)) for path in _pictures(root)]
+    problems = check_images([path for path, _ in pairs])
+    unusable = {problem.file for problem in problems if not problem.usable}
+    pairs = [(path, text) for path, text in pairs if path not in unusable]
+    if not pairs:
+        because = f"; {len(unusable)} can't be decoded" if unusable else f" ({' '.join(SUFFIXES)})"
+        raise DataError(f"{root} holds no usable picture{because}")
+    paths = [path for path, _ in pairs]
+    whole = Captioned([text for _, text in pairs], [str(path) for path in paths], Files(paths))
+    return CaptionedSplits(*_hold_out(whole, config.val_fraction), problems)
+
+
+def clean(text: str, where: str) -> str:
+    """A caption in one line, without spaces around it.
+
+    Raises:
+        DataError: it is empty, longer than 4000 characters or holds control characters.
+    """
+    line = " ".join(text.split())
+    if not line:
+        raise DataError(f"{where}: the caption is empty")
+    if len(line) > _LONGEST:
+        raise DataError(f"{where}: the caption has {len(line)} characters, more than {_LONGEST}")
+    if odd := next((c for c in line if unicodedata.category(c) == "Cc"), None):
+        raise DataError(f"{where}: the caption holds the control character {odd!r}")
+    return line
+
+
+def _pictures(root: Path) -> list[Path]:
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+
+
+def _beside(picture: Path) -> str:
+    file = picture.with_suffix(".txt")
+    if not file.is_file():
+        raise DataError(
+            f"{picture} has no caption: write it into {file.name} beside it, or all into {METADATA}, "
+            "or give one prompt for all pictures with data.prompt"
+        )
+    try:
+        return clean(file.read_text(encoding="utf-8-sig"), str(file))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} isn't text in UTF-8: {error}") from None
+
+
+def _from_metadata(root: Path) -> Iterator[tuple[Path, str]]:
+    table = root / METADATA
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table} isn't text in UTF-8: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{table}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} is no JSON: {error}") from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
+            raise DataError(f'{where}: expected {{"file_name": "…", "text": "…"}}')
+        name = PurePosixPath(row["file_name"].replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+            raise DataError(f"{where}: {row['file_name']!r} leads out of the folder")
+        if not (root / name).is_file():
+            raise DataError(f"{where}: {root / name} is missing")
+        yield root / name, clean(row["text"], where)
+
+
+def _hold_out(whole: Captioned, fraction: float) -> tuple[Captioned, Captioned | None]:
+    """Pictures to learn from and to validate on; which ones depends on their number alone."""
+    held = round(fraction * len(whole))
+    if held == 0 or held == len(whole):
+        if fraction:
+            raise DataError(f"data.val_fraction={fraction} of {len(whole)} pictures leaves none on one side")
+        return whole, None
+    order = list(range(len(whole)))
+    random.Random(0).shuffle(order)
+    return whole.choose(sorted(order[held:])), whole.choose(sorted(order[:held]))

@@ -1,0 +1,105 @@
+"""Text-to-image pipelines: the one that ships, a folder, or a name on the hub."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vislora.config import PipelineConfig
+from vislora.data.cache import weights_key
+from vislora.errors import ModelError
+from vislora.models.denoiser import encode_images, encode_text, text_encoders, tokenize
+from vislora.models.hub import offline_if_unreachable
+from vislora.paths import ASSETS
+
+EMBEDDED = ASSETS / "sd_birds"
+
+
+def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """A frozen pipeline of diffusers in eval mode, its weights from safetensors alone, its safety checker left out.
+
+    Raises:
+        ModelError: no such folder or model, or one that diffusers can't open.
+    """
+    with quiet_imports():
+        from diffusers import DiffusionPipeline
+    folder = EMBEDDED if config.name == "embedded" else Path(config.name).expanduser()
+    if not folder.is_dir():
+        if config.name.startswith((".", "/", "~")) or config.name.count("/") > 1:
+            raise ModelError(f"model.name={config.name}: there is no such folder")
+        offline_if_unreachable()
+    elif not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder / 'model_index.json'} is missing; expected a pipeline's folder in diffusers' layout")
+    source = str(folder) if folder.is_dir() else config.name
+    options = {"revision": config.revision, "variant": config.variant, "use_safetensors": True, "torch_dtype": dtype}
+    try:
+        with quiet_imports():
+            pipe = _from_pretrained(DiffusionPipeline, source, options)
+    except Exception as error:  # diffusers and the hub client document no common class
+        first = " ".join(str(error).split())[:300]
+        offline = (
+            "" if folder.is_dir() else "; where the hub can't be reached, only models in its local cache are found"
+        )
+        raise ModelError(f"diffusers can't open {config.name}: {first}{offline}") from error
+    pipe.set_progress_bar_config(disable=True)
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            module.eval().requires_grad_(False)
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    return pipe
+
+
+class PipelineEncoder:
+    """A pipeline's autoencoder and text encoders, computing on a device; see `vislora.data.encoded.Encoder`."""
+
+    def __init__(self, pipe: Any, device: torch.device) -> None:
+        self.pipe, self.device = pipe, device
+        self._encoders = {name: getattr(pipe, name) for name in text_encoders(pipe)}
+        self.image_key = weights_key([pipe.vae]) + str(sorted(_scales(pipe.vae).items()))
+        self.text_key = weights_key(self._encoders.values())
+        for module in (pipe.vae, *self._encoders.values()):
+            module.to(device)
+
+    def images(self, images: Tensor) -> Tensor:
+        return encode_images(self.pipe.vae, images.to(self.device))
+
+    def tokens(self, captions: list[str]) -> dict[str, Tensor]:
+        return tokenize(self.pipe, captions)
+
+    @torch.no_grad()
+    def text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        return encode_text(self._encoders, {name: value.to(self.device) for name, value in tokens.items()})
+
+
+def resolution(pipe: Any) -> int:
+    """Pixels of a side of the square that the pipeline was made for."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Without what diffusers and transformers print and warn of while they load."""
+    import warnings
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _from_pretrained(cls: Any, source: str, options: dict[str, Any]) -> Any:
+    return cls.from_pretrained(source, safety_checker=None, requires_safety_checker=False, **options)
+
+
+def _scales(vae: nn.Module) -> dict[str, Any]:
+    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    return {name: str(getattr(vae.config, name, None)) for name in names}

@@ -1,0 +1,146 @@
+"""Diffusion: a text-to-image pipeline and captioned pictures."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from vislora import __version__
+from vislora.config import CaptionedData, Precision, TrainConfig, data_to_dict
+from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
+from vislora.data.captions import Captioned
+from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
+from vislora.data.load import load_captions
+from vislora.data.order import MicroBatches, Order, SampleKey
+from vislora.errors import ConfigError
+from vislora.formats.diffusers import write_diffusers
+from vislora.models.adapted import adapt_pipeline
+from vislora.models.denoiser import Denoiser
+from vislora.models.diffusion import PipelineEncoder, load_pipeline, resolution
+from vislora.objectives.diffusion import Diffusion
+from vislora.objectives.schedules import schedule
+from vislora.precision import autocast_dtype
+from vislora.report.samples import draw_samples, save_grid
+from vislora.tasks.prior import with_prior
+from vislora.tasks.task import Outcome, Task
+
+_VALIDATION_SEED = 0  # of the validation noise: the same in every run
+
+
+def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator, out: Path) -> Task:
+    """Build the adapted pipeline, its data, and what of it can be encoded beforehand.
+
+    Raises:
+        VisloraError: a mistake in the settings, the data, the model or the adapter.
+    """
+    settings, data, device = config.trainer, config.data, accelerator.device
+    on_gpu = device.type == "cuda"
+    pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
+    with accelerator.main_process_first():  # so that one process prepares the caches
+        splits = load_captions(data)
+        learned, weights, shown = with_prior(pipe, splits.train, data, device)
+    side = data.size or resolution(pipe)
+    train = Gallery(learned, _sizes(learned, data, side), weights, shown, data.hflip)
+    val = None
+    if splits.val is not None:
+        whole = range(len(splits.val))
+        val = Gallery(splits.val, _sizes(splits.val, data, side), [1.0] * len(whole), whole)
+
+    encoder = PipelineEncoder(pipe, device)
+    torch.manual_seed(config.seed)
+    adapters = adapt_pipeline(pipe, config.adapter)
+    trains_text = config.adapter.text_encoder
+    model = Denoiser(pipe, trains_text)
+    order = _order(train, config, accelerator)
+    with accelerator.main_process_first():
+        sets = [_dataset(gallery, encoder, data.cache, trains_text) for gallery in (train, val) if gallery is not None]
+    no_text = encoder.tokens([""])
+    if not trains_text:
+        no_text = encoder.text(no_text)
+    prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
+
+    def preview(file: Path) -> None:
+        images = draw_samples(
+            pipe.to(device), prompts, range(2), config.objective.preview_steps, config.objective.guidance
+        )
+        save_grid(images, prompts, file)
+
+    def finish() -> Outcome:
+        if accelerator.is_main_process:
+            about = {"vislora": __version__, "model": asdict(config.model), "data": data_to_dict(data)}
+            about |= {"caption": splits.train.captions[0]}
+            write_diffusers(replace(adapters.adapter("default"), about=about), out / "adapter")
+        return Outcome(out / "adapter")
+
+    return Task(
+        model=model,
+        objective=Diffusion(
+            schedule(pipe.scheduler),
+            no_text,
+            None if data.cache else encoder,
+            not trains_text,
+            config.objective.min_snr_gamma,
+            config.objective.noise_offset,
+            config.objective.caption_dropout,
+        ),
+        order=order,
+        batches=lambda start, stop: _loader(sets[0], MicroBatches(order, start, stop), settings.workers),
+        validation=None if val is None else _validation(sets[1], val, settings.batch_size, accelerator),
+        about=f"{len(splits.train)} pictures"
+        + (f", {len(learned) - len(splits.train)} of the class" if len(learned) > len(splits.train) else "")
+        + f" of {side} pixels",
+        finish=finish,
+        preview=preview,
+        problems=splits.problems,
+    )
+
+
+def _sizes(captioned: Captioned, data: CaptionedData, side: int) -> list[Size]:
+    if not data.buckets:
+        return [(side, side)] * len(captioned)
+    sizes = bucket_sizes(side)
+    return [nearest(captioned.pictures[i].size, sizes) for i in range(len(captioned))]
+
+
+def _order(gallery: Gallery, config: TrainConfig, accelerator: Accelerator) -> Order:
+    shape = (len(gallery), config.trainer.batch_size, config.seed, config.trainer.accumulation)
+    place = (accelerator.process_index, accelerator.num_processes)
+    if not config.data.buckets:
+        return Order(*shape, *place)
+    numbers = {size: i for i, size in enumerate(sorted(set(gallery.sizes)))}
+    return BucketOrder(*shape, *place, tuple(numbers[gallery.sizes[picture]] for picture in gallery.shown))
+
+
+def _dataset(gallery: Gallery, encoder: PipelineEncoder, cache: bool, trains_text: bool) -> LatentSet | PixelSet:
+    tokens = encoder.tokens(list(gallery.captioned.captions)) if trains_text or not cache else None
+    if not cache:
+        return PixelSet(gallery, tokens)
+    return LatentSet(gallery, tokens, encode(gallery, encoder, with_text=not trains_text))
+
+
+def _loader(dataset: Any, batches: Iterable[Sequence[SampleKey]], workers: int) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
+    )
+
+
+def _validation(dataset: Any, gallery: Gallery, batch_size: int, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """This process's batches, each of one size, made once: their seeds hang on the pictures' places alone."""
+    mine = range(accelerator.process_index, len(gallery), accelerator.num_processes)
+    if len(gallery) < accelerator.num_processes:
+        raise ConfigError(
+            f"{len(gallery)} pictures to validate on are fewer than the {accelerator.num_processes} processes"
+        )
+    by_size: dict[Size, list[SampleKey]] = {}
+    for index in mine:
+        by_size.setdefault(gallery.sizes[index], []).append(SampleKey(_VALIDATION_SEED, 0, index))
+    parts = [keys[i : i + batch_size] for keys in by_size.values() for i in range(0, len(keys), batch_size)]
+    return list(_loader(dataset, parts, 0))

@@ -1,0 +1,80 @@
+"""Prior preservation: pictures of the class beside those of the subject."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vislora.config import CaptionedData, CaptionsData
+from vislora.data.cache import content_key, weights_key
+from vislora.data.captions import Captioned, captions_folder, clean
+from vislora.data.order import mix
+from vislora.data.splits import Pictures
+from vislora.errors import ConfigError
+from vislora.paths import cache_dir
+from vislora.report.samples import draw_samples
+
+
+def with_prior(
+    pipe: Any, train: Captioned, data: CaptionedData, device: torch.device
+) -> tuple[Captioned, list[float], list[int]]:
+    """The pictures to learn from, the weight of each one's loss, and the picture of each showing of an epoch.
+
+    With prior preservation the subject is shown as often as the class. Pictures of the class are drawn by the untuned
+    pipeline, and kept in the cache, where `data.prior.images` names no folder of them.
+
+    Raises:
+        ConfigError: a number out of range, or pictures without a prompt.
+        DataError: the folder of pictures can't be read.
+    """
+    if data.repeats < 1:
+        raise ConfigError(f"data.repeats={data.repeats}: expected 1 or more")
+    shown = list(range(len(train))) * data.repeats
+    if data.prior.prompt is None:
+        if data.prior.images is not None:
+            raise ConfigError("data.prior.images needs data.prior.prompt, the caption of those pictures")
+        return train, [1.0] * len(train), shown
+    folder = Path(data.prior.images) if data.prior.images is not None else _drawn(pipe, data, device)
+    prior = captions_folder(CaptionsData(root=str(folder), prompt=data.prior.prompt)).train
+    count = max(len(shown), len(prior))
+    both = Captioned(
+        [*train.captions, *prior.captions],
+        [*train.names, *prior.names],
+        _Joined(train.pictures, prior.pictures, len(train)),
+    )
+    weights = [1.0] * len(train) + [data.prior.weight] * len(prior)
+    subject = [i % len(train) for i in range(count)]
+    return both, weights, subject + [len(train) + i % len(prior) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """One source of pictures, then another."""
+
+    first: Pictures
+    second: Pictures
+    length: int  # of the first
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.first[index] if index < self.length else self.second[index - self.length]
+
+
+def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
+    """A folder of `data.prior.count` pictures of the prompt by the untuned pipeline; only missing ones are drawn."""
+    if data.prior.count < 1:
+        raise ConfigError(f"data.prior.count={data.prior.count}: expected 1 or more")
+    prompt = clean(data.prior.prompt, "data.prior.prompt")
+    key = content_key(prompt, data.size, weights_key([pipe.unet, pipe.vae]))
+    folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe.to(device)
+    missing: Sequence[int] = [i for i in range(data.prior.count) if not (folder / f"{i:05d}.png").is_file()]
+    for number in missing:
+        ((image,),) = draw_samples(pipe, [prompt], [mix(number)], 25, 5.0, data.size)
+        part = folder / f"{number:05d}.part"
+        image.save(part, format="PNG")
+        part.rename(folder / f"{number:05d}.png")
+    return folder

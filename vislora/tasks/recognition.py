@@ -1,0 +1,111 @@
+"""Recognition: a timm model and labelled pictures."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vislora import __version__
+from vislora.config import AdapterConfig, LoraAdapter, Precision, ProbeAdapter, TrainConfig, data_to_dict
+from vislora.data.load import load_splits
+from vislora.data.order import Order, eval_loader, train_loader
+from vislora.data.transforms import Preprocessing, eval_transform, train_transform
+from vislora.evaluate import evaluate_split
+from vislora.formats.peft import write_peft
+from vislora.lora import Adapters, LoraSettings, prove_alive
+from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
+from vislora.objectives.recognition import Recognition
+from vislora.recognizer import Recognizer
+from vislora.targets.timm import find_targets
+from vislora.tasks.task import Outcome, Task
+
+
+def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator, out: Path) -> Task:
+    """Build the adapted model and its data.
+
+    Raises:
+        VisloraError: a mistake in the settings, the data, the model or the adapter.
+    """
+    settings, rank, world = config.trainer, accelerator.process_index, accelerator.num_processes
+    with accelerator.main_process_first():  # so that one process prepares the caches
+        splits = load_splits(config.data, config.seed)
+    torch.manual_seed(config.seed)
+    model = build_vit(config.model, len(splits.classes))
+    adapters = adapt(model, config.adapter)
+    images = preprocessing(model, config.data.crop_pct)
+    augment, plain = train_transform(images, config.data.augment), eval_transform(images)
+    order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
+    validation = None
+    if splits.val is not None:
+        validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
+
+    def finish() -> Outcome:
+        about = _about(config, images, splits.classes)
+        artifact = out / ("model" if adapters is None else "adapter")
+        if accelerator.is_main_process:
+            _export(model, adapters, about, artifact)
+        if splits.test is None:
+            return Outcome(artifact)
+        recognizer = Recognizer(model.eval(), images, splits.classes, about)
+        test = evaluate_split(recognizer, splits.test, settings.batch_size, precision, settings.workers, accelerator)
+        if accelerator.is_main_process:
+            test.write(out / "evaluation")
+        accelerator.print(test.table())
+        return Outcome(artifact, test)
+
+    return Task(
+        model=model,
+        objective=Recognition(config.objective.label_smoothing),
+        order=order,
+        batches=lambda start, stop: train_loader(splits.train, augment, order, start, stop, settings.workers),
+        validation=validation,
+        about=f"{len(splits.train)} images, {len(splits.classes)} classes",
+        finish=finish,
+        head=tuple(f"{name}." for name in head_names(model)),
+        problems=splits.problems,
+    )
+
+
+def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
+    """Freeze and adapt a timm model as configured, its head always trained in full; prove that every adapter acts.
+
+    Returns:
+        the adapters, holding one named "default"; None for a probe or full fine-tuning.
+    """
+    head = head_names(model)
+    if isinstance(config, LoraAdapter):
+        targets = find_targets(model, [t.value for t in config.targets], config.blocks)
+        adapters = Adapters(model)
+        adapters.add(
+            "default", targets, LoraSettings(config.rank, config.alpha, config.dropout, config.rslora), trained=head
+        )
+        size = preprocessing(model).size
+        example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        prove_alive(model, lambda: model(example))
+        return adapters
+    model.requires_grad_(not isinstance(config, ProbeAdapter))
+    for name in head:
+        model.get_submodule(name).requires_grad_(True)
+    return None
+
+
+def _about(config: TrainConfig, images: Preprocessing, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What travels with the trained parameters, for whoever opens them."""
+    return {
+        "vislora": __version__,
+        "model": asdict(config.model),
+        "weights_sha256": weights_hash(config.model),
+        "preprocessing": images.to_dict(),
+        "classes": list(classes),
+        "data": data_to_dict(config.data),
+    }
+
+
+def _export(model: nn.Module, adapters: Adapters | None, about: dict[str, Any], artifact: Path) -> None:
+    if adapters is None:
+        save_vit(model, artifact, about)
+    else:
+        write_peft(replace(adapters.adapter("default"), about=about), artifact)
