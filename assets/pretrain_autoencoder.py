@@ -1,4 +1,4 @@
-"""torchrun --nproc-per-node 2 assets/pretrain_autoencoder.py [--resume RUN] [--epochs N]
+"""python assets/pretrain_autoencoder.py [--resume RUN] [--epochs N]
 
 Pretrains the autoencoder of the text-to-image pipeline that ships, on crops of drawings in every style (what it has
 never seen, no style adapter could show), and writes it to assets/sd_birds/vae.

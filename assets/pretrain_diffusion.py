@@ -1,9 +1,10 @@
-"""torchrun --nproc-per-node 2 assets/pretrain_diffusion.py [--resume RUN] [--epochs N]
+"""python assets/pretrain_diffusion.py [--resume RUN] [--epochs N]
 
 Pretrains the text-to-image pipeline that ships, on drawings of the named species in the natural style with their plain
 captions, and writes it to assets/sd_birds (fp16). The autoencoder must be there: assets/pretrain_autoencoder.py.
 
-Quality decides when it is done: resume with more epochs to train longer.
+Quality decides when it is done: resume with more epochs to train longer. On a busy CPU two processes of one thread get
+further than one of two: OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 assets/pretrain_diffusion.py
 """
 
 import argparse

@@ -67,7 +67,12 @@ class PipelineEncoder:
             module.to(device)
 
     def images(self, images: Tensor) -> Tensor:
-        return encode_images(self.pipe.vae, images.to(self.device))
+        vae = self.pipe.vae
+        if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
+            return encode_images(vae, images.to(self.device))
+        latents = encode_images(vae.float(), images.to(self.device))  # SDXL's overflows in fp16
+        vae.half()
+        return latents
 
     def tokens(self, captions: list[str]) -> dict[str, Tensor]:
         return tokenize(self.pipe, captions)
