@@ -102,6 +102,15 @@ def read_peft(folder: Path) -> Adapter:
     return Adapter(layers, trained, dropout, about)
 
 
+def alpha_of(config: dict[str, Any], module: str) -> float:
+    """The alpha that PEFT's settings give a module: a key of `alpha_pattern` is a regular expression for the end of the
+    module's name."""
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return float(value)
+    return float(config.get("lora_alpha", 8))
+
+
 def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, LowRankWeights]:
     layers = {}
     for key in tensors:
@@ -116,9 +125,8 @@ def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) ->
         if b is None or a.dim() not in (2, 4) or a.dim() != b.dim() or a.shape[0] != b.shape[1]:
             found = "is missing" if b is None else f"has shape {list(b.shape)}"
             raise AdapterError(f"{folder / TENSORS}: {module}.lora_B {found}; lora_A has {list(a.shape)}")
-        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
         rslora = bool(config.get("use_rslora"))
-        layers[module] = LowRankWeights(a.float(), b.float(), a.shape[0], alpha, b.shape[0], rslora)
+        layers[module] = LowRankWeights(a.float(), b.float(), a.shape[0], alpha_of(config, module), b.shape[0], rslora)
     if not layers:
         raise AdapterError(f"{folder / TENSORS} holds no lora_A tensors")
     return layers
@@ -135,14 +143,6 @@ def _split_trained(key: str, modules: list[str], folder: Path) -> tuple[str, str
         f"{folder / TENSORS}: unexpected tensor {key!r}, which belongs to none of modules_to_save {modules}; "
         "it would be lost"
     )
-
-
-def _by_pattern(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
-    # PEFT's own rule: a key is a regular expression for the end of the module's name
-    for key, value in (pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return value
-    return default
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:

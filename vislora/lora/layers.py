@@ -98,9 +98,9 @@ class LoraLinear(nn.Linear):
 
     lora: LowRank
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in] -> [..., out]."""
-        low = self.lora
+    def forward(self, input: Tensor) -> Tensor:  # nn.Linear's own name for it, which some models call it by
+        """input: [..., in] -> [..., out]."""
+        x, low = input, self.lora
         dropout = low.dropout if self.training else 0.0
         settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
         # under autocast x is kept as a half-size copy: cheaper than making it again
@@ -113,11 +113,11 @@ class LoraConv2d(nn.Conv2d):
 
     lora: LowRank
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, in, H, W] -> [B, out, H', W']."""
-        if x.dim() == 3:  # without a batch, as nn.Conv2d takes it too
-            return self(x.unsqueeze(0)).squeeze(0)
-        low = self.lora
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [B, in, H, W] -> [B, out, H', W']."""
+        if input.dim() == 3:  # without a batch, as nn.Conv2d takes it too
+            return self(input.unsqueeze(0)).squeeze(0)
+        x, low = input, self.lora
         dropout = low.dropout if self.training else 0.0
         settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
         geometry = (self.stride, self.padding, self.dilation)
@@ -270,7 +270,7 @@ class _FusedLinear(torch.autograd.Function):
             elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
                 da = _Normalised(*kept).product(dh_t)
             else:
-                da = dh_t @ _masked(_Normalised(*kept).again().to(dtype).view(-1, ctx.x_shape[-1]), mask)
+                da = dh_t @ _masked(_Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1]), mask)
             dx = None
             if ctx.needs_input_grad[0]:
                 dx = dy @ w

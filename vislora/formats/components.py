@@ -1,0 +1,89 @@
+"""The names that a pipeline's adapter has in files.
+
+An adapter of a diffusion pipeline is one `Adapter` whose layers are named by component and module, as
+`unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q` or `text_encoder.text_model.encoder.layers.0.mlp.fc1`.
+"""
+
+from dataclasses import replace
+
+from vislora.errors import AdapterError
+from vislora.lora import Adapter, LowRankWeights
+from vislora.targets.diffusers import FUSED
+
+COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+# Where layers without a component belong, by the first word of their names: adapters of a model, not of a pipeline.
+_BARE = {
+    **dict.fromkeys(("down_blocks", "mid_block", "up_blocks"), "unet"),
+    **dict.fromkeys(("transformer_blocks", "single_transformer_blocks"), "transformer"),
+    "text_model": "text_encoder",
+}
+
+
+def named_by_component(adapter: Adapter) -> Adapter:
+    """The adapter with a component before every name; a single model's gets the one its layers can only belong to.
+
+    Raises:
+        AdapterError: a name that tells no component.
+    """
+
+    def full(name: str) -> str:
+        first = name.partition(".")[0]
+        if first in COMPONENTS:
+            return name
+        if first in _BARE:
+            return f"{_BARE[first]}.{name}"
+        raise AdapterError(
+            f"{name} names no component of a diffusion pipeline ({', '.join(COMPONENTS)}); the adapter is another's"
+        )
+
+    return replace(
+        adapter,
+        layers={full(name): weights for name, weights in adapter.layers.items()},
+        trained={full(name): state for name, state in adapter.trained.items()},
+    )
+
+
+def as_in_files(adapter: Adapter) -> Adapter:
+    """The same function in the names and shapes that other programs read: a component before every name, CLIP's layers
+    below `text_model`, one pair a layer, and separate layers where the model had fused theirs."""
+    layers: dict[str, LowRankWeights] = {}
+    for name, weights in named_by_component(adapter).layers.items():
+        component, _, module = name.partition(".")
+        if component.startswith("text_encoder") and module.startswith("encoder.layers."):
+            module = f"text_model.{module}"  # transformers 5.6 took this level away; file formats keep it
+        parent, _, last = module.rpartition(".")
+        if last in FUSED:
+            for part, own in zip(FUSED[last], _unfused(weights.as_one_pair(), len(FUSED[last])), strict=True):
+                if own.lora_B.any():
+                    layers[f"{component}.{parent}.{part}"] = own
+        else:
+            layers[f"{component}.{module}"] = weights.as_one_pair()
+    return replace(adapter, layers=layers)
+
+
+def by_component(adapter: Adapter) -> dict[str, Adapter]:
+    """An adapter for each component, named as that model names its modules."""
+    found: dict[str, Adapter] = {}
+    for kind in ("layers", "trained"):
+        for name, value in getattr(named_by_component(adapter), kind).items():
+            component, _, module = name.partition(".")
+            part = found.setdefault(component, replace(adapter, layers={}, trained={}))
+            getattr(part, kind)[module] = value
+    return found
+
+
+def _unfused(weights: LowRankWeights, parts: int) -> list[LowRankWeights]:
+    """One pair for each part of a stacked layer: A as it is, B's own rows; ranks that only other parts use go."""
+    height = weights.out // parts
+    found = []
+    for start in range(0, weights.out, height):
+        b = weights.lora_B[start : start + height]
+        used = b.flatten(1).any(0)
+        if used.any():
+            scale, rank = weights.scale, int(used.sum())
+            a, b = weights.lora_A[used], b[:, used]
+            found.append(LowRankWeights(a, b, rank, scale * rank, height))
+        else:
+            found.append(LowRankWeights(weights.lora_A, b, weights.rank, weights.alpha, height, weights.rslora))
+    return found

@@ -1,0 +1,73 @@
+"""An adapter from any of the formats, told apart by content; and into any of them, by name."""
+
+from pathlib import Path
+
+from vislora.errors import AdapterError
+from vislora.formats.components import by_component
+from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
+from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
+from vislora.formats.peft import CONFIG, TENSORS, read_peft, write_peft
+from vislora.formats.single_file import read_tensors
+from vislora.lora import Adapter
+
+FORMATS = ("diffusers", "kohya", "peft")
+
+
+def read_adapter(path: Path | str) -> Adapter:
+    """The adapter in a .safetensors file of diffusers' or kohya's format, or in a folder: PEFT's, one of PEFT's for
+    each component of a pipeline, or one that holds such a file.
+
+    Raises:
+        AdapterError: nothing of the kind is there, or it holds something that would be lost.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise AdapterError(f"{path} isn't there; an adapter is a .safetensors file, or a folder that holds one")
+    if path.name == TENSORS and (path.parent / CONFIG).is_file():
+        return read_peft(path.parent)
+    keys = list(read_tensors(path)[0])
+    if any(is_kohya(key) for key in keys):
+        return read_kohya(path)
+    if any(key.startswith("base_model.model.") for key in keys):
+        raise AdapterError(f"{path} is part of a PEFT folder, and {CONFIG} isn't beside it: it holds the scales")
+    return read_diffusers(path)
+
+
+def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
+    """Write a pipeline's adapter in one of `FORMATS`; a PEFT folder for each component, since PEFT opens models.
+
+    Returns:
+        the file or folder.
+
+    Raises:
+        AdapterError: the format can't hold the adapter, or the folder holds parts of another one.
+    """
+    if to == "diffusers":
+        return write_diffusers(adapter, path)
+    if to == "kohya":
+        return write_kohya(adapter, path)
+    parts = by_component(adapter)
+    if others := [old.parent.name for old in path.glob(f"*/{CONFIG}") if old.parent.name not in parts]:
+        raise AdapterError(f"{path} holds {', '.join(others)} of another adapter; choose another folder")
+    for component, part in parts.items():
+        write_peft(part, path / component)
+    return path
+
+
+def _read_folder(folder: Path) -> Adapter:
+    if (folder / CONFIG).is_file():
+        return read_peft(folder)
+    if (folder / FILE).is_file():
+        return read_diffusers(folder)
+    if parts := {path.parent.name: read_peft(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))}:
+        layers = {f"{name}.{layer}": w for name, part in parts.items() for layer, w in part.layers.items()}
+        trained = {f"{name}.{module}": state for name, part in parts.items() for module, state in part.trained.items()}
+        first = next(iter(parts.values()))
+        return Adapter(layers, trained, first.dropout, first.about)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_adapter(files[0])
+    found = f"{len(files)} .safetensors files; name one" if files else "none of the files of an adapter"
+    raise AdapterError(f"{folder} holds {found} ({CONFIG} with {TENSORS}, or {FILE})")

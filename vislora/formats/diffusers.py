@@ -1,0 +1,135 @@
+"""diffusers' adapter file, `pytorch_lora_weights.safetensors`, opened by `pipe.load_lora_weights`.
+
+UNet (or transformer) and text encoders lie in one file, each key beginning with its component. Readers that don't know
+the header take every scale as 1, so the scale is folded into lora_B, and the header says alpha = rank.
+"""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vislora.errors import AdapterError
+from vislora.files import write_tensors
+from vislora.formats.components import COMPONENTS, as_in_files, by_component, named_by_component
+from vislora.formats.peft import alpha_of
+from vislora.formats.single_file import ABOUT, check_written, header_json, layer, read_tensors, refusal
+from vislora.lora import Adapter
+
+FILE = "pytorch_lora_weights.safetensors"
+
+_METADATA = "lora_adapter_metadata"
+# How diffusers and PEFT have spelled the two matrices over time, in UNets and in text encoders.
+_DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", "_lora.down.weight")
+_UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", "_lora.up.weight")
+_WRITTEN = (".lora_A.weight", ".lora_B.weight")
+_WRITTEN_TEXT = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
+_OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+
+def write_diffusers(adapter: Adapter, path: Path) -> Path:
+    """Write the file, into the folder `path` or as `path` if it ends in .safetensors; then read it back and compare.
+
+    Returns:
+        the file.
+
+    Raises:
+        AdapterError: fully trained modules, which this format has no place for, or names that are no pipeline's.
+    """
+    if adapter.trained:
+        raise AdapterError(f"diffusers' file has no place for modules trained in full: {', '.join(adapter.trained)}")
+    file = path if path.suffix == ".safetensors" else path / FILE
+    adapter = as_in_files(adapter)
+    tensors: dict[str, Tensor] = {}
+    for name, weights in adapter.layers.items():
+        text = name.startswith("text_encoder")
+        down, up = (
+            f".lora_linear_layer.{way}" if text else f".lora_{way}" for way in (("down", "up") if text else "AB")
+        )
+        tensors[f"{name}{down}.weight"] = weights.lora_A.contiguous()
+        tensors[f"{name}{up}.weight"] = (weights.lora_B * weights.scale).contiguous()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    settings = {
+        f"{component}.{key}": value for component, part in by_component(adapter).items() for key, value in _config(part)
+    }
+    header = {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True), ABOUT: json.dumps(adapter.about)}
+    write_tensors(tensors, file, header)
+    check_written(adapter, file, read_diffusers)
+    return file
+
+
+def read_diffusers(path: Path) -> Adapter:
+    """Read the file, or the folder that holds it, as vislora, diffusers or its training scripts wrote it.
+
+    Raises:
+        AdapterError: it can't be read, or holds something that would be lost.
+    """
+    path = path if path.suffix or not path.is_dir() else path / FILE
+    tensors, header = read_tensors(path)
+    settings, about = header_json(header, _METADATA, path), header_json(header, ABOUT, path)
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, part = _split(key, path)
+        found.setdefault(name, {})[part] = tensor
+    layers = {}
+    for name, parts in found.items():
+        component, _, module = name.partition(".")
+        own = {k.removeprefix(f"{component}."): v for k, v in settings.items() if k.startswith(f"{component}.")}
+        alpha = float(parts["alpha"]) if "alpha" in parts else None
+        if own and alpha is not None:
+            raise AdapterError(f"{path}: {name} has an alpha of its own and one in the header; which one counts?")
+        weights = layer(name, parts.get("down"), parts.get("up"), alpha, path)
+        if own:
+            weights = replace(weights, alpha=alpha_of(own, module), rslora=bool(own.get("use_rslora")))
+        layers[name] = weights
+    if not layers:
+        raise AdapterError(f"{path} holds no low-rank matrices")
+    return named_by_component(Adapter(layers, about=about))
+
+
+def _split(key: str, path: Path) -> tuple[str, str]:
+    """The layer that a key belongs to, and which of its parts it is."""
+    for part, ends in (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",))):
+        for end in ends:
+            if key.endswith(end):
+                name = key.removesuffix(end).replace(".processor.", ".")
+                parent, _, last = name.rpartition(".")
+                if end.startswith("_") and name.startswith("text_encoder"):
+                    name = f"{parent}.{_OLD_TEXT.get(last, last)}"
+                elif end.startswith("_") and last == "to_out":
+                    name = f"{name}.0"
+                first = name.partition(".")[0]
+                return (name if first in COMPONENTS else next(iter(_bare(name, path)))), part
+    raise refusal(key, path)
+
+
+def _bare(name: str, path: Path) -> dict[str, Any]:
+    try:
+        return named_by_component(Adapter({name: None})).layers
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from None
+
+
+def _config(adapter: Adapter) -> list[tuple[str, Any]]:
+    """PEFT's settings of one component, as its `LoraConfig` takes them; every scale is 1.
+
+    PEFT matches names at their ends; without `text_model` they fit CLIP as transformers has it now and had it before.
+    """
+    ranks = {name.removeprefix("text_model."): weights.rank for name, weights in adapter.layers.items()}
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    other = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
+    return [
+        ("r", common),
+        ("lora_alpha", common),
+        ("rank_pattern", other),
+        ("alpha_pattern", other),
+        ("target_modules", list(ranks)),
+        ("lora_dropout", adapter.dropout),
+        ("use_rslora", False),
+        ("use_dora", False),
+        ("bias", "none"),
+        ("peft_type", "LORA"),
+    ]

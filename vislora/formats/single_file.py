@@ -1,0 +1,112 @@
+"""Adapters in one .safetensors file: what its tensors mean together, and what is refused by name.
+
+Nothing that changes the output may be dropped, so every key must be understood, and what was written is read back.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vislora.errors import AdapterError
+from vislora.lora import Adapter, LowRankWeights
+
+ABOUT = "vislora"
+"""The header's key for what travels with an adapter: `Adapter.about` as JSON."""
+
+_REFUSED = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "boft_": "BOFT",
+    ".a1.weight": "GLoRA",
+    "lora_mid": "LoCon's Tucker decomposition",
+    ".diff_b": "a changed bias",
+    ".diff": "a weight changed in full",
+    ".w_norm": "a trained norm",
+    ".b_norm": "a trained norm",
+    "norm.": "a trained norm",
+    ".bias": "a trained bias",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "bundle_emb": "a text embedding bundled with the adapter",
+}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a .safetensors file.
+
+    Raises:
+        AdapterError: another kind of file, or one that can't be read.
+    """
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+        raise AdapterError(
+            f"{path} is a pickle, which can run any code when it is opened; get the adapter as .safetensors"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} can't be read as safetensors: {error}") from None
+
+
+def header_json(header: dict[str, str], key: str, path: Path) -> dict[str, Any]:
+    """The JSON object under a key of the header; empty where there is none.
+
+    Raises:
+        AdapterError: something else is there.
+    """
+    try:
+        value = json.loads(header.get(key) or "{}")
+    except json.JSONDecodeError as error:
+        raise AdapterError(f"{path}: {key} in the header is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise AdapterError(f"{path}: {key} in the header is a {type(value).__name__}; an object was expected")
+    return value
+
+
+def layer(name: str, down: Tensor | None, up: Tensor | None, alpha: float | None, path: Path) -> LowRankWeights:
+    """One low-rank pair, checked; without an alpha its scale is 1, as in other readers.
+
+    Raises:
+        AdapterError: one of the two is missing, or they don't fit together.
+    """
+    if down is None or up is None:
+        missing = "down (lora_A)" if down is None else "up (lora_B)"
+        raise AdapterError(f"{path}: {name} has no {missing} matrix")
+    if down.dim() not in (2, 4) or down.dim() != up.dim() or down.shape[0] != up.shape[1]:
+        raise AdapterError(
+            f"{path}: {name} has matrices of shapes {list(down.shape)} and {list(up.shape)}, which don't multiply"
+        )
+    rank = down.shape[0]
+    return LowRankWeights(down.float(), up.float(), rank, float(rank) if alpha is None else alpha, up.shape[0])
+
+
+def refusal(key: str, path: Path) -> AdapterError:
+    """The error for a key that can't be read."""
+    what = next((what for part, what in _REFUSED.items() if part in key), None)
+    told = f"{what} can't be read" if what else "its meaning isn't known"
+    return AdapterError(f"{path}: {key!r}: {told}; it would be lost")
+
+
+def check_written(adapter: Adapter, path: Path, read: Callable[[Path], Adapter]) -> None:
+    """Read a file back; every layer must be there and multiply to the same update.
+
+    Raises:
+        AdapterError: it isn't so.
+    """
+    back = read(path)
+    if back.layers.keys() != adapter.layers.keys():
+        odd = sorted(back.layers.keys() ^ adapter.layers.keys())
+        raise AdapterError(f"{path}: what was written reads back with other layers: {', '.join(odd[:6])}")
+    for name, wanted in adapter.layers.items():
+        found = back.layers[name]
+        same = torch.equal(found.lora_A, wanted.lora_A.float()) and torch.allclose(
+            found.lora_B * found.scale, wanted.lora_B.float() * wanted.scale, rtol=1e-5, atol=0
+        )
+        if not same:
+            raise AdapterError(f"{path}: {name} reads back differently; the disk or the file system is at fault")

@@ -1,0 +1,155 @@
+"""Adapters in a diffusers pipeline: apply, blend, swap and take out, without PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from vislora.errors import AdapterError
+from vislora.formats.components import COMPONENTS, named_by_component
+from vislora.formats.detect import read_adapter
+from vislora.lora import Adapter, Adapters, LowRankWeights
+from vislora.targets.diffusers import FUSED, is_fused
+
+Source = str | Path | Adapter
+"""A file or folder that `read_adapter` reads, or an adapter already read."""
+
+_APPLIED: WeakKeyDictionary[Any, Applied] = WeakKeyDictionary()
+
+
+def apply(
+    pipe: Any, adapter: Source | Sequence[Source], scale: float = 1.0, weights: Sequence[float] | None = None
+) -> Applied:
+    """Let an adapter, or several at once, act in a diffusers pipeline.
+
+    The pipeline's modules stay the objects they are, and nothing is merged. `enable_model_cpu_offload` may be on.
+    Sequential and group offloading give every layer a forward of its own, which hides the adapter: that is refused.
+    A component under torch.compile is compiled again when it next runs.
+
+    Args:
+        pipe: a pipeline of diffusers without an adapter.
+        adapter: of any format that `read_adapter` reads. Several are blended exactly, their pairs side by side.
+        scale: factor on the whole; 0 is the base model, 1 as trained.
+        weights: a factor for each of several adapters; 1 by default.
+
+    Returns:
+        what changes the scale, swaps the adapter and takes it out again.
+
+    Raises:
+        AdapterError: the adapter can't be read or doesn't fit the pipeline, or there is one already.
+    """
+    if pipe in _APPLIED:
+        raise AdapterError("the pipeline has an adapter already; swap it, or unapply it first")
+    applied = Applied(pipe)
+    applied.swap(adapter, scale, weights)
+    _APPLIED[pipe] = applied
+    return applied
+
+
+def unapply(pipe: Any) -> None:
+    """Take out what `apply` put in: the pipeline is bit for bit what it was.
+
+    Raises:
+        AdapterError: there is nothing to take out.
+    """
+    if pipe not in _APPLIED:
+        raise AdapterError("the pipeline has no adapter that apply put in")
+    _APPLIED.pop(pipe)._clear()
+
+
+class Applied:
+    """An adapter at work in a pipeline; made by `apply`."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = type(pipe).__name__
+        found = {name: getattr(pipe, name, None) for name in COMPONENTS}
+        self._models = nn.ModuleDict({name: model for name, model in found.items() if model is not None})
+        self._adapters = Adapters(self._models)
+
+    @property
+    def scale(self) -> float:
+        """The factor that the adapter acts with; another one can be assigned at any time."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._adapters.scale(self._adapters.active, value)
+        self._scale = value
+
+    def swap(
+        self, adapter: Source | Sequence[Source], scale: float = 1.0, weights: Sequence[float] | None = None
+    ) -> None:
+        """Put another adapter in this one's place. Arguments and errors are those of `apply`; after an error the old
+        adapter still acts."""
+        fitting = self._fitted(named_by_component(_read(adapter, weights)))
+        old = self._adapters.active
+        self._adapters.load("second" if old == "first" else "first", fitting)
+        if old is not None:
+            self._adapters.remove(old)
+        self.scale = scale
+
+    def _clear(self) -> None:
+        self._adapters.remove(self._adapters.active)
+
+    def _fitted(self, adapter: Adapter) -> Adapter:
+        """The adapter in the names and shapes of this pipeline."""
+        layers = {}
+        for name, weights in adapter.layers.items():
+            here = self._name(name)
+            layers[here] = _shaped(weights, _reachable(self._models, here).weight)
+        return replace(adapter, layers=layers, trained={self._name(n): state for n, state in adapter.trained.items()})
+
+    def _name(self, name: str) -> str:
+        component, _, module = name.partition(".")
+        if component not in self._models:
+            raise AdapterError(f"the adapter has layers for {component}, which {self._pipe} doesn't have")
+        if component.startswith("text_encoder"):  # transformers 5.6 took CLIP's level text_model away
+            has_level = hasattr(self._models[component], "text_model")
+            if module.startswith("text_model.") and not has_level:
+                module = module.removeprefix("text_model.")
+            elif module.startswith("encoder.layers.") and has_level:
+                module = f"text_model.{module}"
+        return f"{component}.{module}"
+
+
+def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None) -> Adapter:
+    if isinstance(adapter, Source):
+        if weights is not None:
+            raise AdapterError("weights are for several adapters; give one adapter a scale")
+        return adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+    from vislora.lora.algebra import blend
+
+    adapters = [_read(one, None) for one in adapter]
+    return blend([named_by_component(one) for one in adapters], weights or [1.0] * len(adapters), "cat").adapter
+
+
+def _reachable(models: nn.Module, name: str) -> nn.Module:
+    """The layer to adapt, where its module will be called."""
+    parent, _, last = name.rpartition(".")
+    try:
+        owner = models.get_submodule(parent)
+        layer = owner.get_submodule(last)
+    except AttributeError:
+        raise AdapterError(f"the adapter belongs to another model: this pipeline has no module {name}") from None
+    if is_fused(owner) and any(last in parts for layer, parts in FUSED.items() if hasattr(owner, layer)):
+        raise AdapterError(f"{name} isn't used while projections are fused; call unfuse_qkv_projections() first")
+    if "forward" in vars(layer):
+        raise AdapterError(
+            f"{name} has a forward of its own, as sequential and group offloading give it, which would hide the "
+            "adapter; apply it without them, or with enable_model_cpu_offload"
+        )
+    return layer
+
+
+def _shaped(weights: LowRankWeights, weight: Tensor) -> LowRankWeights:
+    """The same matrices for a Linear where the file has them for a 1x1 convolution, and the other way round."""
+    a, b, dims = weights.lora_A, weights.lora_B, weight.dim()
+    if a.dim() == dims or a[0].numel() != a.shape[1]:
+        return weights
+    ones = (1,) * (dims - 2)
+    return replace(weights, lora_A=a.reshape(*a.shape[:2], *ones), lora_B=b.reshape(*b.shape[:2], *ones))
