@@ -14,6 +14,7 @@ from vislora.errors import AdapterError
 from vislora.formats.components import COMPONENTS, named_by_component
 from vislora.formats.detect import read_adapter
 from vislora.lora import Adapter, Adapters, LowRankWeights
+from vislora.targets.diffusers import FUSED, is_fused
 
 Source = str | Path | Adapter
 """A file or folder that `read_adapter` reads, or an adapter already read."""
@@ -135,7 +136,7 @@ def _reachable(models: nn.Module, name: str) -> nn.Module:
         layer = owner.get_submodule(last)
     except AttributeError:
         raise AdapterError(f"the adapter belongs to another model: this pipeline has no module {name}") from None
-    if getattr(owner, "fused_projections", False) and last in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj"):
+    if is_fused(owner) and any(last in parts for layer, parts in FUSED.items() if hasattr(owner, layer)):
         raise AdapterError(f"{name} isn't used while projections are fused; call unfuse_qkv_projections() first")
     if "forward" in vars(layer):
         raise AdapterError(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from vislora.errors import AdapterError
 from vislora.lora import Adapter, LowRankWeights
+from vislora.targets.diffusers import FUSED
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -16,12 +17,6 @@ _BARE = {
     **dict.fromkeys(("down_blocks", "mid_block", "up_blocks"), "unet"),
     **dict.fromkeys(("transformer_blocks", "single_transformer_blocks"), "transformer"),
     "text_model": "text_encoder",
-}
-# What `fuse_qkv_projections` stacks, each part as high as the others.
-_FUSED = {
-    "to_qkv": ("to_q", "to_k", "to_v"),
-    "to_kv": ("to_k", "to_v"),
-    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
 }
 
 
@@ -58,8 +53,8 @@ def as_in_files(adapter: Adapter) -> Adapter:
         if component.startswith("text_encoder") and module.startswith("encoder.layers."):
             module = f"text_model.{module}"  # transformers 5.6 took this level away; file formats keep it
         parent, _, last = module.rpartition(".")
-        if last in _FUSED:
-            for part, own in zip(_FUSED[last], _unfused(weights.as_one_pair(), len(_FUSED[last])), strict=True):
+        if last in FUSED:
+            for part, own in zip(FUSED[last], _unfused(weights.as_one_pair(), len(FUSED[last])), strict=True):
                 if own.lora_B.any():
                     layers[f"{component}.{parent}.{part}"] = own
         else:

@@ -40,12 +40,18 @@ def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
 
     Returns:
         the file or folder.
+
+    Raises:
+        AdapterError: the format can't hold the adapter, or the folder holds parts of another one.
     """
     if to == "diffusers":
         return write_diffusers(adapter, path)
     if to == "kohya":
         return write_kohya(adapter, path)
-    for component, part in by_component(adapter).items():
+    parts = by_component(adapter)
+    if others := [old.parent.name for old in path.glob(f"*/{CONFIG}") if old.parent.name not in parts]:
+        raise AdapterError(f"{path} holds {', '.join(others)} of another adapter; choose another folder")
+    for component, part in parts.items():
         write_peft(part, path / component)
     return path
 

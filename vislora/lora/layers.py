@@ -11,7 +11,7 @@ object, with its parameters, hooks and state-dict keys, and goes back to its old
 """
 
 import math
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
+
+_MOST_DROPOUT = 0.99
 
 Rows = tuple[tuple[int, int], ...]
 """Output rows [start, stop) of a projection that low-rank pairs write to, one range per pair."""
@@ -34,7 +36,7 @@ class LowRank(nn.Module):
         weight: the frozen weight, [out, in] or [out, in, kh, kw]; gives shapes and device.
         rank: r of each pair.
         alpha: numerator of the scale.
-        dropout: probability in [0, 1) of dropping an input element on the low-rank path, in training only.
+        dropout: probability in [0, 0.99] of dropping an input element on the low-rank path, in training only.
         rslora: scale by alpha / sqrt(r) instead of alpha / r.
         rows: the output rows of each pair; all rows as one pair by default.
 
@@ -57,12 +59,15 @@ class LowRank(nn.Module):
         rows: Rows | None = None,
     ) -> None:
         super().__init__()
-        if rank < 1 or not 0.0 <= dropout < 1.0:
-            raise AdapterError(f"rank={rank}, dropout={dropout}: rank must be at least 1, dropout in [0, 1)")
+        if rank < 1 or not 0.0 <= dropout <= _MOST_DROPOUT:
+            raise AdapterError(
+                f"rank={rank}, dropout={dropout}: rank must be at least 1, dropout in [0, {_MOST_DROPOUT}]"
+            )
         if any(not 0 <= start < stop <= weight.shape[0] for start, stop in rows or ()):
             raise AdapterError(f"rows {rows} don't lie in a layer of {weight.shape[0]} output rows")
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.rows = rows or ((0, weight.shape[0]),)
+        self.pairs = _pairs(self.rows, rank)
         self.multiplier = 1.0
         kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
         height = sum(stop - start for start, stop in self.rows)
@@ -83,7 +88,7 @@ class LowRank(nn.Module):
         a = self.lora_A.float().flatten(1)
         b = self.lora_B.float().flatten(1)
         update = a.new_zeros(out, a.shape[1])
-        for pair in _pairs(self.rows, self.rank):
+        for pair in self.pairs:
             update[pair.rows] = self.scale * (b[pair.b] @ a[pair.a])
         return update.view(out, *self.lora_A.shape[1:])
 
@@ -97,7 +102,7 @@ class LoraLinear(nn.Linear):
         """input: [..., in] -> [..., out]."""
         x, low = input, self.lora
         dropout = low.dropout if self.training else 0.0
-        settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
         return _FusedLinear.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, norm)
@@ -114,24 +119,21 @@ class LoraConv2d(nn.Conv2d):
             return self(input.unsqueeze(0)).squeeze(0)
         x, low = input, self.lora
         dropout = low.dropout if self.training else 0.0
-        settings = _Settings(low.scale, low.rows, low.rank, dropout, _compute_dtype(x, self.weight))
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
         geometry = (self.stride, self.padding, self.dilation)
         return _FusedConv2d.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, geometry)
 
 
-@dataclass(frozen=True)
-class _Settings:
+class _Settings(NamedTuple):
     """What a fused step needs besides tensors."""
 
     scale: float
-    rows: Rows
-    rank: int
+    pairs: list["_Pair"]
     dropout: float
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(NamedTuple):
     """Where one pair lives: its rows in y, its rows in the stacked A (columns of h), its rows in the stacked B."""
 
     rows: slice
@@ -159,27 +161,29 @@ def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
-    """Which elements of x are kept (bool, x's shape) and the factor that makes up for the dropped ones.
+    """Which elements of x, [n, ...], are kept (int8, 0 or 1) and the factor that makes up for the dropped ones.
 
-    Random 16-bit words are compared with a threshold: on a CPU five times as fast as `bernoulli_`, whose cost would
-    exceed that of the low-rank path itself. The rate is exact to 2**-16, and the factor is that of the exact rate.
+    Random bytes are compared with a threshold: on a CPU ten times as fast as `bernoulli_`, whose cost would exceed that
+    of the low-rank path itself. 256 p is no whole number: each row takes the threshold above or below it at random, so
+    that every element is dropped with probability p.
     """
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    words = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
-    kept = min(max(1, round((1.0 - p) * 65536)), 65535)
-    return words < kept - 32768, 65536 / kept
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
+    noise = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+    rows = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device)
+    threshold = (256 * p + rows).to(torch.uint8)
+    # straight into int8, which becomes a float mask faster than bool does
+    return torch.ge(noise, threshold, out=torch.empty_like(noise, dtype=torch.int8)), 1.0 / (1.0 - p)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    # `where`, since a product with a bool mask takes a slow mixed-dtype path on CPUs
-    return x if mask is None else torch.where(mask, x, 0.0)
+    return x if mask is None else x * mask.to(x.dtype)
 
 
 class _Normalised(NamedTuple):
-    """How x came out of a LayerNorm, so that backward can make it again from what that LayerNorm keeps anyway.
+    """How x came out of a LayerNorm, so that backward can do with what that LayerNorm keeps anyway.
 
     The input of `qkv` or `fc1` in a pre-norm block is the one full-size tensor that LoRA would keep and the frozen
-    model would not: a tenth of the block's memory. Making it again costs three cheap passes.
+    model would not: a tenth of the block's memory.
     """
 
     source: Tensor
@@ -195,13 +199,22 @@ class _Normalised(NamedTuple):
         if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return None
         node = x.grad_fn
-        if node is None or node.name() != "NativeLayerNormBackward0":
+        if node is None or node.name() != "NativeLayerNormBackward0" or len(node._saved_normalized_shape) != 1:
             return None
         return _Normalised(
             node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
         )
 
+    def product(self, left: Tensor) -> Tensor:
+        """left [r, n] @ x [n, in], the normalisation applied to the short side instead of to x."""
+        scaled = left * self.rstd.view(-1)
+        y = torch.addmm(scaled @ self.mean.view(-1, 1), scaled, self.source.reshape(left.shape[1], -1), beta=-1)
+        if self.weight is not None:
+            y *= self.weight
+        return y if self.bias is None else y.addr_(left.sum(1), self.bias)
+
     def again(self) -> Tensor:
+        """x itself, in three passes."""
         x = (self.source - self.mean).mul_(self.rstd)
         if self.weight is None:
             return x
@@ -209,52 +222,85 @@ class _Normalised(NamedTuple):
 
 
 class _FusedLinear(torch.autograd.Function):
-    """y = x W0^T + b, then y += s h B^T in place with h = dropout(x) A^T.
+    """y = x (W0 + s B A)^T + b, with h = s dropout(x) A^T for backward.
 
-    Kept for backward: h and x, or what x is made from where a LayerNorm keeps that anyway; no other full-size tensor
-    than y and dx is made. Products with the short side r are written transposed ([r, n] instead of [n, r]): BLAS
-    libraries are up to four times faster on them.
+    Where x has many rows, s B A is summed into a passing copy of the weight, in the weight's own precision, and costs
+    no pass over y; otherwise, and always with dropout, y += h B^T is added in place. Kept for backward: h and x, or
+    what x is made from where a LayerNorm keeps that anyway; no other full-size tensor than y and dx is made. Products
+    with the short side r are written transposed ([r, n] instead of [n, r]): BLAS libraries are up to four times faster
+    on them.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, settings, norm):
-        dtype = settings.dtype
+        dtype, pairs = settings.dtype, settings.pairs
         flat = x.to(dtype).reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
-            w = weight.to(dtype)
+        with _without_autocast(x.device.type):
+            fold = not settings.dropout and _worth_folding(flat, weight)
+            w = (_folded(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
             y = F.linear(flat, w, None if bias is None else bias.to(dtype))
-            a, b = lora_A.to(dtype), lora_B.to(dtype)
             mask, factor = _dropout_mask(flat, settings.dropout) if settings.dropout else (None, 1.0)
-            h = _masked(flat, mask) @ (a * factor).t()
-            for pair in _pairs(settings.rows, settings.rank):
-                y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t(), alpha=settings.scale)
-        ctx.save_for_backward(w, lora_A, lora_B, h, mask, *(norm or [flat]))
-        ctx.settings, ctx.factor, ctx.x_dtype, ctx.x_shape = settings, factor, x.dtype, x.shape
+            h = _masked(flat, mask) @ (lora_A * (settings.scale * factor)).to(dtype).t()
+            if not fold:
+                b = lora_B.to(dtype)
+                for pair in pairs:
+                    y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t())
+        # the copy is kept only where a cast copy of the weight would be kept anyway
+        ctx.folded = fold and dtype != weight.dtype
+        ctx.save_for_backward(w if ctx.folded or not fold else weight, lora_A, lora_B, h, mask, *(norm or [flat]))
+        ctx.settings, ctx.scale, ctx.x_dtype, ctx.x_shape = settings, settings.scale * factor, x.dtype, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         w, lora_A, lora_B, h, mask, *kept = ctx.saved_tensors
-        settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
-        with torch.autocast(h.device.type, enabled=False):
-            flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
+        dtype, pairs = ctx.settings.dtype, ctx.settings.pairs
+        with _without_autocast(h.device.type):
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
-            a, b = lora_A.to(dtype), lora_B.to(dtype)
-            db = torch.empty_like(lora_B)
-            dh_t = h.new_empty(h.shape[1], h.shape[0])
-            for pair in _pairs(settings.rows, settings.rank):
-                part = dy[:, pair.rows]
-                torch.mm(b[pair.b].t() * s, part.t(), out=dh_t[pair.a])
-                db[pair.b] = (h[:, pair.a].t() @ part).t().mul(s)
-            dh_t.mul_(ctx.factor)
-            da = dh_t @ _masked(flat, mask)
+            b = lora_B.to(dtype)
+            if len(pairs) == 1 and len(b) == dy.shape[1]:
+                dh_t, db = b.t() @ dy.t(), (h.t() @ dy).t()
+            else:
+                parts = [dy[:, pair.rows] for pair in pairs]
+                dh_t = torch.cat([b[p.b].t() @ part.t() for p, part in zip(pairs, parts, strict=True)])
+                db = torch.cat([(h[:, p.a].t() @ part).t() for p, part in zip(pairs, parts, strict=True)])
+            if len(kept) == 1:
+                da = dh_t @ _masked(kept[0], mask)
+            elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
+                da = _Normalised(*kept).product(dh_t)
+            else:
+                da = dh_t @ _masked(_Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1]), mask)
             dx = None
             if ctx.needs_input_grad[0]:
                 dx = dy @ w
-                dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.add_(_masked(dh_t.t() @ a, mask))
+                if not ctx.folded:
+                    a = (lora_A * ctx.scale).to(dtype)
+                    dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.addcmul_(dh_t.t() @ a, mask.to(dtype))
                 dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
-        return dx, None, None, da.to(lora_A.dtype), db, None, None
+        return dx, None, None, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    # to enter torch.autocast takes longer than a small product
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _worth_folding(x: Tensor, weight: Tensor) -> bool:
+    """Whether two passes over the weight, [out, in], cost less than one over y and one over dx, for x [n, in]; never
+    for weights stored in 16 bits, in which a small update would be rounded away."""
+    return weight.dtype.itemsize >= 4 and x.shape[0] * sum(weight.shape) > 2 * weight.numel()
+
+
+def _folded(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: list[_Pair], scale: float) -> Tensor:
+    """W0 + s B A, in W0's dtype."""
+    a, b = lora_A.to(weight.dtype), lora_B.to(weight.dtype)
+    if pairs[0].rows == slice(0, weight.shape[0]):
+        return torch.addmm(weight, b, a, alpha=scale)
+    w = weight.clone()
+    for pair in pairs:
+        w[pair.rows].addmm_(b[pair.b], a[pair.a], alpha=scale)
+    return w
 
 
 class _FusedConv2d(torch.autograd.Function):
@@ -266,13 +312,13 @@ class _FusedConv2d(torch.autograd.Function):
         dtype = settings.dtype
         stride, padding, dilation = geometry
         x_c = x.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             w = weight.to(dtype)
             y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), stride, padding, dilation)
             mask, factor = _dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
             h = F.conv2d(_masked(x_c, mask), lora_A.to(dtype) * factor, None, stride, padding, dilation)
             b = lora_B.to(dtype).flatten(1)
-            for pair in _pairs(settings.rows, settings.rank):
+            for pair in settings.pairs:
                 y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b] * settings.scale, h[:, pair.a])
         ctx.save_for_backward(w, lora_A, lora_B, h, mask, x_c)
         ctx.settings, ctx.factor, ctx.geometry, ctx.x_dtype = settings, factor, geometry, x.dtype
@@ -285,10 +331,10 @@ class _FusedConv2d(torch.autograd.Function):
         settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
         dy = dy.to(dtype)
         b = lora_B.to(dtype).flatten(1)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             db = torch.empty_like(lora_B)
             dh = torch.empty_like(h)
-            for pair in _pairs(settings.rows, settings.rank):
+            for pair in settings.pairs:
                 part = dy[:, pair.rows]
                 dh[:, pair.a] = torch.einsum("or,bohw->brhw", b[pair.b] * s, part)
                 db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).mul(s)[:, :, None, None]

@@ -4,12 +4,13 @@ diffusers has over sixty attention classes and few ways to name their layers. So
 `_ATTENTION` or `_MLP`: a module belongs to it if it has layers of these names. Whether they act, `prove_alive` tells.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
+from vislora.lora.layers import Rows
 
 PROJECTIONS = ("qkv", "q", "k", "v", "o", "mlp", "proj", "conv")
 ATTENTION = ("self", "cross")
@@ -24,13 +25,16 @@ _ATTENTION: tuple[dict[str, tuple[str, ...]], ...] = (
     {"q": ("to_query",), "k": ("to_key",), "v": ("to_value",), "o": ("out_layer",)},  # Kandinsky 5
     {"q": ("q_proj",), "k": ("k_proj",), "v": ("v_proj",), "o": ("out_proj", "o_proj")},  # CLIP; Gemma, Llama, Qwen
     {"q": ("q",), "k": ("k",), "v": ("v",), "o": ("o",)},  # T5
+    {"q": ("to_qkv_mlp_proj",), "k": ("to_qkv_mlp_proj",), "v": ("to_qkv_mlp_proj",), "o": ("to_out",)},  # Flux 2
 )
-_FUSED = {  # by fuse_qkv_projections: the layers whose rows they stack
+FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
     "to_added_kv": ("add_k_proj", "add_v_proj"),
 }
+"""What `fuse_qkv_projections` makes, and the layers whose rows it stacks in there."""
+
 _MLP: tuple[tuple[str, ...], ...] = (
     ("net.0.proj", "net.2"),  # FeedForward
     ("fc1", "fc2"),  # CLIP
@@ -41,6 +45,7 @@ _MLP: tuple[tuple[str, ...], ...] = (
     ("linear_1", "linear_2", "linear_3"),  # Lumina
     ("linear_1", "linear_2", "out_projection"),  # AuraFlow
     ("proj_mlp",),  # single-stream blocks of Flux and its kin, where `o` is the block's proj_out
+    ("to_qkv_mlp_proj",),  # those of Flux 2, in the rows below q, k and v
 )
 _CONV = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks; of down- and upsamplers
 # Pools the text for the time embedding through F.multi_head_attention_forward, which reads weights past the layers.
@@ -61,7 +66,7 @@ def find_targets(
             `fuse_qkv_projections` they are pairs on rows of the fused layers, with `qkv` one pair over all rows. `mlp`
             is the feed-forward layers, `proj` a UNet's `proj_in` and `proj_out` around its transformer blocks, `conv`
             its residual and resampling convolutions.
-        blocks: which part of the model: indices of the blocks that hold attention, in the order of the model, negative
+        blocks: which part of the model: indices of the blocks that hold attention, in the order they run, negative
             ones from the end; or beginnings of module names, as `up_blocks.1`, which `proj` and `conv` need. None: all.
         attention: `self` (joint attention too), `cross`, or both.
 
@@ -73,27 +78,30 @@ def find_targets(
     kinds = _checked(attention, ATTENTION, "attention")
     if "qkv" in wanted and wanted & {"q", "k", "v"}:
         raise AdapterError("adapt either qkv as a whole or its parts q, k, v; not both")
-    attentions = dict(_attentions(model))
-    chosen = _chosen(blocks, list(dict.fromkeys(_block(model, path) for path in attentions)), model)
+    if wanted & {"proj", "conv"} and any(isinstance(block, int) for block in blocks or ()):
+        raise AdapterError("indices of attention blocks don't choose among proj and conv layers; give module names")
+    attentions = _attentions(model)
+    chosen = _chosen(blocks, attentions, model)
     found: dict[str, list[TargetLayer]] = {word: [] for word in sorted(wanted)}
-    if wanted & {"qkv", "q", "k", "v", "o"}:
-        here = {path: family for path, family in attentions.items() if _within(path, chosen)}
-        for path, family in here.items():
-            if ("cross" if _is_cross(path, model.get_submodule(path)) else "self") in kinds:
-                for word, layers in _attention_layers(model, path, family, wanted).items():
-                    found[word] += layers
-        if here and not any(found[word] for word in wanted & {"qkv", "q", "k", "v", "o"}):
-            raise AdapterError(f"{type(model).__name__} has no {' or '.join(sorted(kinds))} attention there")
+    for path, family in attentions.items():
+        if _within(path, chosen) and ("cross" if _is_cross(path, model.get_submodule(path)) else "self") in kinds:
+            for word, layers in _attention_layers(model, path, family, wanted).items():
+                found[word] += layers
     for word, layers in (("mlp", _mlps), ("proj", _projs), ("conv", _convs)):
         if word in wanted:
-            if word != "mlp" and any(isinstance(block, int) for block in blocks or ()):
-                raise AdapterError(f"indices of attention blocks don't choose among {word} layers; give module names")
-            found[word] = [TargetLayer(name) for name in layers(model) if _within(name, chosen)]
+            found[word] = [layer for layer in layers(model) if _within(layer.name, chosen)]
     if missing := [word for word, layers in found.items() if not layers and chosen]:
-        raise AdapterError(f"{type(model).__name__} has no {', '.join(missing)} layers there; leave them out")
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    targets = dict.fromkeys(target for layers in found.values() for target in layers)
-    return sorted(targets, key=lambda target: order[target.name])
+        kind = "" if len(kinds) > 1 else f" ({attention[0]} attention)"
+        raise AdapterError(f"{type(model).__name__} has no {', '.join(missing)} layers there{kind}; leave them out")
+    return _in_order(model, [layer for layers in found.values() for layer in layers])
+
+
+def is_fused(attention: nn.Module) -> bool:
+    """Whether an attention module of diffusers reads the layer that `fuse_qkv_projections` made, and not `to_q`, …"""
+    if not getattr(attention, "fused_projections", False):
+        return False
+    # the class Attention keeps its flag and the fused layer after unfusing, and changes its processor only
+    return hasattr(attention, "unfuse_projections") or type(attention.processor).__name__.startswith("Fused")
 
 
 def _checked(words: Sequence[str], known: Sequence[str], what: str) -> set[str]:
@@ -104,8 +112,8 @@ def _checked(words: Sequence[str], known: Sequence[str], what: str) -> set[str]:
     return set(words)
 
 
-def _attentions(model: nn.Module) -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
-    """Paths of the attention modules, each with its row in `_ATTENTION`."""
+def _attentions(model: nn.Module) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Paths of the attention modules in the order they run, each with its row in `_ATTENTION`."""
     foreign: dict[str, str] = {}
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for path, module in model.named_modules():
@@ -119,7 +127,8 @@ def _attentions(model: nn.Module) -> Iterator[tuple[str, dict[str, tuple[str, ..
     _refuse_foreign(model, "attention", foreign, found)
     if not found:
         raise AdapterError(f"{type(model).__name__} holds no attention to adapt")
-    yield from found.items()
+    # UNets register mid_block after up_blocks
+    return dict(sorted(found.items(), key=lambda item: item[0].startswith("up_blocks.")))
 
 
 def _attention_layers(
@@ -130,39 +139,35 @@ def _attention_layers(
     split = {word: _present(attention, family[word]) for word in family}
     if getattr(attention, "context_pre_only", False):  # what these queries would attend to is thrown away
         split["q"] = [name for name in split["q"] if name != "add_q_proj"]
-    found: dict[str, list[TargetLayer]] = {word: [] for word in wanted}
-    for fused in _present(attention, tuple(_FUSED)) if getattr(attention, "fused_projections", False) else ():
-        rows = _rows(attention, _FUSED[fused])
-        alive = {word: rows[name] for word in "qkv" for name in split[word] if name in rows}
-        asked = [word for word in alive if word in wanted]
-        if asked:
-            target = TargetLayer(f"{path}.{fused}", tuple(alive[word] for word in asked))
-            for word in asked:
-                found[word].append(target)
-        elif "qkv" in wanted:
-            whole = len(alive) == len(rows)
-            found["qkv"].append(TargetLayer(f"{path}.{fused}", None if whole else tuple(alive.values())))
-        split = {word: [name for name in names if name not in rows] for word, names in split.items()}
-    for word, names in split.items():
-        for asked in {word, "qkv" if word in "qkv" else word} & wanted:
-            found[asked] += [TargetLayer(f"{path}.{name}") for name in names]
+    stacked = _stacked(attention)
+    found: dict[str, list[TargetLayer]] = {word: [] for word in wanted & {"qkv", "q", "k", "v", "o"}}
+    for word in found:
+        for letter in word:
+            for name in split[letter]:
+                layer, rows = stacked.get((letter, name), (name, None))
+                found[word].append(TargetLayer(f"{path}.{layer}", None if word == "qkv" else rows))
     if "o" in wanted and getattr(attention, "pre_only", False):
         parent = path.rpartition(".")[0]
         found["o"] += [TargetLayer(f"{parent}.{name}") for name in _present(model.get_submodule(parent), ("proj_out",))]
     return found
 
 
-def _rows(attention: nn.Module, parts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """The rows of each part in a layer that stacks all of them."""
-    rows, start = {}, 0
-    for part in parts:
-        stop = start + attention.get_submodule(part).out_features
-        rows[part] = (start, stop)
-        start = stop
-    return rows
+def _stacked(attention: nn.Module) -> dict[tuple[str, str], tuple[str, Rows]]:
+    """Of projections that lie in one layer, by letter and name: the layer, and their rows of it."""
+    found: dict[tuple[str, str], tuple[str, Rows]] = {}
+    for layer in _present(attention, tuple(FUSED)) if is_fused(attention) else ():
+        start = 0
+        for part in FUSED[layer]:
+            stop = start + attention.get_submodule(part).out_features
+            found[part.removesuffix("_proj")[-1], part] = (layer, ((start, stop),))
+            start = stop
+    for layer in _present(attention, ("to_qkv_mlp_proj",)):
+        for i, letter in enumerate("qkv"):
+            found[letter, layer] = (layer, ((i * attention.inner_dim, (i + 1) * attention.inner_dim),))
+    return found
 
 
-def _mlps(model: nn.Module) -> Iterator[str]:
+def _mlps(model: nn.Module) -> Iterator[TargetLayer]:
     foreign: dict[str, str] = {}
     found: dict[str, tuple[str, ...]] = {}
     for path, module in model.named_modules():
@@ -172,19 +177,33 @@ def _mlps(model: nn.Module) -> Iterator[str]:
         elif _holds_layers(module, "FeedForward") or _holds_layers(module, "MLP"):
             foreign[path] = type(module).__qualname__
     _refuse_foreign(model, "feed-forward layers", foreign, found)
-    return (f"{path}.{name}" for path, row in found.items() for name in row)
+    for path, row in found.items():
+        for name in row:
+            layer = model.get_submodule(f"{path}.{name}")
+            rows = ((3 * model.get_submodule(path).inner_dim, layer.out_features),) if "qkv" in name else None
+            yield TargetLayer(f"{path}.{name}", rows)
 
 
-def _projs(model: nn.Module) -> Iterator[str]:
+def _projs(model: nn.Module) -> Iterator[TargetLayer]:
     for path, module in model.named_modules():
         if path and hasattr(module, "transformer_blocks"):  # the model's own proj_out makes the output, not attention's
-            yield from (f"{path}.{name}" for name in _present(module, ("proj_in", "proj_out")))
+            yield from (TargetLayer(f"{path}.{name}") for name in _present(module, ("proj_in", "proj_out")))
 
 
-def _convs(model: nn.Module) -> Iterator[str]:
+def _convs(model: nn.Module) -> Iterator[TargetLayer]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and path.rpartition(".")[2] in _CONV:
-            yield path
+            yield TargetLayer(path)
+
+
+def _in_order(model: nn.Module, targets: list[TargetLayer]) -> list[TargetLayer]:
+    """One target a layer, in the model's order; rows that several words asked for side by side."""
+    merged: dict[str, TargetLayer] = {}
+    for target in targets:
+        same = merged.get(target.name, target)
+        rows = None if None in (same.rows, target.rows) else tuple(sorted({*same.rows, *target.rows}))
+        merged[target.name] = TargetLayer(target.name, rows)
+    return [merged[name] for name, _ in model.named_modules() if name in merged]
 
 
 def _present(module: nn.Module, names: Sequence[str]) -> list[str]:
@@ -226,10 +245,11 @@ def _block(model: nn.Module, path: str) -> str:
     return parent.rpartition(".layer.")[0] if ".layer." in parent else parent
 
 
-def _chosen(blocks: Sequence[int | str] | None, known: list[str], model: nn.Module) -> list[str]:
+def _chosen(blocks: Sequence[int | str] | None, attentions: Iterable[str], model: nn.Module) -> list[str]:
     """Beginnings of the names of what is chosen."""
     if blocks is None:
         return [""]
+    known = list(dict.fromkeys(_block(model, path) for path in attentions))
     count, names = len(known), {name for name, _ in model.named_modules()}
     for block in blocks:
         if isinstance(block, int) and not -count <= block < count:
