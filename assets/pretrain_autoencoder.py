@@ -29,7 +29,7 @@ from vislora.precision import resolve_precision
 from vislora.trainer import Trainer
 
 CROP = 32  # pixels
-LATENT_NOISE = 0.05  # standard deviation: the decoder must bear what a denoiser gets slightly wrong
+LATENT_NOISE = 0.02  # standard deviation: the decoder must bear what a denoiser gets slightly wrong
 SETTINGS = [
     "model=embedded",
     "data=birds",
@@ -71,10 +71,10 @@ class Reconstruction:
     def losses(self, model: nn.Module, crops: Tensor) -> Tensor:
         restored, latents = model(crops)
         error = restored.float() - crops
-        distance = error.abs().mean((1, 2, 3)) + 2.0 * error.square().mean((1, 2, 3))
+        distance = 0.5 * error.abs().mean((1, 2, 3)) + 6.0 * error.square().mean((1, 2, 3))
         edges = sum(torch.diff(error, dim=dim).abs().mean((1, 2, 3)) for dim in (2, 3))
         deviation, mean = torch.std_mean(latents.float(), (0, 2, 3))
-        return distance + edges + 0.1 * (mean.square() + (deviation - 1.0).square()).mean()
+        return distance + 0.5 * edges + 0.1 * (mean.square() + (deviation - 1.0).square()).mean()
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches: Tensor, accelerator: Accelerator) -> dict[str, float]:
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain_autoencoder"))
     parser.add_argument("--resume", type=Path, help="the folder of a run that was stopped")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=30)
     options = parser.parse_args()
     resume = [f"trainer.resume={options.resume}"] if options.resume else []
     config = configure("train", [*SETTINGS, *resume, f"trainer.epochs={options.epochs}"])

@@ -68,11 +68,11 @@ SETTINGS = [
     "optim.weight_decay=0.01",
     "optim.betas=[0.9,0.99]",
     "optim.warmup=0.02",
-    "trainer.batch_size=64",
+    "trainer.batch_size=32",
     "trainer.keep=last",
-    "trainer.ema=0.998",
-    "trainer.checkpoint_every=100",
-    "trainer.preview_every=250",
+    "trainer.ema=0.999",
+    "trainer.checkpoint_every=250",
+    "trainer.preview_every=500",
 ]
 
 

@@ -44,7 +44,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
         ("trainer.precision=int8", r"expected one of \[auto, fp32, bf16, fp16\]"),
         (
             "recipe=vit_brids",
-            "recipe=vit_brids is not known; recipe can be: sd15_dreambooth, sd15_style, sdxl_style, sketch_style, vit_birds",
+            "recipe=vit_brids is not known; recipe can be: sd15_dreambooth, sd15_style, sdxl_style, sketch_style",
         ),
         ("model=resnet", "model can be: diffusers, embedded, sd_embedded, timm"),
         ("trainer.epochs", "write key=value"),

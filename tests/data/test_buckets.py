@@ -1,0 +1,77 @@
+"""Pictures of like proportions share a batch, and lose little at their edges."""
+
+import math
+
+import pytest
+from PIL import Image
+
+from vislora.data.buckets import BucketOrder, bucket_sizes, cut, nearest
+from vislora.errors import ConfigError
+
+
+@pytest.mark.parametrize("side", [512, 1024])
+def test_buckets_have_the_squares_pixels_in_sides_of_multiples_of_64(side):
+    sizes = bucket_sizes(side)
+    assert (side, side) in sizes
+    assert {(h, w) for w, h in sizes} == set(sizes)
+    for w, h in sizes:
+        assert w % 64 == h % 64 == 0
+        assert 0.75 * side * side <= w * h <= side * side
+        assert 0.5 <= w / h <= 2.0
+
+
+def test_a_side_that_is_no_multiple_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.size=500: expected a multiple of 64"):
+        bucket_sizes(500)
+
+
+def test_a_picture_goes_where_its_proportions_are_nearest():
+    sizes = bucket_sizes(512)
+    assert nearest((3000, 3000), sizes) == (512, 512)
+    for size in ((1920, 1080), (1080, 1920), (800, 600), (100, 1000)):
+        chosen = nearest(size, sizes)
+        distance = abs(math.log(chosen[0] / chosen[1] * size[1] / size[0]))
+        assert all(distance <= abs(math.log(w / h * size[1] / size[0])) + 1e-12 for w, h in sizes)
+
+
+def test_the_middle_is_cut_out_of_the_resized_picture():
+    picture = Image.new("RGB", (300, 100), "red")
+    picture.paste("blue", (100, 0, 200, 100))
+    crop = cut(picture, (64, 64))
+    assert crop.image.size == (64, 64)
+    assert crop.original == (300, 100)
+    assert crop.corner == (64, 0)
+    assert {crop.image.getpixel((x, 32)) for x in (8, 32, 56)} == {(0, 0, 255)}
+
+
+def test_a_picture_of_the_size_itself_is_left_alone():
+    picture = Image.effect_noise((64, 64), 50).convert("RGB")
+    assert cut(picture, (64, 64)).image.tobytes() == picture.tobytes()
+
+
+def test_every_picture_comes_once_an_epoch_in_batches_of_its_bucket():
+    buckets = tuple(i % 3 for i in range(40)) + (2,) * 9
+    order = BucketOrder(len(buckets), 4, seed=3, buckets=buckets)
+    for epoch in range(2):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        batches = [[key.index for key in order.global_batch(step)] for step in steps]
+        assert sorted(i for batch in batches for i in batch) == list(range(len(buckets)))
+        for batch in batches:
+            assert len({buckets[i] for i in batch}) == 1
+            assert len(batch) <= 4
+        assert len({buckets[batch[0]] for batch in batches[:4]}) > 1  # buckets are mixed
+    assert order.global_batch(0) != order.global_batch(order.steps_per_epoch)
+    assert order.global_batch(5) == BucketOrder(len(buckets), 4, seed=3, buckets=buckets).global_batch(5)
+
+
+def test_processes_and_passes_share_a_batch_without_overlap():
+    buckets = (0,) * 8 + (1,) * 8
+    orders = [BucketOrder(16, 4, 0, accumulation=2, rank=rank, world=2, buckets=buckets) for rank in range(2)]
+    for step in range(4):
+        parts = [key for order in orders for micro in order.micro_batches(step) for key in micro]
+        assert sorted(parts) == sorted(orders[0].global_batch(step))
+
+
+def test_a_bucket_too_small_to_be_divided_is_refused():
+    with pytest.raises(ConfigError, match=r"batch of 1 pictures can't be divided into 2 parts"):
+        BucketOrder(9, 4, 0, accumulation=2, buckets=(0,) * 8 + (1,))

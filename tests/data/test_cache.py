@@ -1,0 +1,134 @@
+"""What is cached is found again, and is not found once anything it hangs on has changed."""
+
+import numpy as np
+import pytest
+import tiny_diffusion as tiny
+import torch
+from PIL import Image
+
+from vislora.data.cache import TensorCache, content_key, weights_key
+from vislora.data.captions import Captioned
+from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
+from vislora.data.order import SampleKey
+from vislora.data.splits import Pixels
+from vislora.models.diffusion import PipelineEncoder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    return tiny.stable_diffusion(tmp_path / "tokenizer")
+
+
+class Counting(PipelineEncoder):
+    """Counts what it is asked to encode."""
+
+    def __init__(self, pipe):
+        super().__init__(pipe, CPU)
+        self.pictures = self.captions = 0
+
+    def images(self, images):
+        self.pictures += len(images)
+        return super().images(images)
+
+    def text(self, tokens):
+        self.captions += len(tokens["input_ids"])
+        return super().text(tokens)
+
+
+def gallery(size=(16, 16), captions=("a", "b", "a"), change=0, hflip=0.0):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 20, 20, 3), dtype=np.uint8)
+    pixels[0, 10, 10, 0] ^= change
+    captioned = Captioned(list(captions), ["x", "y", "z"], Pixels(pixels))
+    return Gallery(captioned, [size] * 3, [1.0] * 3, [0, 1, 2, 0], hflip)
+
+
+def encoded(shown, pipe):
+    """How many pictures and captions had to be encoded."""
+    encoder = Counting(pipe)
+    encode(shown, encoder, with_text=True)
+    return encoder.pictures, encoder.captions
+
+
+def test_nothing_is_encoded_twice(pipe):
+    assert encoded(gallery(), pipe) == (3, 3)  # "a", "b" and the empty caption
+    assert encoded(gallery(), pipe) == (0, 0)
+
+
+def test_another_pixel_size_or_caption_is_another_entry(pipe):
+    encoded(gallery(), pipe)
+    assert encoded(gallery(change=1), pipe) == (1, 0)
+    assert encoded(gallery(size=(16, 8)), pipe) == (3, 0)
+    assert encoded(gallery(captions=("a", "b", "c")), pipe) == (0, 1)
+    assert encoded(gallery(hflip=0.5), pipe) == (3, 0)  # the mirrored ones
+
+
+@torch.no_grad()
+def test_other_weights_are_another_entry(pipe):
+    encoded(gallery(), pipe)
+    pipe.vae.decoder.conv_out.weight[0, 0, 0, 0] += 1e-6
+    assert encoded(gallery(), pipe) == (3, 0)
+    next(pipe.text_encoder.parameters())[0] += 1e-6
+    assert encoded(gallery(), pipe) == (0, 3)
+    pipe.vae.register_to_config(scaling_factor=0.5)
+    assert encoded(gallery(), pipe) == (3, 0)
+
+
+def test_a_cached_sample_is_what_encoding_it_on_the_way_gives(pipe):
+    shown, encoder = gallery(hflip=0.5), PipelineEncoder(pipe, CPU)
+    cached = LatentSet(shown, None, encode(shown, encoder, with_text=True))
+    pixels = PixelSet(shown, encoder.tokens(list(shown.captioned.captions)))
+    mirrored = set()
+    for epoch in range(8):
+        for index in range(4):
+            key = SampleKey(5, epoch, index)
+            mirrored.add(shown.sample(key))
+            one, other = cached[key], pixels[key]
+            assert one["seed"] == other["seed"]
+            text = encoder.text({name: rows[None] for name, rows in other["text"].items() if name == "input_ids"})
+            torch.testing.assert_close(one["text"]["prompt_embeds"], text["prompt_embeds"][0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(one["text"]["time_ids"], other["text"]["time_ids"])
+            latents = encoder.images(other["images"][None])[0]
+            torch.testing.assert_close(one["latents"], latents, rtol=1e-3, atol=1e-4)
+    assert len(mirrored) == 6  # each of three pictures, both ways
+
+
+def test_latents_are_those_that_diffusers_decodes_to_the_picture(pipe):
+    image = Image.effect_noise((16, 16), 60).convert("RGB")
+    shown = Gallery(Captioned(["a"], ["x"], [image]), [(16, 16)], [1.0], [0])
+    keys = encode(shown, PipelineEncoder(pipe, CPU), with_text=False)
+    latents = LatentSet(shown, {}, keys)[SampleKey(0, 0, 0)]["latents"]
+    pixels = pipe.image_processor.preprocess(image)
+    with torch.no_grad():
+        expected = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    torch.testing.assert_close(latents[None], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_keys_tell_lists_apart_that_read_alike():
+    keys = {content_key(*parts) for parts in (("ab", "c"), ("a", "bc"), (b"ab", "c"), ("ab", "c", None), (1,), ("1",))}
+    assert len(keys) == 6
+
+
+def test_weights_are_told_apart_by_shape_name_and_dtype():
+    layers = [torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False)]
+    for layer in layers:
+        layer.weight.data.zero_()
+    layers[2].to(torch.bfloat16)
+    keys = {weights_key([layer]) for layer in layers}
+    layers[0].weight.data[1, 2] = 1
+    assert len(keys | {weights_key([layers[0]])}) == 4
+
+
+def test_an_entry_is_whole_or_not_there(tmp_path):
+    cache = TensorCache("things")
+    cache.write("abcd", {"x": torch.arange(3)})
+    assert "abcd" in cache
+    assert "abce" not in cache
+    assert cache.read("abcd")["x"].tolist() == [0, 1, 2]
+    assert [file.name for file in (tmp_path / "cache" / "things" / "ab").iterdir()] == ["abcd.safetensors"]

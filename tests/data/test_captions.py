@@ -1,0 +1,100 @@
+"""Captions from .txt files, from metadata.jsonl, or one prompt for all; none of it is trusted."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vislora.config import CaptionsData
+from vislora.data.captions import captions_folder
+from vislora.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, colour in (("b.png", "red"), ("a.jpg", "blue"), ("deep/c.png", "green")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 10), colour).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"a {colour}\n picture ")
+    return tmp_path
+
+
+def read(root, **settings):
+    return captions_folder(CaptionsData(root=str(root), **settings))
+
+
+def test_the_text_beside_a_picture_is_its_caption_in_one_line(folder):
+    splits = read(folder)
+    assert list(splits.train.captions) == ["a blue picture", "a red picture", "a green picture"]
+    assert splits.train.names[0] == str(folder / "a.jpg")
+    assert splits.train.pictures[1].getpixel((0, 0)) == (255, 0, 0)
+    assert splits.val is None
+
+
+def test_one_prompt_stands_for_all_captions(folder):
+    assert list(read(folder, prompt="a photo of sks").train.captions) == ["a photo of sks"] * 3
+
+
+def test_metadata_in_hugging_faces_form_names_pictures_and_their_texts(folder):
+    rows = [{"file_name": "deep/c.png", "text": "grün"}, {"file_name": "b.png", "text": "rot", "more": [1]}]
+    (folder / "metadata.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
+    splits = read(folder)
+    assert list(splits.train.captions) == ["grün", "rot"]
+    assert splits.train.pictures[0].getpixel((0, 0)) == (0, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": "../x.png", "text": "a"}', "leads out of the folder"),
+        ('{"file_name": "/etc/passwd", "text": "a"}', "leads out of the folder"),
+        ('{"file_name": "C:\\\\x.png", "text": "a"}', "leads out of the folder"),
+        ('{"file_name": "deep\\\\..\\\\..\\\\x.png", "text": "a"}', "leads out of the folder"),
+        ('{"file_name": "none.png", "text": "a"}', "none.png is missing"),
+        ('{"file_name": "b.png"}', "expected"),
+        ('{"file_name": "b.png", "text": 3}', "expected"),
+        ('["b.png"]', "expected"),
+        ("{file_name: b.png}", "is no JSON"),
+        ('{"file_name": "b.png", "text": " "}', "caption is empty"),
+        ('{"file_name": "b.png", "text": "a \\u001b[31m bird"}', "control character"),
+    ],
+)
+def test_a_line_of_metadata_that_cant_be_used_is_named(folder, line, message):
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "fine"}\n' + line)
+    with pytest.raises(DataError, match=message) as caught:
+        read(folder)
+    assert "metadata.jsonl, line 2" in str(caught.value)
+
+
+def test_a_picture_without_a_caption_is_named_with_what_to_do(folder):
+    (folder / "b.txt").unlink()
+    with pytest.raises(DataError, match=r"b\.png has no caption: write it into b\.txt"):
+        read(folder)
+
+
+def test_a_caption_that_is_no_text_is_named(folder):
+    (folder / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"b\.txt isn't text in UTF-8"):
+        read(folder)
+
+
+def test_a_damaged_picture_is_left_out_and_told(folder):
+    (folder / "b.png").write_bytes(b"no image")
+    splits = read(folder)
+    assert len(splits.train) == 2
+    assert [problem.file for problem in splits.problems] == [folder / "b.png"]
+
+
+def test_pictures_held_out_are_not_learned_from(folder):
+    splits = read(folder, val_fraction=0.34)
+    assert len(splits.val) == 1
+    assert sorted([*splits.train.names, *splits.val.names]) == sorted(read(folder).train.names)
+    with pytest.raises(DataError, match="leaves none on one side"):
+        read(folder, val_fraction=0.05)
+
+
+def test_a_folder_that_isnt_there_or_holds_nothing_is_refused(tmp_path):
+    with pytest.raises(DataError, match="there is no such folder"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no usable picture"):
+        read(tmp_path, prompt="x")

@@ -1,0 +1,70 @@
+"""The denoiser is given what the pipelines give their UNets, and latents are those they decode."""
+
+import pytest
+import tiny_diffusion as tiny
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMPipeline, UNet2DModel
+
+from vislora.errors import ModelError
+from vislora.models.denoiser import Denoiser, encode_images, encode_text, text_encoders, tokenize
+
+PROMPTS = ["a blue jay", "an owl at night and some more words than there is room for"]
+PIPELINES = {"sd": tiny.stable_diffusion, "sdxl": tiny.stable_diffusion_xl}
+
+
+@pytest.fixture(params=PIPELINES)
+def pipe(request, tmp_path):
+    return PIPELINES[request.param](tmp_path / "tokenizer")
+
+
+@torch.no_grad()
+def test_captions_are_encoded_as_the_pipeline_encodes_prompts(pipe):
+    encoders = {name: getattr(pipe, name) for name in text_encoders(pipe)}
+    text = encode_text(encoders, tokenize(pipe, PROMPTS))
+    embeds, _, *pooled = pipe.encode_prompt(
+        prompt=PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    torch.testing.assert_close(text["prompt_embeds"], embeds)
+    if pooled:
+        torch.testing.assert_close(text["pooled_prompt_embeds"], pooled[0])
+
+
+@torch.no_grad()
+def test_the_prediction_is_the_one_the_pipeline_samples_with(pipe):
+    seen = []
+    pipe.unet.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append((args, kwargs, output[0])), with_kwargs=True
+    )
+    pipe(PROMPTS[0], num_inference_steps=1, guidance_scale=0.0, height=16, width=16, output_type="latent")
+    ((latents, timestep), _, expected) = seen.pop()
+    text = tokenize(pipe, PROMPTS[:1]) | {"time_ids": torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]])}
+    found = Denoiser(pipe, text=True)(latents, timestep.expand(1), text)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_bear_the_names_of_the_pipelines_components(pipe):
+    firsts = {name.partition(".")[0] for name, _ in Denoiser(pipe, text=True).named_parameters()}
+    assert firsts == {"unet", *text_encoders(pipe)}
+    assert {name.partition(".")[0] for name, _ in Denoiser(pipe, text=False).named_parameters()} == {"unet"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [{"scaling_factor": 0.5}, {"scaling_factor": 0.5, "shift_factor": 0.3}])
+def test_an_autoencoders_latents_are_shifted_and_scaled_as_it_says(scales):
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, **scales).eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    expected = (vae.encode(images).latent_dist.mean - scales.get("shift_factor", 0.0)) * 0.5
+    torch.testing.assert_close(encode_images(vae, images), expected)
+
+
+@torch.no_grad()
+def test_a_tiny_autoencoders_latents_are_taken_as_they_are():
+    vae = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()  # fmt: skip # noqa: E501
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(encode_images(vae, images), vae.encode(images).latents)
+
+
+def test_a_pipeline_without_text_is_refused():
+    pipe = DDPMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)), DDIMScheduler())  # fmt: skip # noqa: E501
+    with pytest.raises(ModelError, match="DDPMPipeline can't be trained"):
+        Denoiser(pipe, text=False)

@@ -1,0 +1,99 @@
+"""What a step learns from is a function of each sample's seed; validation never changes."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from torch import nn
+
+from vislora.objectives.diffusion import VALIDATION_LEVELS, Diffusion
+from vislora.objectives.schedules import schedule
+
+EMPTY = {"prompt_embeds": torch.full((1, 3, 4), -1.0)}
+
+
+class Recorder(nn.Module):
+    """Keeps what it was called with; predicts zero."""
+
+    def forward(self, latents, timesteps, text):
+        self.latents, self.timesteps, self.text = latents, timesteps, text
+        return torch.zeros_like(latents)
+
+
+def objective(prediction="epsilon", **settings):
+    return Diffusion(schedule(DDPMScheduler(prediction_type=prediction)), EMPTY, **settings)
+
+
+def batch(count, first_seed=0):
+    draws = torch.Generator().manual_seed(7)
+    return {
+        "latents": torch.randn(count, 4, 8, 8, generator=draws),
+        "seed": torch.arange(first_seed, first_seed + count) * 7919 + 1,
+        "weight": torch.ones(count),
+        "text": {"prompt_embeds": torch.randn(count, 3, 4, generator=draws), "time_ids": torch.ones(count, 6)},
+    }
+
+
+def part(whole, rows):
+    text = {name: value[rows] for name, value in whole["text"].items()}
+    return {name: value[rows] for name, value in whole.items() if name != "text"} | {"text": text}
+
+
+def test_a_samples_loss_is_the_same_in_any_batch_and_whatever_was_drawn_before():
+    loss = objective(caption_dropout=0.5, noise_offset=0.2, min_snr_gamma=5.0)
+    whole = loss.losses(Recorder(), batch(8))
+    torch.manual_seed(99)
+    rows = torch.tensor([5, 2])
+    torch.testing.assert_close(loss.losses(Recorder(), part(batch(8), rows)), whole[rows], rtol=0, atol=0)
+
+
+def test_the_loss_is_the_weighted_mean_square_of_what_was_not_predicted():
+    given, model = batch(4), Recorder()
+    given["weight"] = torch.tensor([1.0, 0.0, 2.0, 0.5])
+    losses = objective().losses(model, given)
+    alphas = DDPMScheduler().alphas_cumprod[model.timesteps][:, None, None, None]
+    noise = (model.latents - alphas.sqrt() * given["latents"]) / (1 - alphas).sqrt()
+    torch.testing.assert_close(losses, given["weight"] * noise.square().mean((1, 2, 3)))
+
+
+def test_noise_is_standard_and_levels_are_uniform():
+    given, model = batch(2000), Recorder()
+    objective().losses(model, given | {"latents": torch.zeros(2000, 4, 8, 8)})
+    times = model.timesteps.double() / 1000
+    assert times.mean() == pytest.approx(0.5, abs=0.02)
+    assert times.var() == pytest.approx(1 / 12, abs=0.005)
+    noise = model.latents / (1 - DDPMScheduler().alphas_cumprod[model.timesteps]).sqrt()[:, None, None, None]
+    assert noise.mean() == pytest.approx(0.0, abs=0.01)
+    assert noise.std() == pytest.approx(1.0, abs=0.01)
+
+
+def test_an_offset_is_shared_by_the_pixels_of_a_channel_and_adds_its_variance():
+    given, model = batch(1500), Recorder()
+    objective(noise_offset=0.5).losses(model, given | {"latents": torch.zeros(1500, 4, 8, 8)})
+    noise = model.latents / (1 - DDPMScheduler().alphas_cumprod[model.timesteps]).sqrt()[:, None, None, None]
+    assert noise.mean((2, 3)).var() == pytest.approx(0.5**2 + 1 / 64, rel=0.08)
+
+
+def test_the_share_of_captions_that_is_dropped_is_replaced_by_the_empty_one_and_nothing_else_is():
+    given, model = batch(1000), Recorder()
+    objective(caption_dropout=0.3).losses(model, given)
+    dropped = (model.text["prompt_embeds"] == -1.0).flatten(1).all(1)
+    assert dropped.float().mean() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(model.text["prompt_embeds"][~dropped], given["text"]["prompt_embeds"][~dropped])
+    assert torch.equal(model.text["time_ids"], given["text"]["time_ids"])
+    objective().losses(model, given)
+    assert torch.equal(model.text["prompt_embeds"], given["text"]["prompt_embeds"])
+
+
+def test_validation_is_the_same_at_any_time_and_in_any_batches():
+    model, accelerator = Recorder(), Accelerator(cpu=True)
+    one = objective(caption_dropout=0.9, min_snr_gamma=1.0).validate(model, [batch(6)], accelerator)
+    torch.manual_seed(5)
+    parts = [part(batch(6), torch.arange(4)), part(batch(6), torch.arange(4, 6))]
+    assert objective().validate(model, parts, accelerator)["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
+    assert one["val_loss"] == pytest.approx(1.0, abs=0.1)  # nothing was predicted of noise with variance 1
+    assert model.timesteps[0] == VALIDATION_LEVELS[-1] * 1000
+
+
+def test_less_is_better():
+    assert not objective().higher_is_better

@@ -1,0 +1,174 @@
+"""Training a pipeline's adapter as a user does, from captioned pictures to a file that diffusers opens."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_diffusion as tiny
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import vislora
+from vislora.checkpoint import save_checkpoint
+from vislora.compose import configure
+from vislora.errors import ConfigError
+from vislora.formats.detect import read_adapter
+from vislora.train import train
+
+BASE = ["objective=diffusion", "model=diffusers", "adapter=unet_lora", "adapter.rank=2", "logger.trackers=[]"]
+RUN = ["trainer.batch_size=3", "trainer.epochs=2", "trainer.precision=fp32", "trainer.progress=false", "optim.lr=1e-2"]
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Seven pictures of two proportions with captions beside them."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        shape = (96, 64, 3) if i < 4 else (64, 64, 3)
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text(f"picture {i}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory):
+    """The folder of a tiny Stable Diffusion pipeline."""
+    folder = tmp_path_factory.mktemp("sd")
+    tiny.stable_diffusion(folder / "words").save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+def run(sd, photos, out, *words):
+    config = configure("train", [*BASE, f"model.name={sd}", "data=captions", f"data.root={photos}", *RUN, *words])
+    return train(config, out)
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out):
+    return [row["loss"] for row in rows(out) if "loss" in row]
+
+
+def test_a_run_leaves_an_adapter_that_diffusers_draws_the_same_with(sd, photos, tmp_path):
+    result = run(sd, photos, tmp_path, "data.val_fraction=0.3", "trainer.preview_every=2", "objective.preview_steps=2")
+    assert result.artifact == tmp_path / "adapter"
+    assert result.validation == min(row["val_loss"] for row in rows(tmp_path) if "val_loss" in row)
+    assert {file.name for file in (tmp_path / "previews").iterdir()} == {"step_00000002.png", "step_00000004.png"}
+    adapter = read_adapter(result.artifact)
+    assert all(weights.lora_B.any() for weights in adapter.layers.values())
+    assert adapter.about["model"]["name"] == str(sd)
+    pytest.importorskip("peft")
+    peer, mine = (StableDiffusionPipeline.from_pretrained(sd, safety_checker=None) for _ in range(2))
+    base = tiny.draw(mine)
+    peer.load_lora_weights(result.artifact)
+    vislora.apply(mine, result.artifact)
+    torch.testing.assert_close(tiny.draw(mine), tiny.draw(peer), rtol=0, atol=1 / 255)
+    assert (tiny.draw(mine) - base).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("ema", ["null", "0.9"])
+def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(sd, photos, tmp_path, monkeypatch, ema):
+    words = ["data.hflip=0.5", "objective.noise_offset=0.1", f"trainer.ema={ema}", "trainer.checkpoint_every=2"]
+    straight = run(sd, photos, tmp_path / "straight", *words)
+
+    def save_and_cut(folder, *rest):
+        save_checkpoint(folder, *rest)
+        if (folder / "step_00000004").is_dir():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vislora.trainer.save_checkpoint", save_and_cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(sd, photos, tmp_path / "cut", *words)
+    resumed = run(sd, photos, tmp_path / "resumed", *words, f"trainer.resume={tmp_path / 'cut'}")
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    assert read_adapter(resumed.artifact).equals(read_adapter(straight.artifact))
+
+
+def test_the_cache_changes_nothing_but_the_time(sd, photos, tmp_path):
+    run(sd, photos, tmp_path / "with", "objective.caption_dropout=0.5")
+    run(sd, photos, tmp_path / "without", "objective.caption_dropout=0.5", "data.cache=false")
+    assert losses(tmp_path / "without") == pytest.approx(losses(tmp_path / "with"), rel=1e-3)
+
+
+def test_text_encoders_learn_too_where_they_are_asked_to(sd, photos, tmp_path):
+    adapter = read_adapter(run(sd, photos, tmp_path, "adapter.text_encoder=true").artifact)
+    text = [weights for name, weights in adapter.layers.items() if name.startswith("text_encoder.")]
+    assert len(text) == 2 * 4
+    assert all(weights.lora_B.any() for weights in text)
+
+
+def test_buckets_keep_the_pictures_proportions(sd, photos, tmp_path, capsys):
+    run(sd, photos, tmp_path, "data.buckets=true", "data.size=128")
+    assert len(losses(tmp_path)) == 2 * (2 + 1)  # four tall pictures in two batches, three squares in one
+
+
+def test_the_class_is_shown_as_often_as_the_subject(sd, photos, tmp_path, capsys):
+    words = ["data.prompt=sks", "data.prior.prompt=a", "data.prior.count=3", "data.prior.weight=0.5"]
+    run(sd, photos, tmp_path, *words)
+    assert "7 pictures, 3 of the class" in capsys.readouterr().out
+    assert len(losses(tmp_path)) == 2 * -(-14 // 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["objective=diffusion"], r"objective=diffusion can't be combined with the chosen model \(ModelConfig\)"),
+        (["model=sd_embedded"], r"objective=recognition can't be combined with the chosen model \(PipelineConfig\)"),
+        (["objective=diffusion", "model=sd_embedded"], r"the chosen data \(BirdsData\)"),
+        (["recipe=sketch_style", "adapter=lora"], r"the chosen adapter \(LoraAdapter\)"),
+    ],
+)
+def test_what_doesnt_go_together_is_refused(words, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        train(configure("train", words), tmp_path)
+
+
+def hub(root: Path, name: str, pipe, variant=None) -> dict[str, str]:
+    """Lay a pipeline out as the hub's cache does, and the environment that finds it, with no hub."""
+    repo = root / f"models--{name.replace('/', '--')}"
+    pipe.save_pretrained(repo / "snapshots" / "0123abcd", variant=variant)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123abcd")
+    return os.environ | {"HF_HUB_CACHE": str(root), "HF_HUB_OFFLINE": "1", "VISLORA_CACHE": str(root / "cache")}
+
+
+SMALL = ["data.size=64", "trainer.epochs=1", "data.repeats=1", "adapter.rank=2", "objective.preview_steps=1"]
+SMALL += ["trainer.precision=fp32", "trainer.progress=false", "trainer.workers=0", "logger.trackers=[]"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["sd15_style", "sdxl_style", "sd15_dreambooth"])
+def test_a_hub_recipe_runs_to_its_end(recipe, photos, tmp_path):
+    xl = recipe.startswith("sdxl")
+    name = "stabilityai/stable-diffusion-xl-base-1.0" if xl else "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    pipe = (tiny.stable_diffusion_xl if xl else tiny.stable_diffusion)(tmp_path / "words")
+    environment = hub(tmp_path / "hub", name, pipe, "fp16" if xl else None)
+    words = [f"recipe={recipe}", f"data.root={photos}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
+    words += ["trainer.accumulation=1"] if xl else []
+    words += ["data.prior.count=4"] if recipe == "sd15_dreambooth" else []
+    command = [sys.executable, "-m", "vislora.train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    tensors = load_file(tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors")
+    assert all(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_nowhere_is_told_in_one_sentence(photos, tmp_path):
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "vislora.train", "recipe=sd15_style", f"data.root={photos}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "diffusers can't open stable-diffusion-v1-5/stable-diffusion-v1-5" in done.stderr
+    assert done.stderr.count("\n") == 1
