@@ -4,11 +4,14 @@ The data, adapter and logger groups hold one class per option, so that a key whi
 before anything heavy is imported.
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
+
+from vislora.errors import ConfigError
 
 
 class Precision(Enum):
@@ -36,6 +39,14 @@ class Target(Enum):
     v = "v"
     o = "o"
     mlp = "mlp"
+
+
+class Bias(Enum):
+    """Which of the model's biases are trained with the low-rank pairs."""
+
+    none = "none"
+    lora_only = "lora_only"  # those of the adapted layers
+    all = "all"
 
 
 @dataclass
@@ -146,7 +157,27 @@ class LoraAdapter(AdapterConfig):
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
-    rslora: bool = False
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
+    dora: bool = False  # train the length of each output row apart from its direction
+    pissa: bool = False  # start from the weights' principal part; exported as a plain LoRA of twice the rank
+    bias: Bias = Bias.none
+    trained: list[str] = field(default_factory=list)  # besides the head in full: norms, or patterns of modules' names
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # pattern of a layer's name: its rank
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.pissa and self.dora:
+            raise ConfigError("adapter.pissa and adapter.dora exclude each other; choose one")
+        if self.pissa and self.dropout:
+            raise ConfigError(
+                f"adapter.dropout={self.dropout} would drop principal parts of the weights; adapter.pissa needs 0"
+            )
+        for key in ("rank_pattern", "alpha_pattern", "trained"):
+            for pattern in getattr(self, key):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(f"adapter.{key}: {pattern!r} isn't a regular expression: {error}") from None
 
 
 @dataclass
@@ -169,6 +200,7 @@ class OptimConfig:
     """AdamW with warm-up and cosine decay to zero."""
 
     lr: float = 2e-3  # of adapters (of the whole model in full fine-tuning)
+    b_lr_ratio: float = 1.0  # LoRA+: the rate of lora_B over that of lora_A
     head_lr: float | None = None  # of the head; lr by default
     weight_decay: float = 0.01  # on matrices; never on biases, norms, embeddings and scales
     betas: tuple[float, float] = (0.9, 0.999)

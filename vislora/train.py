@@ -144,14 +144,24 @@ def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
     from vislora.lora import Adapters, LoraSettings, prove_alive
     from vislora.models.vit import head_names, preprocessing
     from vislora.targets.timm import find_targets
+    from vislora.targets.trained import find_trained
 
     head = head_names(model)
     if isinstance(config, LoraAdapter):
         targets = find_targets(model, [t.value for t in config.targets], config.blocks)
         adapters = Adapters(model)
-        adapters.add(
-            "default", targets, LoraSettings(config.rank, config.alpha, config.dropout, config.rslora), trained=head
+        settings = LoraSettings(
+            config.rank,
+            config.alpha,
+            config.dropout,
+            config.rslora,
+            config.dora,
+            config.pissa,
+            config.bias.value,
+            config.rank_pattern,
+            config.alpha_pattern,
         )
+        adapters.add("default", targets, settings, trained=[*head, *find_trained(model, config.trained, head)])
         size = preprocessing(model).size
         example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         prove_alive(model, lambda: model(example))

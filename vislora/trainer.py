@@ -197,10 +197,11 @@ class Trainer:
 
 
 def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what requires a gradient, in groups by learning rate (head or not) and weight decay.
+    """AdamW over what requires a gradient, in groups by learning rate (head, lora_B, the rest) and weight decay.
 
-    Decay is for matrices; biases, norms, LayerScale and what the model names in `no_weight_decay()` (positional
-    embeddings, tokens) have none.
+    lora_B may learn faster than lora_A: LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354). Decay is for
+    matrices; biases, norms, LayerScale and what the model names in `no_weight_decay()` (positional embeddings, tokens)
+    have none.
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     head_rate = config.lr if config.head_lr is None else config.head_lr
@@ -208,6 +209,8 @@ def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig)
     for name, p in model.named_parameters():
         if p.requires_grad:
             rate = head_rate if name.startswith(head) else config.lr
+            if name.endswith(".lora_B"):
+                rate *= config.b_lr_ratio
             decay = 0.0 if p.dim() < 2 or name in exempt else config.weight_decay
             groups.setdefault((rate, decay), []).append(p)
     return torch.optim.AdamW(
