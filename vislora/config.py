@@ -252,6 +252,49 @@ class ExportConfig:
     out: str = MISSING
 
 
+@dataclass
+class ExtractConfig:
+    """`python -m vislora.extract`"""
+
+    tuned: str = MISSING  # the folder of a fully tuned model, or a .safetensors file
+    base: str | None = None  # the base weights, a .safetensors file; those the folder names by default
+    rank: int | None = None  # the largest of a layer
+    energy: float | None = None  # share of each difference's squared norm to keep, in (0, 1]
+    trained: list[str] = field(default_factory=list)  # modules to keep in full; a folder's classifier always is
+    ignore: list[str] = field(default_factory=list)  # patterns of changed tensors to leave out: ['*.bias']
+    out: str = MISSING
+
+
+@dataclass
+class ResizeConfig:
+    """`python -m vislora.resize`"""
+
+    adapter: str = MISSING
+    rank: int | None = None  # of all layers; with energy, the largest of a layer
+    energy: float | None = None  # share of each update's squared norm to keep, in (0, 1]
+    out: str = MISSING
+
+
+class Blending(Enum):
+    """How adapters become one; see `vislora.lora.algebra.blend`."""
+
+    svd = "svd"
+    cat = "cat"
+    linear = "linear"
+
+
+@dataclass
+class BlendConfig:
+    """`python -m vislora.blend`"""
+
+    adapter: list[str] = MISSING
+    weights: list[float] = MISSING  # one for each adapter
+    how: Blending = Blending.svd
+    rank: int | None = None  # of how=svd; the largest among the adapters' by default
+    head: int | None = None  # whose head, and classes, the result takes: 0 for the first adapter's
+    out: str = MISSING
+
+
 DATA_OPTIONS: dict[str, type[DataConfig]] = {
     "birds": BirdsData,
     "imagefolder": ImageFolderData,
