@@ -27,6 +27,14 @@ class Keep(Enum):
     last = "last"
 
 
+class PrefixCache(Enum):
+    """Where the features of the frozen blocks before the first trained one are kept, so that they are computed once."""
+
+    off = "off"  # nowhere: they are computed in every step
+    memory = "memory"
+    disk = "disk"  # in the cache folder, for later runs too
+
+
 class Target(Enum):
     """A projection of an attention block that an adapter can act on."""
 
@@ -186,6 +194,7 @@ class TrainerConfig:
     validate_every: int = 1  # epochs
     patience: int | None = None  # stop after so many validations without a better metric
     keep: Keep = Keep.best  # which parameters are exported
+    prefix_cache: PrefixCache = PrefixCache.off  # with the last blocks adapted, and no random augmentation but hflip
     checkpoint_every: int | None = None  # steps; at the end of each epoch as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True
