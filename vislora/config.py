@@ -30,6 +30,14 @@ class Keep(Enum):
     last = "last"
 
 
+class PrefixCache(Enum):
+    """Where the features of the frozen blocks before the first trained one are kept, so that they are computed once."""
+
+    off = "off"  # nowhere: they are computed in every step
+    memory = "memory"
+    disk = "disk"  # in the cache folder, for later runs too
+
+
 class Target(Enum):
     """A projection of an attention block that an adapter can act on."""
 
@@ -218,6 +226,7 @@ class TrainerConfig:
     validate_every: int = 1  # epochs
     patience: int | None = None  # stop after so many validations without a better metric
     keep: Keep = Keep.best  # which parameters are exported
+    prefix_cache: PrefixCache = PrefixCache.off  # with the last blocks adapted, and no random augmentation but hflip
     checkpoint_every: int | None = None  # steps; at the end of each epoch as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True
@@ -281,6 +290,49 @@ class ExportConfig:
 
     adapter: str = MISSING
     weights: str | None = None
+    out: str = MISSING
+
+
+@dataclass
+class ExtractConfig:
+    """`python -m vislora.extract`"""
+
+    tuned: str = MISSING  # the folder of a fully tuned model, or a .safetensors file
+    base: str | None = None  # the base weights, a .safetensors file; those the folder names by default
+    rank: int | None = None  # the largest of a layer
+    energy: float | None = None  # share of each difference's squared norm to keep, in (0, 1]
+    trained: list[str] = field(default_factory=list)  # modules to keep in full; a folder's classifier always is
+    ignore: list[str] = field(default_factory=list)  # patterns of changed tensors to leave out: ['*.bias']
+    out: str = MISSING
+
+
+@dataclass
+class ResizeConfig:
+    """`python -m vislora.resize`"""
+
+    adapter: str = MISSING
+    rank: int | None = None  # of all layers; with energy, the largest of a layer
+    energy: float | None = None  # share of each update's squared norm to keep, in (0, 1]
+    out: str = MISSING
+
+
+class Blending(Enum):
+    """How adapters become one; see `vislora.lora.algebra.blend`."""
+
+    svd = "svd"
+    cat = "cat"
+    linear = "linear"
+
+
+@dataclass
+class BlendConfig:
+    """`python -m vislora.blend`"""
+
+    adapter: list[str] = MISSING
+    weights: list[float] = MISSING  # one for each adapter
+    how: Blending = Blending.svd
+    rank: int | None = None  # of how=svd; the largest among the adapters' by default
+    head: int | None = None  # whose head, and classes, the result takes: 0 for the first adapter's
     out: str = MISSING
 
 

@@ -6,7 +6,9 @@ config.yaml, data.json, metrics.jsonl, checkpoints/, adapter/ (or model/), evalu
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,13 @@ from omegaconf import OmegaConf
 
 from vislora import __version__
 from vislora.compose import command
-from vislora.config import AdapterConfig, LoraAdapter, Precision, ProbeAdapter, TrainConfig, data_to_dict
+from vislora.config import AdapterConfig, LoraAdapter, Precision, PrefixCache, ProbeAdapter, TrainConfig, data_to_dict
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
 
+    from vislora.data.features import Features
     from vislora.data.splits import Splits
     from vislora.data.transforms import Preprocessing
     from vislora.lora import Adapters
@@ -53,6 +57,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     from accelerate import Accelerator, PartialState
     from accelerate.utils import broadcast_object_list
 
+    from vislora.data.features import check_deterministic
     from vislora.data.load import load_splits
     from vislora.data.order import Order, eval_loader, train_loader
     from vislora.data.transforms import eval_transform, train_transform
@@ -66,6 +71,8 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
 
     _make_paths_absolute(config)
     settings = config.trainer
+    if settings.prefix_cache is not PrefixCache.off:
+        check_deterministic(config.data.augment)
     precision = resolve_precision(settings.precision, PartialState().device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     accelerator = Accelerator(
@@ -96,15 +103,22 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
     order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
     last_step = settings.epochs * order.steps_per_epoch
-    validation = None
-    if splits.val is not None:
-        validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
+    validation, entered = None, nullcontext()
+    if settings.prefix_cache is PrefixCache.off:
+        batches = partial(train_loader, splits.train, augment, order, stop=last_step, workers=settings.workers)
+        if splits.val is not None:
+            validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
+    else:
+        train_features, val_features, entered = _from_features(config, model, images, splits, precision, accelerator)
+        batches = partial(train_features.training, order, stop=last_step, hflip=config.data.augment.hflip)
+        if val_features is not None:
+            validation = val_features.evaluation(settings.batch_size, rank, world)
     torch.manual_seed(config.seed + rank)  # dropout differs between processes
-    progress = Trainer(
+    trainer = Trainer(
         model=model,
         objective=Recognition(config.objective.label_smoothing),
         order=order,
-        batches=lambda step: train_loader(splits.train, augment, order, step, last_step, settings.workers),
+        batches=batches,
         validation=validation,
         head=tuple(f"{name}." for name in head_names(model)),
         optim=config.optim,
@@ -113,7 +127,9 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         log=MetricLog(out, accelerator),
         out=out,
         run=_shared_by_resumed_runs(config, world, precision),
-    ).fit()
+    )
+    with entered:
+        progress = trainer.fit()
 
     about = _about(config, images, splits.classes)
     artifact = out / ("model" if adapters is None else "adapter")
@@ -172,6 +188,42 @@ def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
     return None
 
 
+def _from_features(
+    config: TrainConfig,
+    model: nn.Module,
+    images: Preprocessing,
+    splits: Splits,
+    precision: Precision,
+    accelerator: Accelerator,
+) -> tuple[Features, Features | None, AbstractContextManager]:
+    """Features of the training and validation pictures up to the first trained block, and the context in which the
+    model takes them in place of pictures."""
+    import torch
+
+    from vislora.data.features import compute_features
+    from vislora.data.transforms import eval_transform
+    from vislora.models.prefix import Prefix
+    from vislora.precision import autocast_dtype
+
+    where, size = config.trainer.prefix_cache, (3, images.size, images.size)
+    model.to(accelerator.device)
+    example = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(accelerator.device)
+    dtype = autocast_dtype(precision)
+    with torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None):
+        prefix = Prefix(model, example)
+    key = prefix.key(f"{asdict(config.model)} {precision.value}")
+    found = []
+    for split, flips in ((splits.train, config.data.augment.hflip > 0), (splits.val, False)):
+        compute = partial(compute_features, transform=eval_transform(images), flips=flips, prefix=prefix, key=key)
+        rest = {"where": where, "autocast": dtype, "workers": config.trainer.workers, "accelerator": accelerator}
+        found.append(None if split is None else compute(split, **rest))
+    size_gb = sum(f.rows.numel() * f.rows.element_size() for f in found if f is not None) / 1e9
+    accelerator.print(
+        f"prefix cache: {prefix.count} of {prefix.total} blocks are computed once, {size_gb:.2f} GB ({where.value})"
+    )
+    return found[0], found[1], prefix.skipped(size)
+
+
 def _make_paths_absolute(config: TrainConfig) -> None:
     """So that the adapter's base weights and data are found from any folder."""
     if config.model.weights not in ("pretrained", "random"):
@@ -216,7 +268,7 @@ def _export(model: nn.Module, adapters: Adapters | None, about: dict[str, Any], 
 def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Precision) -> dict[str, Any]:
     """The settings without which a resumed run would take another path than one that never stopped."""
     whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    own = ("epochs", "batch_size", "accumulation")
+    own = ("epochs", "batch_size", "accumulation", "prefix_cache")
     return {
         **{key: whole[key] for key in ("seed", "model", "data", "adapter", "objective", "optim")},
         **{f"trainer.{key}": whole["trainer"][key] for key in own},
