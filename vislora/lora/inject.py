@@ -6,12 +6,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
-from vislora.lora.layers import LoraConv2d, LoraLinear, LowRank, Rows
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
+from vislora.lora.reads import frozen_weight
 
-_ADAPTED = {nn.Linear: LoraLinear, nn.Conv2d: LoraConv2d}
+_ADAPTED = {
+    nn.Linear: LoraLinear,
+    nn.Conv2d: LoraConv2d,
+    nn.MultiheadAttention: LoraMultiheadAttention,
+    NonDynamicallyQuantizableLinear: LoraOutProjection,
+}
 _PLAIN = {adapted: plain for plain, adapted in _ADAPTED.items()}
 
 
@@ -70,7 +77,8 @@ class Adapters:
 
         Args:
             name: a new name.
-            targets: the layers to adapt, each an nn.Linear or an ungrouped nn.Conv2d.
+            targets: the layers to adapt, each an nn.Linear, an ungrouped nn.Conv2d or an nn.MultiheadAttention (its
+                fused q, k and v; its `out_proj` is a layer of its own).
             settings: rank, alpha, dropout of all of them.
             trained: names of modules to train in full beside them; the adapter gets its own copies.
 
@@ -82,7 +90,7 @@ class Adapters:
         for target in targets:
             if target.name in layers:
                 raise AdapterError(f"{target.name} is named twice among the targets")
-            weight = self._adaptable(target.name).weight
+            weight = frozen_weight(self._adaptable(target.name, settings.dropout))
             layers[target.name] = LowRank(
                 weight, settings.rank, settings.alpha, settings.dropout, settings.rslora, target.rows
             )
@@ -103,7 +111,7 @@ class Adapters:
         held = self._get(name)
         layers = {}
         for path, low in held.layers.items():
-            out = self._module(path).weight.shape[0]
+            out = frozen_weight(self._module(path)).shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
             a, b = (matrix.detach().cpu().clone() for matrix in (low.lora_A, low.lora_B))
             layers[path] = LowRankWeights(a, b, low.rank, low.alpha, out, low.rslora, rows)
@@ -121,7 +129,7 @@ class Adapters:
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
             layer = self._module(path)
-            layer.lora = low.to(layer.weight.device)
+            layer.lora = low.to(frozen_weight(layer).device)
             layer.__class__ = _ADAPTED[type(layer)]
         for path, module in held.trained.items():
             base = self._module(path)
@@ -172,8 +180,9 @@ class Adapters:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
         for path, low in self._held[self.active].layers.items():
             layer = self._module(path)
-            self._base_weights[path] = layer.weight.detach().clone()
-            layer.weight.copy_(layer.weight.float() + low.delta(layer.weight.shape[0]))
+            weight = frozen_weight(layer)
+            self._base_weights[path] = weight.detach().clone()
+            weight.copy_(low.merged(weight))
             layer.__class__ = _PLAIN[type(layer)]
 
     @torch.no_grad()
@@ -183,7 +192,7 @@ class Adapters:
             raise AdapterError("nothing to unmerge")
         for path, weight in self._base_weights.items():
             layer = self._module(path)
-            layer.weight.copy_(weight)
+            frozen_weight(layer).copy_(weight)
             layer.__class__ = _ADAPTED[type(layer)]
         self._base_weights.clear()
 
@@ -221,11 +230,20 @@ class Adapters:
         parent, _, child = path.rpartition(".")
         setattr(self.model.get_submodule(parent), child, module)
 
-    def _adaptable(self, path: str) -> nn.Module:
+    def _adaptable(self, path: str, dropout: float = 0.0) -> nn.Module:
         layer = self._module(path)
         plain = _PLAIN.get(type(layer), type(layer))
         if plain not in _ADAPTED:
-            raise AdapterError(f"{path} is a {type(layer).__name__}; only nn.Linear and nn.Conv2d can be adapted")
+            raise AdapterError(
+                f"{path} is a {type(layer).__name__}; "
+                "only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
+            )
+        if plain in (nn.MultiheadAttention, NonDynamicallyQuantizableLinear) and dropout:
+            raise AdapterError(
+                f"dropout={dropout} can't act on {path}: torch's attention takes the weight as a whole; set it to 0"
+            )
+        if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
+            raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
         if plain is nn.Conv2d and (
             layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
         ):
@@ -233,7 +251,7 @@ class Adapters:
         return layer
 
     def _low_rank(self, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
-        weight = self._adaptable(path).weight
+        weight = frozen_weight(self._adaptable(path))
         low = LowRank(weight, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows)
         for key in ("lora_A", "lora_B"):
             mine, theirs = getattr(low, key), getattr(weights, key)

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
+from vislora.lora.reads import adapted_weight, frozen_weight
 
 _MOST_DROPOUT = 0.99
 
@@ -82,46 +84,65 @@ class LowRank(nn.Module):
         """s, the factor on B A."""
         return self.multiplier * self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def delta(self, out: int) -> Tensor:
-        """s * B A over all `out` rows of the layer, in float32 and the frozen weight's shape; zero where no pair
-        writes."""
+    def merged(self, weight: Tensor) -> Tensor:
+        """W0 + s B A in float32, with the gradient of A and B."""
         a = self.lora_A.float().flatten(1)
         b = self.lora_B.float().flatten(1)
-        update = a.new_zeros(out, a.shape[1])
+        update = a.new_zeros(weight.shape[0], a.shape[1])
         for pair in self.pairs:
             update[pair.rows] = self.scale * (b[pair.b] @ a[pair.a])
-        return update.view(out, *self.lora_A.shape[1:])
+        return weight.float() + update.view(weight.shape)
 
 
 class LoraLinear(nn.Linear):
-    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed."""
+    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed.
+
+    It acts in the layer's own forward, and in `weight` for a model that reads that instead.
+    """
 
     lora: LowRank
+    weight = property(adapted_weight)
 
     def forward(self, input: Tensor) -> Tensor:  # nn.Linear's own name for it, which some models call it by
         """input: [..., in] -> [..., out]."""
-        x, low = input, self.lora
+        x, low, weight = input, self.lora, frozen_weight(self)
         dropout = low.dropout if self.training else 0.0
-        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
-        return _FusedLinear.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, norm)
+        return _FusedLinear.apply(x, weight, self.bias, low.lora_A, low.lora_B, settings, norm)
 
 
 class LoraConv2d(nn.Conv2d):
     """An ungrouped Conv2d whose low-rank update is in `lora`; made by `inject`, never constructed."""
 
     lora: LowRank
+    weight = property(adapted_weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
         if input.dim() == 3:  # without a batch, as nn.Conv2d takes it too
             return self(input.unsqueeze(0)).squeeze(0)
-        x, low = input, self.lora
+        x, low, weight = input, self.lora, frozen_weight(self)
         dropout = low.dropout if self.training else 0.0
-        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
         geometry = (self.stride, self.padding, self.dilation)
-        return _FusedConv2d.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, geometry)
+        return _FusedConv2d.apply(x, weight, self.bias, low.lora_A, low.lora_B, settings, geometry)
+
+
+class LoraMultiheadAttention(nn.MultiheadAttention):
+    """An nn.MultiheadAttention with a low-rank update of its q, k and v in `lora`; made by `inject`, never constructed.
+
+    Its forward reads `in_proj_weight` once for the product, so W0 + s B A is made once per pass, and in float32: the
+    one case in which LoRA costs the gradient of a full matrix.
+    """
+
+    lora: LowRank
+    in_proj_weight = property(adapted_weight)
+
+
+class LoraOutProjection(LoraLinear, NonDynamicallyQuantizableLinear):
+    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `inject`, never constructed."""
 
 
 class _Settings(NamedTuple):
