@@ -47,6 +47,7 @@ class Target(Enum):
     v = "v"
     o = "o"
     mlp = "mlp"
+    conv = "conv"  # the other convolutions that aren't grouped
 
 
 class Bias(Enum):
@@ -161,7 +162,9 @@ class LoraAdapter(AdapterConfig):
     """Low-rank adapters on attention projections; the head is trained in full."""
 
     targets: list[Target] = field(default_factory=lambda: [Target.qkv, Target.o])
-    blocks: list[int] | None = None  # which transformer blocks, negative from the end; all by default
+    # which of the attention blocks; all by default. Indices (negative from the end), 2-5, last:4, first:4, a regular
+    # expression for a block's name, or a list of these
+    blocks: Any = None
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0

@@ -164,7 +164,7 @@ def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
 
     head = head_names(model)
     if isinstance(config, LoraAdapter):
-        targets = find_targets(model, [t.value for t in config.targets], config.blocks)
+        targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained=head)
         adapters = Adapters(model)
         settings = LoraSettings(
             config.rank,

@@ -100,7 +100,7 @@ class Trainer:
             dynamic_ncols=True,
         )
         pending = _Pending(self.accelerator)
-        wrapped.train()
+        self._train_mode(wrapped)
         while progress.step < steps and not self._exhausted(progress):
             factor = rate_factor(progress.step, steps, self.optim.warmup)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
@@ -141,6 +141,16 @@ class Trainer:
             shutil.copyfile(best, self.out / "checkpoints" / best.name)
         return progress
 
+    def _train_mode(self, wrapped: nn.Module) -> None:
+        """Train mode; BatchNorm layers of a frozen base keep the statistics they were frozen with, as no adapter's file
+        holds new ones."""
+        wrapped.train()
+        if any(not p.requires_grad for p in self.model.parameters()):
+            for module in self.model.modules():
+                own = list(module.parameters(recurse=False))
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in own):
+                    module.eval()
+
     def _step(self, wrapped: nn.Module, optimizer: Any, batches: Iterator, size: int) -> tuple[Tensor, Tensor]:
         """One optimizer step; this process's share of the mean loss [], and the gradient's norm []."""
         loss_sum = torch.zeros((), device=self.accelerator.device)
@@ -175,7 +185,7 @@ class Trainer:
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()
         figures = self.objective.validate(wrapped, self.validation, self.accelerator)
-        wrapped.train()
+        self._train_mode(wrapped)
         self.log.write(progress.step, figures)
         score = figures[self.objective.monitor]
         if progress.best is None or score > progress.best:

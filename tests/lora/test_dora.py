@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vislora.lora import Adapters, LoraSettings, TargetLayer, prove_alive
+from vislora.lora import Adapters, LoraSettings, TargetLayer, frozen_weight, prove_alive
 from vislora.lora.dora import DoraConv2d, DoraLinear, _norm
 from vislora.lora.layers import _dropout_mask, row_norms
 
@@ -144,7 +144,7 @@ def test_magnitudes_start_as_pefts_and_change_nothing(layer):
 def formula(layer: nn.Linear, x: Tensor, leaves: list[Tensor], rows) -> Tensor:
     """y in float64, row range by row range; the norm a constant."""
     a, b, magnitude = leaves
-    weight = layer.weight.detach().double()
+    weight = frozen_weight(layer).detach().double()
     parts, offset = list(weight), 0
     for i, (start, stop) in enumerate(rows):
         for j in range(start, stop):
@@ -182,7 +182,7 @@ def test_rows_without_a_pair_stay_the_frozen_ones(dropout):
 def test_norm_without_the_matrix_is_the_norm_of_the_matrix(layer):
     for rows in (None, ((0, 3), (5, 9))):
         model, _ = adapted(layer(), rows)
-        low, weight = model[0].lora, model[0].weight
+        low, weight = model[0].lora, frozen_weight(model[0])
         update = low.scale * low.wide_B(weight.shape[0]) @ low.lora_A.flatten(1)
         wanted = (weight + update.view(weight.shape)).flatten(1).norm(dim=1)
         assert torch.allclose(_norm(low, weight), wanted, rtol=1e-5)
@@ -191,7 +191,7 @@ def test_norm_without_the_matrix_is_the_norm_of_the_matrix(layer):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_row_of_zeros_stays_zero_instead_of_nan(dropout):
     layer = nn.Linear(IN, OUT)
-    nn.init.zeros_(layer.weight[3])
+    nn.init.zeros_(frozen_weight(layer)[3])
     model, _ = adapted(layer, dropout=dropout, trained=False)
     for found in step_of_mine(model, torch.randn(5, IN)):
         assert found.isfinite().all()
@@ -205,13 +205,13 @@ def test_row_of_zeros_stays_zero_instead_of_nan(dropout):
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 def test_merged_layer_gives_the_adapted_output_and_unmerge_the_frozen_bits(layer, rows):
     model, adapters = adapted(layer(), rows)
-    x, weight = input_of(model[0]), model[0].weight.detach().clone()
+    x, weight = input_of(model[0]), frozen_weight(model[0]).detach().clone()
     wanted = model(x)
     adapters.merge()
     assert type(model[0]) in (nn.Linear, nn.Conv2d)
     assert torch.allclose(model(x), wanted, atol=1e-5)
     adapters.unmerge()
-    assert torch.equal(model[0].weight, weight)
+    assert torch.equal(frozen_weight(model[0]), weight)
     assert torch.equal(model(x), wanted)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.lora.layers import (
     _TINY,
@@ -32,6 +33,7 @@ from vislora.lora.layers import (
     _without_autocast,
     row_norms,
 )
+from vislora.lora.reads import frozen_weight
 
 
 class DoraLinear(LoraLinear):
@@ -39,14 +41,14 @@ class DoraLinear(LoraLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [..., in] -> [..., out]."""
-        x, low = input, self.lora
-        dtype = _compute_dtype(x, self.weight)
+        x, low, weight = input, self.lora, frozen_weight(self)
+        dtype = _compute_dtype(x, weight)
         if low.dropout and self.training:
             return _spelled_out(self, x.reshape(-1, x.shape[-1]), dtype, F.linear).view(*x.shape[:-1], -1)
         norm = _Normalised.behind(x) if x.dtype == dtype else None
         settings = _Settings(low.scale, low.pairs, 0.0, dtype)
         return _FoldedLinear.apply(
-            x, self.weight, self.bias, low.lora_A, low.lora_B, low.acting_magnitudes(), settings, norm
+            x, weight, self.bias, low.lora_A, low.lora_B, low.acting_magnitudes(), settings, norm
         )
 
 
@@ -56,20 +58,24 @@ class DoraConv2d(LoraConv2d):
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
         return _spelled_out(
-            self, input, _compute_dtype(input, self.weight), lambda x, weight: self._conv_forward(x, weight, None)
+            self, input, _compute_dtype(input, frozen_weight(self)), lambda x, w: self._conv_forward(x, w, None)
         )
+
+
+class DoraOutProjection(DoraLinear, NonDynamicallyQuantizableLinear):
+    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `inject`, never constructed."""
 
 
 def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, project: Callable) -> Tensor:
     """The formula as it stands, by autograd; `project(x, weight)` is the layer's own operation without bias."""
-    low = layer.lora
-    along = (-1,) + (1,) * (layer.weight.dim() - 2)  # y's axis of channels
+    low, weight = layer.lora, frozen_weight(layer)
+    along = (-1,) + (1,) * (weight.dim() - 2)  # y's axis of channels
     with _without_autocast(x.device.type):
-        x, w, a = x.to(dtype), layer.weight.to(dtype), low.lora_A.to(dtype)
+        x, w, a = x.to(dtype), weight.to(dtype), low.lora_A.to(dtype)
         b = low.wide_B(w.shape[0]).to(dtype)
-        if layer.weight.dim() == 4:
+        if weight.dim() == 4:
             b = b[:, :, None, None]
-        gain = (low.acting_magnitudes() / _norm(low, layer.weight).clamp_min(_TINY)).view(along)
+        gain = (low.acting_magnitudes() / _norm(low, weight).clamp_min(_TINY)).view(along)
         plain = project(x, w)
         if low.dropout and layer.training:
             mask, factor = _dropout_mask(x, low.dropout)
@@ -78,7 +84,7 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
             offset = plain - frozen
         else:
             dropped, frozen, offset = x, plain, None
-        up = F.conv2d if layer.weight.dim() == 4 else F.linear
+        up = F.conv2d if weight.dim() == 4 else F.linear
         adapted = frozen + low.scale * up(project(dropped, a), b)
         y = gain * adapted
         if offset is not None:
@@ -128,7 +134,7 @@ class _FoldedLinear(torch.autograd.Function):
         w, bias, lora_A, lora_B, magnitude, gain, y, *kept = ctx.saved_tensors
         settings, dtype = ctx.settings, ctx.settings.dtype
         with _without_autocast(y.device.type):
-            flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).view(-1, ctx.x_shape[-1])
+            flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
             h_t = lora_A.to(dtype) @ flat.t()
             dh_t = torch.empty_like(h_t)

@@ -9,14 +9,26 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
-from vislora.lora.dora import DoraConv2d, DoraLinear
-from vislora.lora.layers import LoraConv2d, LoraLinear, LowRank, Rows
+from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
+from vislora.lora.reads import frozen_weight
 
-_ADAPTED = {nn.Linear: LoraLinear, nn.Conv2d: LoraConv2d}
-_ADAPTED_DORA = {nn.Linear: DoraLinear, nn.Conv2d: DoraConv2d}
+_ADAPTED = {
+    nn.Linear: LoraLinear,
+    nn.Conv2d: LoraConv2d,
+    nn.MultiheadAttention: LoraMultiheadAttention,
+    NonDynamicallyQuantizableLinear: LoraOutProjection,
+}
+_ADAPTED_DORA = {
+    nn.Linear: DoraLinear,
+    nn.Conv2d: DoraConv2d,
+    nn.MultiheadAttention: LoraMultiheadAttention,
+    NonDynamicallyQuantizableLinear: DoraOutProjection,
+}
 _PLAIN = {adapted: plain for kind in (_ADAPTED, _ADAPTED_DORA) for plain, adapted in kind.items()}
 
 
@@ -94,7 +106,8 @@ class Adapters:
 
         Args:
             name: a new name.
-            targets: the layers to adapt, each an nn.Linear or an ungrouped nn.Conv2d.
+            targets: the layers to adapt, each an nn.Linear, an ungrouped nn.Conv2d or an nn.MultiheadAttention (its
+                fused q, k and v; its `out_proj` is a layer of its own).
             settings: rank, alpha, dropout of all of them.
             trained: names of modules to train in full beside them; the adapter gets its own copies.
 
@@ -106,7 +119,8 @@ class Adapters:
         for target in targets:
             if target.name in layers:
                 raise AdapterError(f"{target.name} is named twice among the targets")
-            layers[target.name] = settings.low_rank(target, self._adaptable(target.name).weight)
+            weight = frozen_weight(self._adaptable(target.name, settings.dropout))
+            layers[target.name] = settings.low_rank(target, weight)
         for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
             if not any(_fits(pattern, path) for path in layers):
                 raise AdapterError(
@@ -131,7 +145,7 @@ class Adapters:
         held = self._get(name)
         layers = {}
         for path, low in held.layers.items():
-            out = self._module(path).weight.shape[0]
+            out = frozen_weight(self._module(path)).shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
             a, b = (matrix.detach().cpu().clone() for matrix in low.acting())
             rank = b.shape[1]
@@ -154,7 +168,7 @@ class Adapters:
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
             layer = self._module(path)
-            layer.lora = low.to(layer.weight.device)
+            layer.lora = low.to(frozen_weight(layer).device)
             _adapt(layer)
         for path, module in held.trained.items():
             base = self._module(path)
@@ -213,8 +227,9 @@ class Adapters:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
         for path, low in self._held[self.active].layers.items():
             layer = self._module(path)
-            self._base_weights[path] = layer.weight.detach().clone()
-            layer.weight.copy_(low.merged(layer.weight))
+            weight = frozen_weight(layer)
+            self._base_weights[path] = weight.detach().clone()
+            weight.copy_(low.merged(weight))
             layer.__class__ = _PLAIN[type(layer)]
 
     @torch.no_grad()
@@ -224,7 +239,7 @@ class Adapters:
             raise AdapterError("nothing to unmerge")
         for path, weight in self._base_weights.items():
             layer = self._module(path)
-            layer.weight.copy_(weight)
+            frozen_weight(layer).copy_(weight)
             _adapt(layer)
         self._base_weights.clear()
 
@@ -303,17 +318,26 @@ class Adapters:
             raise AdapterError(f"{path} has shape {list(value.shape)}, the model needs {list(base.shape)}")
         return nn.Parameter(value.to(base.dtype, copy=True))
 
-    def _adaptable(self, path: str) -> nn.Module:
+    def _adaptable(self, path: str, dropout: float = 0.0) -> nn.Module:
         layer = self._module(path)
         plain = _PLAIN.get(type(layer), type(layer))
         if plain not in _ADAPTED:
-            raise AdapterError(f"{path} is a {type(layer).__name__}; only nn.Linear and nn.Conv2d can be adapted")
+            raise AdapterError(
+                f"{path} is a {type(layer).__name__}; "
+                "only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
+            )
+        if plain in (nn.MultiheadAttention, NonDynamicallyQuantizableLinear) and dropout:
+            raise AdapterError(
+                f"dropout={dropout} can't act on {path}: torch's attention takes the weight as a whole; set it to 0"
+            )
+        if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
+            raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
         if plain is nn.Conv2d and (reason := _unlike_a_product(layer)):
             raise AdapterError(f"{path} can't be adapted: {reason}")
         return layer
 
     def _low_rank(self, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
-        weight = self._adaptable(path).weight
+        weight = frozen_weight(self._adaptable(path))
         dora = weights.magnitude is not None
         low = LowRank(weight, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
         for key in ("lora_A", "lora_B"):

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
 from vislora.lora.pissa import principal_pair
+from vislora.lora.reads import adapted_weight, frozen_weight
 
 _MOST_DROPOUT = 0.99
 
@@ -154,39 +156,59 @@ class LowRank(nn.Module):
 
 
 class LoraLinear(nn.Linear):
-    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed."""
+    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed.
+
+    It acts in the layer's own forward, and in `weight` for a model that reads that instead.
+    """
 
     lora: LowRank
+    weight = property(adapted_weight)
 
     def forward(self, input: Tensor) -> Tensor:  # nn.Linear's own name for it, which some models call it by
         """input: [..., in] -> [..., out]."""
-        x, low = input, self.lora
+        x, low, weight = input, self.lora, frozen_weight(self)
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
-        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
         if self.bias is not None and self.bias.requires_grad:
-            y = _FusedLinear.apply(x, self.weight, None, a, b, settings, norm)
+            y = _FusedLinear.apply(x, weight, None, a, b, settings, norm)
             return y + self.bias.to(y.dtype)
-        return _FusedLinear.apply(x, self.weight, self.bias, a, b, settings, norm)
+        return _FusedLinear.apply(x, weight, self.bias, a, b, settings, norm)
 
 
 class LoraConv2d(nn.Conv2d):
     """An ungrouped Conv2d whose low-rank update is in `lora`; made by `inject`, never constructed."""
 
     lora: LowRank
+    weight = property(adapted_weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
         if input.dim() == 3:  # without a batch, as nn.Conv2d takes it too
             return self(input.unsqueeze(0)).squeeze(0)
-        x, low = input, self.lora
+        x, low, weight = input, self.lora, frozen_weight(self)
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
-        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
         geometry = (self.stride, _padding(self), self.dilation)
-        return _FusedConv2d.apply(x, self.weight, self.bias, a, b, settings, geometry)
+        return _FusedConv2d.apply(x, weight, self.bias, a, b, settings, geometry)
+
+
+class LoraMultiheadAttention(nn.MultiheadAttention):
+    """An nn.MultiheadAttention with a low-rank update of its q, k and v in `lora`; made by `inject`, never constructed.
+
+    Its forward reads `in_proj_weight` once for the product, so W0 + s B A is made once per pass, and in float32: the
+    one case in which LoRA costs the gradient of a full matrix.
+    """
+
+    lora: LowRank
+    in_proj_weight = property(adapted_weight)
+
+
+class LoraOutProjection(LoraLinear, NonDynamicallyQuantizableLinear):
+    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `inject`, never constructed."""
 
 
 class _Settings(NamedTuple):
