@@ -35,22 +35,22 @@ def limit(model: nn.Module) -> nn.Module:
     return model
 
 
-def vislora(dropout: float) -> Callable[[nn.Module], nn.Module]:
+def vislora(dropout: float, dora: bool = False) -> Callable[[nn.Module], nn.Module]:
     def build(model: nn.Module) -> nn.Module:
-        Adapters(model).add(
-            "default", find_targets(model, ["qkv", "o"]), LoraSettings(RANK, ALPHA, dropout), trained=["head"]
-        )
+        settings = LoraSettings(RANK, ALPHA, dropout, dora=dora)
+        Adapters(model).add("default", find_targets(model, ["qkv", "o"]), settings, trained=["head"])
         return model
 
     return build
 
 
-def with_peft(dropout: float) -> Callable[[nn.Module], nn.Module]:
+def with_peft(dropout: float, dora: bool = False) -> Callable[[nn.Module], nn.Module]:
     def build(model: nn.Module) -> nn.Module:
         config = peft.LoraConfig(
             r=RANK,
             lora_alpha=ALPHA,
             lora_dropout=dropout,
+            use_dora=dora,
             target_modules=r".*attn\.(qkv|proj)",
             modules_to_save=["head"],
         )
@@ -67,8 +67,12 @@ VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "frozen limit": limit,
     "vislora": vislora(0.0),
     "vislora, dropout 0.1": vislora(0.1),
+    "vislora, DoRA": vislora(0.0, dora=True),
+    "vislora, DoRA, dropout 0.1": vislora(0.1, dora=True),
     "PEFT": with_peft(0.0),
     "PEFT, dropout 0.1": with_peft(0.1),
+    "PEFT, DoRA": with_peft(0.0, dora=True),
+    "PEFT, DoRA, dropout 0.1": with_peft(0.1, dora=True),
     "full fine-tuning": full,
 }
 
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "vit_small_patch16_224"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="some of the rows")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = [None, torch.bfloat16] if device.type == "cuda" or cpu_has_bf16() else [None]
@@ -87,7 +92,11 @@ def main() -> None:
     for name in options.models:
         base = timm.create_model(name, num_classes=10)
         for dtype in dtypes:
-            models = {title: build(deepcopy(base)).to(device).train() for title, build in VARIANTS.items()}
+            models = {
+                title: build(deepcopy(base)).to(device).train()
+                for title, build in VARIANTS.items()
+                if title in {"frozen limit", *options.only}
+            }
             compare(name, models, dtype, torch.randn(options.batch, 3, 224, 224, device=device), options.rounds)
 
 

@@ -31,6 +31,9 @@ _SCHEMAS = [
     (None, "evaluate_schema", settings.EvaluateConfig),
     (None, "predict_schema", settings.PredictConfig),
     (None, "export_schema", settings.ExportConfig),
+    (None, "extract_schema", settings.ExtractConfig),
+    (None, "resize_schema", settings.ResizeConfig),
+    (None, "blend_schema", settings.BlendConfig),
     ("model", "schema", settings.ModelConfig),
     ("model", "pipeline_schema", settings.PipelineConfig),
     *(("data", f"{option}_schema", schema) for option, schema in settings.DATA_OPTIONS.items()),
@@ -97,24 +100,35 @@ def _register() -> None:
         store.store(name=path.stem, node=OmegaConf.load(path), group="recipe", package="_global_")
 
 
-def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The words for Hydra, and the folder after `adapter=`. Hydra takes any `adapter=…` for the config group of that
-    name, which only training has; a path needs no quotes this way, either."""
+def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | list[str] | None]:
+    """The words for Hydra, and the folder, or [folders], after `adapter=`. Hydra takes any `adapter=…` for the config
+    group of that name, which only training has; a path needs no quotes this way, either."""
     if name == "train":
         return list(words), None
-    folders = [word.removeprefix("adapter=") for word in words if word.startswith("adapter=")]
-    return [word for word in words if not word.startswith("adapter=")], folders[-1] if folders else None
+    given = [word.removeprefix("adapter=") for word in words if word.startswith("adapter=")]
+    rest = [word for word in words if not word.startswith("adapter=")]
+    if given and given[-1].startswith("[") and given[-1].endswith("]"):
+        return rest, [folder.strip(" '\"") for folder in given[-1][1:-1].split(",")]
+    return rest, given[-1] if given else None
 
 
-def _typed(config: DictConfig, adapter: str | None) -> Any:
+def _typed(config: DictConfig, adapter: str | list[str] | None) -> Any:
     """The dataclasses behind a composed config; a missing value and a key smuggled in with `+` are refused."""
     if adapter is not None:
-        config.adapter = adapter
+        try:
+            config.adapter = adapter
+        except OmegaConfBaseException:
+            raise ConfigError(f"adapter={adapter}: this command takes {_one_or_several(config)}") from None
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=…")
     _check_keys(config, "")
     return OmegaConf.to_object(config)
+
+
+def _one_or_several(config: DictConfig) -> str:
+    several = OmegaConf.get_type(config).__dataclass_fields__["adapter"].type == list[str]
+    return "several adapters, adapter=[FOLDER,FOLDER]" if several else "one adapter's folder"
 
 
 def _check_keys(config: DictConfig, prefix: str) -> None:

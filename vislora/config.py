@@ -4,11 +4,14 @@ The data, adapter and logger groups hold one class per option, so that a key whi
 before anything heavy is imported.
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
+
+from vislora.errors import ConfigError
 
 
 class Precision(Enum):
@@ -27,6 +30,14 @@ class Keep(Enum):
     last = "last"
 
 
+class PrefixCache(Enum):
+    """Where the features of the frozen blocks before the first trained one are kept, so that they are computed once."""
+
+    off = "off"  # nowhere: they are computed in every step
+    memory = "memory"
+    disk = "disk"  # in the cache folder, for later runs too
+
+
 class Target(Enum):
     """A projection of an attention block that an adapter can act on."""
 
@@ -36,6 +47,15 @@ class Target(Enum):
     v = "v"
     o = "o"
     mlp = "mlp"
+    conv = "conv"  # the other convolutions that aren't grouped
+
+
+class Bias(Enum):
+    """Which of the model's biases are trained with the low-rank pairs."""
+
+    none = "none"
+    lora_only = "lora_only"  # those of the adapted layers
+    all = "all"
 
 
 class PipelineTarget(Enum):
@@ -229,11 +249,33 @@ class LoraAdapter(AdapterConfig):
     """Low-rank adapters on attention projections; the head is trained in full."""
 
     targets: list[Target] = field(default_factory=lambda: [Target.qkv, Target.o])
-    blocks: list[int] | None = None  # which transformer blocks, negative from the end; all by default
+    # which of the attention blocks; all by default. Indices (negative from the end), 2-5, last:4, first:4, a regular
+    # expression for a block's name, or a list of these
+    blocks: Any = None
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
-    rslora: bool = False
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
+    dora: bool = False  # train the length of each output row apart from its direction
+    pissa: bool = False  # start from the weights' principal part; exported as a plain LoRA of twice the rank
+    bias: Bias = Bias.none
+    trained: list[str] = field(default_factory=list)  # besides the head in full: norms, or patterns of modules' names
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # pattern of a layer's name: its rank
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.pissa and self.dora:
+            raise ConfigError("adapter.pissa and adapter.dora exclude each other; choose one")
+        if self.pissa and self.dropout:
+            raise ConfigError(
+                f"adapter.dropout={self.dropout} would drop principal parts of the weights; adapter.pissa needs 0"
+            )
+        for key in ("rank_pattern", "alpha_pattern", "trained"):
+            for pattern in getattr(self, key):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(f"adapter.{key}: {pattern!r} isn't a regular expression: {error}") from None
 
 
 @dataclass
@@ -241,8 +283,18 @@ class PipelineLora(LoraAdapter):
     """Low-rank adapters in a pipeline's UNet or transformer, and if wanted in its text encoders."""
 
     targets: list[PipelineTarget] = field(default_factory=lambda: [PipelineTarget.qkv, PipelineTarget.o])
+    blocks: list[str] | None = None  # numbers of attention blocks, or beginnings of module names; all by default
     attention: list[Attends] = field(default_factory=lambda: [Attends.self, Attends.cross])
     text_encoder: bool = False  # adapt q, k, v and o of the text encoders too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dora:
+            raise ConfigError("adapter.dora isn't for pipelines: most readers of their files drop its lengths silently")
+        if self.bias is not Bias.none or self.trained:
+            raise ConfigError(
+                "adapter.bias and adapter.trained aren't for pipelines: their files hold low-rank pairs alone"
+            )
 
 
 @dataclass
@@ -284,6 +336,7 @@ class OptimConfig:
     """AdamW with warm-up and cosine decay to zero."""
 
     lr: float = 2e-3  # of adapters (of the whole model in full fine-tuning)
+    b_lr_ratio: float = 1.0  # LoRA+: the rate of lora_B over that of lora_A
     head_lr: float | None = None  # of the head; lr by default
     weight_decay: float = 0.01  # on matrices; never on biases, norms, embeddings and scales
     betas: tuple[float, float] = (0.9, 0.999)
@@ -303,6 +356,7 @@ class TrainerConfig:
     keep: Keep = Keep.best  # which parameters are exported
     ema: float | None = None  # decay of a moving average of what is trained, which is then validated and exported
     preview_every: int | None = None  # steps between pictures of what is learned, where the objective draws any
+    prefix_cache: PrefixCache = PrefixCache.off  # with the last blocks adapted, and no random augmentation but hflip
     checkpoint_every: int | None = None  # steps; at the end of each epoch as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True
@@ -366,6 +420,49 @@ class ExportConfig:
 
     adapter: str = MISSING
     weights: str | None = None
+    out: str = MISSING
+
+
+@dataclass
+class ExtractConfig:
+    """`python -m vislora.extract`"""
+
+    tuned: str = MISSING  # the folder of a fully tuned model, or a .safetensors file
+    base: str | None = None  # the base weights, a .safetensors file; those the folder names by default
+    rank: int | None = None  # the largest of a layer
+    energy: float | None = None  # share of each difference's squared norm to keep, in (0, 1]
+    trained: list[str] = field(default_factory=list)  # modules to keep in full; a folder's classifier always is
+    ignore: list[str] = field(default_factory=list)  # patterns of changed tensors to leave out: ['*.bias']
+    out: str = MISSING
+
+
+@dataclass
+class ResizeConfig:
+    """`python -m vislora.resize`"""
+
+    adapter: str = MISSING
+    rank: int | None = None  # of all layers; with energy, the largest of a layer
+    energy: float | None = None  # share of each update's squared norm to keep, in (0, 1]
+    out: str = MISSING
+
+
+class Blending(Enum):
+    """How adapters become one; see `vislora.lora.algebra.blend`."""
+
+    svd = "svd"
+    cat = "cat"
+    linear = "linear"
+
+
+@dataclass
+class BlendConfig:
+    """`python -m vislora.blend`"""
+
+    adapter: list[str] = MISSING
+    weights: list[float] = MISSING  # one for each adapter
+    how: Blending = Blending.svd
+    rank: int | None = None  # of how=svd; the largest among the adapters' by default
+    head: int | None = None  # whose head, and classes, the result takes: 0 for the first adapter's
     out: str = MISSING
 
 

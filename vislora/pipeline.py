@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vislora.errors import AdapterError
 from vislora.formats.components import COMPONENTS, named_by_component
 from vislora.formats.detect import read_adapter
-from vislora.lora import Adapter, Adapters, LowRankWeights
+from vislora.lora import Adapter, Adapters, LowRankWeights, frozen_weight
 from vislora.targets.diffusers import FUSED, is_fused
 
 Source = str | Path | Adapter
@@ -101,7 +101,7 @@ class Applied:
         layers = {}
         for name, weights in adapter.layers.items():
             here = self._name(name)
-            layers[here] = _shaped(weights, _reachable(self._models, here).weight)
+            layers[here] = _shaped(weights, frozen_weight(_reachable(self._models, here)))
         return replace(adapter, layers=layers, trained={self._name(n): state for n, state in adapter.trained.items()})
 
     def _name(self, name: str) -> str:

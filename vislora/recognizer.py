@@ -56,7 +56,7 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
         ModelError: the base model can't be built.
     """
     folder = Path(folder)
-    about = _read_about(folder)
+    about = read_about(folder)
     classes = tuple(about["classes"])
     adapters = None
     if (folder / CONFIG).is_file():
@@ -78,7 +78,12 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
     return Recognizer(model, Preprocessing.from_dict(about["preprocessing"]), classes, about, adapters)
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a run noted down beside its adapter or model.
+
+    Raises:
+        AdapterError: there is no such folder, or its vislora.json is missing or malformed.
+    """
     path = folder / ABOUT
     if not folder.is_dir():
         raise AdapterError(f"{folder} isn't a folder; give a run's adapter/ or model/ folder")

@@ -104,7 +104,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
 
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     last_step = config.trainer.epochs * task.order.steps_per_epoch
-    progress = Trainer(
+    trainer = Trainer(
         model=task.model,
         objective=task.objective,
         order=task.order,
@@ -118,7 +118,9 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         out=out,
         run=_shared_by_resumed_runs(config, accelerator.num_processes, precision),
         preview=task.preview,
-    ).fit()
+    )
+    with task.training:
+        progress = trainer.fit()
 
     outcome = task.finish()
     if progress.best is not None:

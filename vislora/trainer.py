@@ -105,7 +105,7 @@ class Trainer:
             dynamic_ncols=True,
         )
         pending = _Pending(self.accelerator)
-        wrapped.train()
+        self._train_mode(wrapped)
         while progress.step < steps and not self._exhausted(progress):
             factor = rate_factor(progress.step, steps, self.optim.warmup)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
@@ -155,6 +155,16 @@ class Trainer:
             shutil.copyfile(best, self.out / "checkpoints" / best.name)
         return progress
 
+    def _train_mode(self, wrapped: nn.Module) -> None:
+        """Train mode; BatchNorm layers of a frozen base keep the statistics they were frozen with, as no adapter's file
+        holds new ones."""
+        wrapped.train()
+        if any(not p.requires_grad for p in self.model.parameters()):
+            for module in self.model.modules():
+                own = list(module.parameters(recurse=False))
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in own):
+                    module.eval()
+
     def _step(self, wrapped: nn.Module, optimizer: Any, batches: Iterator, size: int) -> tuple[Tensor, Tensor]:
         """One optimizer step; this process's share of the mean loss [], and the gradient's norm []."""
         loss_sum = torch.zeros((), device=self.accelerator.device)
@@ -189,7 +199,7 @@ class Trainer:
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()
         figures = self.objective.validate(wrapped, self.validation, self.accelerator)
-        wrapped.train()
+        self._train_mode(wrapped)
         self.log.write(progress.step, figures)
         score = figures[self.objective.monitor]
         gain = 0.0 if progress.best is None else score - progress.best
@@ -224,10 +234,11 @@ class Trainer:
 
 
 def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what requires a gradient, in groups by learning rate (head or not) and weight decay.
+    """AdamW over what requires a gradient, in groups by learning rate (head, lora_B, the rest) and weight decay.
 
-    Decay is for matrices; biases, norms, LayerScale and what the model names in `no_weight_decay()` (positional
-    embeddings, tokens) have none.
+    lora_B may learn faster than lora_A: LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354). Decay is for
+    matrices; biases, norms, LayerScale and what the model names in `no_weight_decay()` (positional embeddings, tokens)
+    have none.
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     head_rate = config.lr if config.head_lr is None else config.head_lr
@@ -235,6 +246,8 @@ def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig)
     for name, p in model.named_parameters():
         if p.requires_grad:
             rate = head_rate if name.startswith(head) else config.lr
+            if name.endswith(".lora_B"):
+                rate *= config.b_lr_ratio
             decay = 0.0 if p.dim() < 2 or name in exempt else config.weight_decay
             groups.setdefault((rate, decay), []).append(p)
     return torch.optim.AdamW(

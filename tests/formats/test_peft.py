@@ -39,12 +39,14 @@ def train(model: nn.Module) -> None:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def trained_here(projections=("q", "v"), trained=("head",), rslora: bool = False) -> tuple[nn.Module, Adapter]:
+def trained_here(
+    projections=("q", "v"), trained=("head",), rslora: bool = False, dora: bool = False
+) -> tuple[nn.Module, Adapter]:
     model = vit()
     adapters = Adapters(model)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        adapters.add("it", find_targets(model, projections), LoraSettings(3, 5.0, 0.1, rslora), trained)
+        adapters.add("it", find_targets(model, projections), LoraSettings(3, 5.0, 0.1, rslora, dora), trained)
     train(model)
     value = adapters.adapter("it")
     return model, Adapter(value.layers, value.trained, value.dropout, {"classes": ["wren", "tit"]})
@@ -111,6 +113,58 @@ def test_written_folder_opened_by_peft_gives_the_same_logits(tmp_path, images, p
     assert torch.allclose(opened_by_peft(tmp_path)(images), logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("projections", [("qkv", "o"), ("q", "v"), ("k", "mlp")], ids=",".join)
+def test_dora_opened_by_peft_gives_the_same_logits(tmp_path, images, projections):
+    model, adapter = trained_here(projections, rslora=True, dora=True)
+    write_peft(adapter, tmp_path)
+    logits = model(images)
+    assert (logits - vit()(images)).abs().max() > 0.1
+    theirs = opened_by_peft(tmp_path)
+    assert torch.allclose(theirs(images), logits, atol=1e-5)
+    assert theirs.peft_config["default"].use_dora
+    assert (
+        read_peft(tmp_path).layers["blocks.1." + ("attn.qkv" if "k" not in projections else "mlp.fc1")].magnitude.any()
+    )
+    assert torch.allclose(loaded_here(read_peft(tmp_path))(images), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+@pytest.mark.parametrize("trained", [(), ("head", "norm")], ids=["no head", "head"])
+def test_trained_biases_opened_by_peft_give_the_same_logits(tmp_path, images, bias, trained):
+    model = vit()
+    adapters = Adapters(model)
+    adapters.add("it", find_targets(model, ["q", "o"]), LoraSettings(3, 5.0, bias=bias), trained)
+    train(model)
+    adapter = adapters.adapter("it")
+    assert ("blocks.0.norm1.bias" in adapter.biases) == (bias == "all")
+    write_peft(adapter, tmp_path)
+    theirs = opened_by_peft(tmp_path)
+    assert theirs.peft_config["default"].bias == bias
+    assert torch.allclose(theirs(images), model(images), atol=1e-5)
+    assert read_peft(tmp_path).biases.keys() == adapter.biases.keys()
+    assert torch.allclose(loaded_here(read_peft(tmp_path))(images), model(images), atol=1e-5)
+
+
+def test_rank_and_alpha_patterns_opened_by_peft_give_the_same_logits(tmp_path, images):
+    model = vit()
+    adapters = Adapters(model)
+    patterns = {"rank_pattern": {r"blocks\.1\.attn\.qkv": 7, "fc1": 2}, "alpha_pattern": {r"1\.mlp\.fc[12]": 11.0}}
+    adapters.add("it", find_targets(model, ["qkv", "mlp"]), LoraSettings(3, 5.0, **patterns), ["head"])
+    train(model)
+    assert model.blocks[1].attn.qkv.lora.rank == 7
+    assert model.blocks[0].attn.qkv.lora.rank == 3
+    assert {model.blocks[b].mlp.fc1.lora.rank for b in (0, 1)} == {2}
+    assert [model.blocks[b].mlp.fc2.lora.alpha for b in (0, 1)] == [5.0, 11.0]
+    write_peft(adapters.adapter("it"), tmp_path)
+    assert torch.allclose(opened_by_peft(tmp_path)(images), model(images), atol=1e-5)
+    # PEFT gives the same ranks and alphas to the same layers for the same patterns
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["qkv", "fc1", "fc2"], **patterns)
+    theirs = peft.get_peft_model(vit(), config).base_model.model
+    for path, low in ((n.removesuffix(".lora"), m) for n, m in model.named_modules() if n.endswith(".lora")):
+        layer = theirs.get_submodule(path)
+        assert (layer.r["default"], layer.lora_alpha["default"]) == (low.rank, low.alpha), path
+
+
 def test_head_of_a_written_folder_belongs_to_the_adapter_in_peft(written, images):
     model = opened_by_peft(written)
     with model.disable_adapter():
@@ -126,12 +180,13 @@ def test_folder_of_a_mixed_rank_adapter_opened_by_peft_gives_the_same_logits(tmp
     assert torch.allclose(opened_by_peft(tmp_path)(images), loaded_here(adapter)(images), atol=1e-5)
 
 
-def test_folder_of_an_adapted_convolution_opened_by_peft_gives_the_same_output(tmp_path):
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_folder_of_an_adapted_convolution_opened_by_peft_gives_the_same_output(tmp_path, dora):
     torch.manual_seed(0)
     base = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1))
     model = copy.deepcopy(base)
     adapters = Adapters(model)
-    adapters.add("it", [TargetLayer("0", ((0, 2), (4, 6)))], LoraSettings(2, 3.0))
+    adapters.add("it", [TargetLayer("0", ((0, 2), (4, 6)))], LoraSettings(2, 3.0, dora=dora))
     train(model)
     write_peft(adapters.adapter("it"), tmp_path)
     x = torch.randn(2, 3, 8, 8)
@@ -207,6 +262,10 @@ TRAINED_BY_PEFT = {
     },
     "head": {"r": 2, "target_modules": ["qkv"], "modules_to_save": ["head"]},
     "head and norm": {"r": 2, "target_modules": r".*\.(qkv|fc1)", "modules_to_save": ["head", "fc_norm", "norm"]},
+    "dora": {"r": 3, "target_modules": ["qkv", "fc1", "patch_embed.proj"], "use_dora": True, "use_rslora": True},
+    "biases of adapted layers": {"r": 2, "target_modules": ["qkv", "patch_embed.proj"], "bias": "lora_only"},
+    "all biases": {"r": 2, "target_modules": ["qkv", "fc1"], "bias": "all"},
+    "all biases and a head": {"r": 2, "target_modules": ["qkv"], "bias": "all", "modules_to_save": ["head", "norm"]},
     "patch embedding": {"r": 2, "target_modules": ["patch_embed.proj", "qkv"]},
 }
 
@@ -227,17 +286,18 @@ def test_adapter_trained_by_peft_survives_the_way_here_and_back(tmp_path, images
 # --- What would be lost -----------------------------------------------------------------------------------------------
 
 
-def test_dora_is_refused(tmp_path):
+@pytest.mark.parametrize(("value", "found"), [(None, "is missing"), (torch.ones(3), r"has shape \[3\]")])
+def test_dora_without_a_magnitude_for_every_row_is_refused(tmp_path, value, found):
     trained_by_peft(tmp_path, target_modules=["qkv"], use_dora=True)
-    with pytest.raises(AdapterError, match="DoRA"):
+    edit_tensors(tmp_path, **{f"{QKV}.lora_magnitude_vector": value})
+    with pytest.raises(AdapterError, match=rf"blocks.0.attn.qkv.lora_magnitude_vector {found}"):
         read_peft(tmp_path)
 
 
-@pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_trained_biases_are_refused(tmp_path, bias):
-    trained_by_peft(tmp_path, target_modules=["qkv"], bias=bias)
-    with pytest.raises(AdapterError, match=f"bias='{bias}'"):
-        read_peft(tmp_path)
+def test_adapter_that_mixes_layers_with_and_without_dora_cannot_be_written(tmp_path):
+    layers = trained_here(("q",))[1].layers | trained_here(("o",), dora=True)[1].layers
+    with pytest.raises(AdapterError, match="with and without DoRA"):
+        write_peft(Adapter(layers), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*have invalid shape")  # PEFT's doubt about its own bias

@@ -339,11 +339,17 @@ def test_module_of_another_class_is_named(path):
 
 
 @pytest.mark.parametrize(
-    "how", [{"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}], ids=["grouped", "reflect", "same"]
+    ("how", "why"),
+    [
+        ({"groups": 2}, "in 2 groups"),
+        ({"padding_mode": "reflect"}, "padding_mode='reflect'"),
+        ({"padding": "same", "kernel_size": (3, 2)}, r"a kernel of \(3, 2\), padded more on one side"),
+    ],
+    ids=["grouped", "reflect", "same with an even kernel"],
 )
-def test_convolution_that_cannot_be_adapted_is_refused(how):
-    with pytest.raises(AdapterError, match="0 is a convolution with groups"):
-        Adapters(nn.Sequential(nn.Conv2d(4, 4, 3, **how))).add("birds", [TargetLayer("0")], SETTINGS)
+def test_convolution_that_cannot_be_adapted_is_refused(how, why):
+    with pytest.raises(AdapterError, match=f"0 can't be adapted: a convolution .*{why}"):
+        with_adapter(nn.Sequential(nn.Conv2d(4, 6, **{"kernel_size": 3} | how)), trained=(), targets=[TargetLayer("0")])
 
 
 def test_name_taken_no_name_and_no_targets_are_errors():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vislora.errors import AdapterError
-from vislora.lora import Adapters, LoraConv2d, LoraLinear, LoraSettings, TargetLayer
+from vislora.lora import Adapters, LoraConv2d, LoraLinear, LoraSettings, TargetLayer, frozen_weight
 
 IN, OUT = 24, 36
 
@@ -31,7 +31,7 @@ def adapted(layer: nn.Module, rank: int = 4, alpha: float = 6.0, rows=None, rslo
 
 
 def pair_rows(layer: nn.Module, rows) -> list[tuple[int, int]]:
-    return [(0, layer.weight.shape[0])] if rows is None else list(rows)
+    return [(0, frozen_weight(layer).shape[0])] if rows is None else list(rows)
 
 
 def reference_weight(weight: Tensor, a: Tensor, b: Tensor, rows, rank: int, scale: float) -> Tensor:
@@ -66,7 +66,7 @@ def reference_step(layer: nn.Module, x: Tensor, dy: Tensor, rows, scale: float) 
     """The same step by autograd of the formula in float64."""
     x, a, b = leaf(x), leaf(layer.lora.lora_A), leaf(layer.lora.lora_B)
     rank = layer.lora.lora_B.shape[1]
-    weight = reference_weight(layer.weight.detach().double(), a, b, pair_rows(layer, rows), rank, scale)
+    weight = reference_weight(frozen_weight(layer).detach().double(), a, b, pair_rows(layer, rows), rank, scale)
     bias = None if layer.bias is None else layer.bias.detach().double()
     if isinstance(layer, nn.Conv2d):
         y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
@@ -159,7 +159,7 @@ def test_input_that_needs_no_gradient_gets_none_and_the_pair_still_does():
 def test_frozen_weight_and_bias_get_no_gradient():
     for layer, x in [(nn.Linear(IN, OUT), torch.randn(5, IN)), (nn.Conv2d(3, 6, 3), torch.randn(2, 3, 5, 5))]:
         adapted(layer)(x.requires_grad_()).sum().backward()
-        assert layer.weight.grad is None
+        assert frozen_weight(layer).grad is None
         assert layer.bias.grad is None
 
 
@@ -167,7 +167,7 @@ def test_gradients_accumulate_over_two_uses_of_one_layer():
     layer = adapted(nn.Linear(IN, IN))
     x, dy = torch.randn(5, IN), torch.randn(5, IN)
     a, b = leaf(layer.lora.lora_A), leaf(layer.lora.lora_B)
-    weight = reference_weight(layer.weight.detach().double(), a, b, [(0, IN)], 4, 1.5)
+    weight = reference_weight(frozen_weight(layer).detach().double(), a, b, [(0, IN)], 4, 1.5)
     bias = layer.bias.detach().double()
     y = F.linear(F.linear(x.double(), weight, bias), weight, bias)
     wanted = torch.autograd.grad(y, [a, b], dy.double())
@@ -260,7 +260,7 @@ def test_untrained_pair_has_zero_B_and_kaiming_uniform_A(layer, fan_in):
     a, b = layer.lora.lora_A, layer.lora.lora_B
     assert not b.any()
     assert b.shape[:2] == (60, 16)
-    assert a.shape == (32, *layer.weight.shape[1:])
+    assert a.shape == (32, *frozen_weight(layer).shape[1:])
     bound = 1 / math.sqrt(fan_in)
     for pair in a.detach().split(16):
         assert pair.abs().max() <= bound
@@ -418,7 +418,7 @@ def low_rank_path_of_ones(p: float, count: int) -> tuple[nn.Module, Tensor]:
     """A layer that returns dropout(x) itself: W0 = 0, A = B = 1."""
     layer = adapted(nn.Linear(1, 1, bias=False), rank=1, alpha=1.0, dropout=p)
     with torch.no_grad():
-        layer.weight.zero_()
+        frozen_weight(layer).zero_()
         layer.lora.lora_A.fill_(1.0)
         layer.lora.lora_B.fill_(1.0)
     return layer, torch.ones(count, 1)
@@ -480,7 +480,7 @@ def test_dropout_acts_on_the_low_rank_path_only():
     layer = adapted(nn.Linear(IN, OUT), dropout=0.9)
     x = torch.randn(5, IN)
     nn.init.zeros_(layer.lora.lora_B)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert torch.equal(layer(x), F.linear(x, frozen_weight(layer), layer.bias))
 
 
 def test_dropout_is_off_in_eval_and_exact_at_zero():
@@ -527,10 +527,10 @@ def plain_step(layer: nn.Module, x: Tensor, dy: Tensor, scale: float) -> list[Te
     with torch.autocast("cpu", torch.bfloat16):
         if isinstance(layer, nn.Conv2d):
             geometry = (layer.stride, layer.padding, layer.dilation)
-            y = F.conv2d(x, layer.weight, layer.bias, *geometry)
+            y = F.conv2d(x, frozen_weight(layer), layer.bias, *geometry)
             y = y + F.conv2d(F.conv2d(x, a, None, *geometry), b) * scale
         else:
-            y = F.linear(x, layer.weight, layer.bias) + F.linear(F.linear(x, a), b) * scale
+            y = F.linear(x, frozen_weight(layer), layer.bias) + F.linear(F.linear(x, a), b) * scale
     return [y.detach(), *torch.autograd.grad(y, [x, a, b], dy.to(y.dtype))]
 
 
@@ -558,7 +558,7 @@ def test_update_smaller_than_a_16_bit_weight_resolves_still_acts():
     layer = adapted(nn.Linear(IN, OUT)).bfloat16()
     layer.lora.float()
     with torch.no_grad():
-        layer.weight.fill_(1.0)  # the next number is 1.0078
+        frozen_weight(layer).fill_(1.0)  # the next number is 1.0078
         layer.lora.lora_A.fill_(1e-3)
         layer.lora.lora_B.fill_(0.1)
     x = torch.zeros(256, IN, dtype=torch.bfloat16)
@@ -690,8 +690,8 @@ def test_compiled_block_is_one_graph():
 
 def test_adapted_layer_type_is_the_only_thing_that_changes():
     layer = nn.Linear(IN, OUT)
-    before = (id(layer), id(layer.weight), id(layer.bias))
+    before = (id(layer), id(frozen_weight(layer)), id(layer.bias))
     adapted(layer)
     assert type(layer) is LoraLinear
     assert isinstance(layer, nn.Linear)
-    assert (id(layer), id(layer.weight), id(layer.bias)) == before
+    assert (id(layer), id(frozen_weight(layer)), id(layer.bias)) == before

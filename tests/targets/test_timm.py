@@ -93,7 +93,7 @@ def test_relatives_with_the_same_attention_are_found():
 @pytest.mark.parametrize(
     ("projections", "message"),
     [
-        (["q", "queries"], "unknown projections queries; choose from qkv, q, k, v, o, mlp"),
+        (["q", "queries"], "unknown projections queries; choose from qkv, q, k, v, o, mlp, conv"),
         ([], "no projections to adapt"),
         (["qkv", "q"], "either qkv as a whole or its parts"),
         (["v", "o", "qkv"], "either qkv as a whole or its parts"),
@@ -110,42 +110,153 @@ def test_block_out_of_range_is_named_with_the_range(block):
         find_targets(vit(), ["q"], [0, block])
 
 
+def tiny(name: str, **how) -> nn.Module:
+    return timm.create_model(name, img_size=32, embed_dim=24, num_classes=2, **how)
+
+
 @pytest.mark.parametrize(
-    ("name", "how", "attention"),
+    ("model", "projections", "found"),
     [
-        ("beit_base_patch16_224", {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}, "Attention"),
+        (lambda: tiny("beit_base_patch16_224", depth=1, num_heads=2), ["q", "o"], {"blocks.0.attn.qkv": ((0, 24),)}),
         (
-            "swin_tiny_patch4_window7_224",
-            {"img_size": 32, "depths": (1,), "embed_dim": 24, "num_heads": (2,)},
-            "Window",
+            lambda: tiny(
+                "eva02_tiny_patch14_224", depth=1, num_heads=2, patch_size=16, qkv_fused=False, scale_mlp=True
+            ),
+            ["v", "mlp"],
+            {"blocks.0.attn.v_proj": None, "blocks.0.mlp.fc1_g": None, "blocks.0.mlp.fc1_x": None},
         ),
-        ("eva02_tiny_patch14_224", {"img_size": 28, "depth": 1, "embed_dim": 24, "num_heads": 2}, "EvaAttention"),
+        (
+            lambda: tiny("swin_tiny_patch4_window7_224", depths=(1,), num_heads=(2,)),
+            ["k", "mlp"],
+            {"layers.0.blocks.0.attn.qkv": ((24, 48),), "layers.0.blocks.0.mlp.fc2": None},
+        ),
+        (lambda: nn.TransformerEncoderLayer(16, 2), ["q", "o"], {"self_attn": ((0, 16),), "self_attn.out_proj": None}),
+        (
+            lambda: timm.create_model("levit_128s", num_classes=2),
+            ["q", "v"],  # heads outside q, k and v: a pair for each head
+            {
+                "stages.0.blocks.0.attn.qkv.linear": tuple(
+                    part for i in range(4) for part in ((64 * i, 64 * i + 16), (64 * i + 32, 64 * i + 64))
+                ),
+                "stages.1.downsample.attn_downsample.q.ln.linear": None,
+                "stages.1.downsample.attn_downsample.kv.linear": tuple((80 * i + 16, 80 * i + 80) for i in range(8)),
+            },
+        ),
+        (
+            lambda: timm.create_model("vit_pwee_patch16_reg1_gap_256", num_classes=2),
+            ["qkv", "mlp"],  # one Linear for the MLP and for q, k and v
+            {"blocks.0.in_proj": ((0, 1280), (1280, 2048)), "blocks.0.mlp_out_proj": None},
+        ),
+        (
+            lambda: timm.create_model("mobilevitv2_050", num_classes=2),
+            ["q", "k", "o"],
+            {
+                "stages.2.1.transformer.0.attn.qkv_proj": ((0, 1), (1, 65)),
+                "stages.2.1.transformer.0.attn.out_proj": None,
+            },
+        ),
     ],
+    ids=["BEiT", "EVA-02", "Swin", "torch", "LeViT", "parallel", "MobileViTv2"],
 )
-def test_attention_of_another_family_is_refused_by_its_name(name, how, attention):
-    model = timm.create_model(name, num_classes=2, **how)
-    with pytest.raises(AdapterError, match=f"{type(model).__name__} holds attention of a family .*: {attention}"):
+def test_layers_and_rows_of_other_families(model, projections, found):
+    targets = {target.name: target.rows for target in find_targets(model(), projections)}
+    assert {name: targets.get(name, "missing") for name in found} == found
+
+
+def test_projection_that_only_some_blocks_have_is_adapted_in_those():
+    model = timm.create_model("gcvit_xxtiny", num_classes=2)
+    per_block = [target.rows for target in find_targets(model, ["q"])]
+    assert 0 < len(per_block) < len(names(find_targets(model, ["k"])))
+    assert {len(rows) for rows in per_block} == {1}
+    with_global_query = model.stages[0].blocks[1].attn
+    assert with_global_query.use_global
+    targets = {target.name: target.rows for target in find_targets(model, ["k", "v"])}
+    assert targets["stages.0.blocks.1.attn.qkv"] == ((0, 64), (64, 128))
+    assert targets["stages.0.blocks.0.attn.qkv"] == ((64, 128), (128, 192))
+
+
+def test_projection_that_no_block_has_is_refused_with_what_there_is():
+    model = timm.create_model("botnet26t_256", num_classes=2)
+    with pytest.raises(AdapterError, match=r"ByobNet has no o in the chosen blocks \(BottleneckAttn has k, q, v\)"):
+        find_targets(model, ["qkv", "o"])
+
+
+class HomeMade(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(DIM, 3 * DIM)
+
+
+class HomeMadeAttention(nn.Module):
+    pass
+
+
+@pytest.mark.parametrize("cls", [HomeMade, HomeMadeAttention])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside known attention", "alone"])
+def test_attention_of_an_unknown_class_is_refused_by_its_name(cls, beside):
+    model = nn.Sequential(vit(1), cls()) if beside else nn.Sequential(cls())
+    with pytest.raises(AdapterError, match=rf"Sequential holds attention of a family .*test_timm.{cls.__name__};"):
         find_targets(model, ["q"])
 
 
-def test_torch_multihead_attention_is_refused_by_its_name():
-    with pytest.raises(AdapterError, match="MultiheadAttention"):
-        find_targets(nn.TransformerEncoderLayer(16, 2), ["q"])
+def test_subclass_of_a_known_attention_is_known():
+    class Quiet(Attention):
+        pass
 
-
-def test_foreign_attention_beside_known_attention_is_refused():
-    with pytest.raises(AdapterError, match=r"Sequential holds attention of a family .*: MultiheadAttention"):
-        find_targets(nn.Sequential(vit(1), nn.MultiheadAttention(16, 2)), ["q"])
-
-
-def test_model_without_attention_is_refused():
-    with pytest.raises(AdapterError, match="Sequential holds no attention to adapt"):
-        find_targets(nn.Sequential(nn.Linear(3, 3)), ["q"])
-
-
-def test_mlp_of_an_unknown_class_is_refused():
     model = vit(1)
-    model.blocks[0].mlp = nn.Sequential(nn.Linear(DIM, DIM))
-    with pytest.raises(AdapterError, match=r"blocks.0 has no MLP of a known class"):
+    model.blocks[0].attn.__class__ = Quiet
+    assert names(find_targets(model, ["o"])) == ["blocks.0.attn.proj"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "poolformerv2_s12", "legacy_seresnet18"])
+def test_model_without_attention_is_refused(name):
+    with pytest.raises(AdapterError, match="holds no attention to adapt"):
+        find_targets(timm.create_model(name, num_classes=2), ["q"])
+
+
+def test_convolutions_of_a_model_without_attention():
+    model = timm.create_model("resnet18", num_classes=2)
+    found = names(find_targets(model, ["conv"]))
+    assert found == [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_convolutions_are_the_ungrouped_ones_that_are_neither_projections_nor_mlps():
+    model = timm.create_model("pvt_v2_b0", num_classes=2)
+    found = names(find_targets(model, ["conv"]))
+    assert "patch_embed.proj" in found
+    assert "stages.0.blocks.0.attn.sr" in found
+    assert all(model.get_submodule(name).groups == 1 for name in found)
+    assert not any("mlp" in name for name in found)
+    assert names(find_targets(model, ["conv"], [0])) == ["stages.0.blocks.0.attn.sr"]
+
+
+def test_mlp_without_depthwise_convolution():
+    model = timm.create_model("pvt_v2_b0", num_classes=2)
+    assert names(find_targets(model, ["mlp"], [0])) == ["stages.0.blocks.0.mlp.fc1", "stages.0.blocks.0.mlp.fc2"]
+
+
+def test_mlps_that_make_position_biases_are_left_alone():
+    model = timm.create_model("swinv2_tiny_window8_256", num_classes=2)
+    assert not [name for name in names(find_targets(model, ["mlp"])) if "cpb" in name]
+
+
+def test_pooling_head_goes_with_the_last_block():
+    model = timm.create_model("test_vit3", num_classes=2)
+    wanted = [f"blocks.{len(model.blocks) - 1}.attn.proj", "attn_pool.proj"]
+    assert names(find_targets(model, ["o"], "last:1")) == wanted
+    assert {"attn_pool.q", "attn_pool.kv"} <= set(names(find_targets(model, ["qkv"], -1)))
+    assert "attn_pool.proj" not in names(find_targets(model, ["o"], 0))
+
+
+def test_layers_of_modules_trained_in_full_are_left_out():
+    model = timm.create_model("resnet50_clip", num_classes=2)
+    assert names(find_targets(model, ["v", "o"])) == ["head.v", "head.proj"]
+    assert names(find_targets(model, ["v", "o"], trained=["head.proj"])) == ["head.v"]
+
+
+def test_block_without_an_mlp_is_refused():
+    model = vit(1)
+    model.blocks[0].mlp = nn.Identity()
+    with pytest.raises(AdapterError, match=r"has no mlp in the chosen blocks"):
         find_targets(model, ["mlp"])
     assert names(find_targets(model, ["o"])) == ["blocks.0.attn.proj"]

@@ -41,6 +41,7 @@ def named_by_component(adapter: Adapter) -> Adapter:
         adapter,
         layers={full(name): weights for name, weights in adapter.layers.items()},
         trained={full(name): state for name, state in adapter.trained.items()},
+        biases={full(name): bias for name, bias in adapter.biases.items()},
     )
 
 
@@ -65,10 +66,10 @@ def as_in_files(adapter: Adapter) -> Adapter:
 def by_component(adapter: Adapter) -> dict[str, Adapter]:
     """An adapter for each component, named as that model names its modules."""
     found: dict[str, Adapter] = {}
-    for kind in ("layers", "trained"):
+    for kind in ("layers", "trained", "biases"):
         for name, value in getattr(named_by_component(adapter), kind).items():
             component, _, module = name.partition(".")
-            part = found.setdefault(component, replace(adapter, layers={}, trained={}))
+            part = found.setdefault(component, replace(adapter, layers={}, trained={}, biases={}))
             getattr(part, kind)[module] = value
     return found
 

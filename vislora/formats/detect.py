@@ -64,8 +64,9 @@ def _read_folder(folder: Path) -> Adapter:
     if parts := {path.parent.name: read_peft(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))}:
         layers = {f"{name}.{layer}": w for name, part in parts.items() for layer, w in part.layers.items()}
         trained = {f"{name}.{module}": state for name, part in parts.items() for module, state in part.trained.items()}
+        biases = {f"{name}.{bias}": value for name, part in parts.items() for bias, value in part.biases.items()}
         first = next(iter(parts.values()))
-        return Adapter(layers, trained, first.dropout, first.about)
+        return Adapter(layers, trained, first.dropout, first.about, biases)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return read_adapter(files[0])

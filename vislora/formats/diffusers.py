@@ -16,7 +16,7 @@ from vislora.errors import AdapterError
 from vislora.files import write_tensors
 from vislora.formats.components import COMPONENTS, as_in_files, by_component, named_by_component
 from vislora.formats.peft import alpha_of
-from vislora.formats.single_file import ABOUT, check_written, header_json, layer, read_tensors, refusal
+from vislora.formats.single_file import ABOUT, check_writable, check_written, header_json, layer, read_tensors, refusal
 from vislora.lora import Adapter
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -37,10 +37,9 @@ def write_diffusers(adapter: Adapter, path: Path) -> Path:
         the file.
 
     Raises:
-        AdapterError: fully trained modules, which this format has no place for, or names that are no pipeline's.
+        AdapterError: something beside low-rank pairs, which has no place there, or names that are no pipeline's.
     """
-    if adapter.trained:
-        raise AdapterError(f"diffusers' file has no place for modules trained in full: {', '.join(adapter.trained)}")
+    check_writable(adapter, "diffusers' file")
     file = path if path.suffix == ".safetensors" else path / FILE
     adapter = as_in_files(adapter)
     tensors: dict[str, Tensor] = {}

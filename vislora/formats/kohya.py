@@ -17,7 +17,7 @@ from vislora.errors import AdapterError
 from vislora.files import write_tensors
 from vislora.formats.components import as_in_files
 from vislora.formats.kohya_names import PREFIXES, from_kohya, to_kohya
-from vislora.formats.single_file import ABOUT, check_written, header_json, layer, read_tensors, refusal
+from vislora.formats.single_file import ABOUT, check_writable, check_written, header_json, layer, read_tensors, refusal
 from vislora.lora import Adapter, LowRankWeights
 
 _ENDS = {"down": ".lora_down.weight", "up": ".lora_up.weight", "alpha": ".alpha"}
@@ -35,10 +35,9 @@ def write_kohya(adapter: Adapter, path: Path) -> Path:
         the file.
 
     Raises:
-        AdapterError: fully trained modules, or a model other than Stable Diffusion 1, 2 or XL.
+        AdapterError: something beside low-rank pairs, or a model other than Stable Diffusion 1, 2 or XL.
     """
-    if adapter.trained:
-        raise AdapterError(f"kohya's format has no place for modules trained in full: {', '.join(adapter.trained)}")
+    check_writable(adapter, "kohya's format")
     file = path if path.suffix == ".safetensors" else path / f"{path.name}.safetensors"
     adapter = as_in_files(adapter)
     version = _version(adapter)

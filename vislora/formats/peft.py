@@ -7,6 +7,7 @@ which PEFT ignores. Safetensors and JSON only: nothing in a file is executed.
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ TENSORS = "adapter_model.safetensors"
 ABOUT = "vislora.json"
 
 _PREFIX = "base_model.model."
+_SUFFIXES = ("A.weight", "B.weight", "magnitude_vector")  # what follows ".lora_" in a key; the last with DoRA only
 # What a PEFT adapter may have that would change its output and isn't read here: (key, harmless values, what it is).
 _UNSUPPORTED = [
-    ("use_dora", (False, None), "DoRA"),
-    ("bias", ("none", None), "trained biases"),
+    ("bias", ("none", "lora_only", "all", None), "trained biases of an unknown kind"),
     ("lora_bias", (False, None), "a bias on lora_B"),
     ("fan_in_fan_out", (False, None), "transposed (Conv1D) weights"),
     ("megatron_config", (None,), "Megatron layers"),
@@ -42,24 +43,28 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     partial ones: the same output, with zero rows in B.
 
     Raises:
-        AdapterError: the adapter has no low-rank layers, mixes LoRA and rsLoRA, or reads back differently.
+        AdapterError: the adapter has no low-rank layers, mixes LoRA, rsLoRA and DoRA, or reads back differently.
     """
     if not adapter.layers:
         raise AdapterError(
             "a PEFT folder needs at least one LoRA layer; export a probe or a full model as timm weights"
         )
-    wide = Adapter(
-        {name: w.as_one_pair() for name, w in adapter.layers.items()},
-        adapter.trained,
-        adapter.dropout,
-        adapter.about,
-    )
+    wide = replace(adapter, layers={name: w.as_one_pair() for name, w in adapter.layers.items()})
     tensors: dict[str, Tensor] = {}
     for name, weights in wide.layers.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = weights.lora_A.contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = weights.lora_B.contiguous()
+        if weights.magnitude is not None:
+            # one length per output row; of a convolution in the shape of its output's channels
+            shape = (-1,) if weights.lora_A.dim() == 2 else (1, -1, 1, 1)
+            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = weights.magnitude.view(shape).contiguous()
     for name, state in wide.trained.items():
         tensors |= {f"{_PREFIX}{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
+    for name, bias in wide.biases.items():
+        module = name.rpartition(".")[0]
+        # PEFT keeps an adapted layer as the base_layer of another
+        key = f"{module}.base_layer.bias" if module in wide.layers else name
+        tensors[f"{_PREFIX}{key}"] = bias.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / TENSORS, {"format": "pt"})
     write_json(_config(wide), folder / CONFIG)
@@ -94,12 +99,22 @@ def read_peft(folder: Path) -> Adapter:
         raise AdapterError(
             f"{folder / CONFIG}: lora_alpha, lora_dropout or alpha_pattern is malformed: {error}"
         ) from None
+    rest = {key: tensor for key, tensor in tensors.items() if ".lora_" not in key}
     trained: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if ".lora_" not in key:
-            module, parameter = _split_trained(key, config.get("modules_to_save") or [], folder)
-            trained.setdefault(module, {})[parameter] = tensor
-    return Adapter(layers, trained, dropout, about)
+    biases: dict[str, Tensor] = {}
+    for key, tensor in rest.items():
+        if _is_copy(key, rest):
+            continue
+        if found := _split_trained(key, config.get("modules_to_save") or []):
+            trained.setdefault(found[0], {})[found[1]] = tensor
+        elif key.startswith(_PREFIX) and key.endswith(".bias") and config.get("bias") not in ("none", None):
+            biases[key.removeprefix(_PREFIX).replace(".base_layer.bias", ".bias")] = tensor
+        else:
+            raise AdapterError(
+                f"{folder / TENSORS}: unexpected tensor {key!r}, which belongs to none of modules_to_save "
+                f"{config.get('modules_to_save') or []}; it would be lost"
+            )
+    return Adapter(layers, trained, dropout, about, biases)
 
 
 def alpha_of(config: dict[str, Any], module: str) -> float:
@@ -113,42 +128,63 @@ def alpha_of(config: dict[str, Any], module: str) -> float:
 
 def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, LowRankWeights]:
     layers = {}
+    suffixes = _SUFFIXES if config.get("use_dora") else _SUFFIXES[:2]
     for key in tensors:
-        if not key.startswith(_PREFIX) or not key.endswith((".lora_A.weight", ".lora_B.weight")):
+        module, _, suffix = key.removeprefix(_PREFIX).rpartition(".lora_")
+        if not key.startswith(_PREFIX) or suffix not in suffixes:
             raise AdapterError(f"{folder / TENSORS}: unexpected tensor {key!r}; it would be lost")
-        module = key.removeprefix(_PREFIX).rpartition(".lora_")[0]
-        if key.endswith("lora_B.weight"):
-            if f"{_PREFIX}{module}.lora_A.weight" not in tensors:
-                raise AdapterError(f"{folder / TENSORS}: {module}.lora_A is missing, its lora_B is there")
+        if f"{_PREFIX}{module}.lora_A.weight" not in tensors:
+            raise AdapterError(f"{folder / TENSORS}: {module}.lora_A is missing, its lora_{suffix[0]} is there")
+        if suffix != "A.weight":
             continue
         a, b = tensors[key], tensors.get(f"{_PREFIX}{module}.lora_B.weight")
         if b is None or a.dim() not in (2, 4) or a.dim() != b.dim() or a.shape[0] != b.shape[1]:
             found = "is missing" if b is None else f"has shape {list(b.shape)}"
             raise AdapterError(f"{folder / TENSORS}: {module}.lora_B {found}; lora_A has {list(a.shape)}")
-        rslora = bool(config.get("use_rslora"))
-        layers[module] = LowRankWeights(a.float(), b.float(), a.shape[0], alpha_of(config, module), b.shape[0], rslora)
+        magnitude = tensors.get(f"{_PREFIX}{module}.lora_magnitude_vector")
+        if config.get("use_dora") and (magnitude is None or magnitude.numel() != b.shape[0]):
+            found = "is missing" if magnitude is None else f"has shape {list(magnitude.shape)}"
+            raise AdapterError(
+                f"{folder / TENSORS}: {module}.lora_magnitude_vector {found}; use_dora needs one of {b.shape[0]} rows"
+            )
+        layers[module] = LowRankWeights(
+            a.float(),
+            b.float(),
+            a.shape[0],
+            alpha_of(config, module),
+            b.shape[0],
+            bool(config.get("use_rslora")),
+            magnitude=None if magnitude is None else magnitude.float().flatten(),
+        )
     if not layers:
         raise AdapterError(f"{folder / TENSORS} holds no lora_A tensors")
     return layers
 
 
-def _split_trained(key: str, modules: list[str], folder: Path) -> tuple[str, str]:
-    """The module trained in full that a tensor belongs to, and its name in there. PEFT names modules by their ends."""
+def _split_trained(key: str, modules: list[str]) -> tuple[str, str] | None:
+    """The module trained in full that a tensor belongs to, and its name in there; None if there is none. PEFT names
+    modules by their ends."""
     words = key.removeprefix(_PREFIX).split(".")
     for cut in range(1, len(words)):
         module = ".".join(words[:cut])
         if key.startswith(_PREFIX) and any(f".{module}".endswith(f".{name}") for name in modules):
             return module, ".".join(words[cut:])
-    raise AdapterError(
-        f"{folder / TENSORS}: unexpected tensor {key!r}, which belongs to none of modules_to_save {modules}; "
-        "it would be lost"
-    )
+    return None
+
+
+def _is_copy(key: str, tensors: dict[str, Tensor]) -> bool:
+    """With bias="all" PEFT writes the biases of modules_to_save three times: as trained, the same again, and the
+    base's."""
+    copies = (".modules_to_save.", ".original_module.")
+    return any(part in key and key.replace(part, ".") in tensors for part in copies)
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
     layers = adapter.layers
     if len({w.rslora for w in layers.values()}) > 1:
         raise AdapterError("PEFT can't hold LoRA and rsLoRA layers in one adapter")
+    if len({w.magnitude is None for w in layers.values()}) > 1:
+        raise AdapterError("PEFT can't hold layers with and without DoRA in one adapter")
     first = next(iter(layers.values()))
     rank, alpha = first.rank, first.alpha
     return {
@@ -160,16 +196,22 @@ def _config(adapter: Adapter) -> dict[str, Any]:
         "modules_to_save": list(adapter.trained) or None,
         "r": rank,
         "lora_alpha": _plain(alpha),
-        "rank_pattern": {name: w.rank for name, w in layers.items() if w.rank != rank},
-        "alpha_pattern": {name: _plain(w.alpha) for name, w in layers.items() if w.alpha != alpha},
+        "rank_pattern": {re.escape(name): w.rank for name, w in layers.items() if w.rank != rank},
+        "alpha_pattern": {re.escape(name): _plain(w.alpha) for name, w in layers.items() if w.alpha != alpha},
         "lora_dropout": adapter.dropout,
-        "bias": "none",
+        "bias": _bias_kind(adapter),
         "fan_in_fan_out": False,
         "use_rslora": first.rslora,
-        "use_dora": False,
+        "use_dora": first.magnitude is not None,
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _bias_kind(adapter: Adapter) -> str:
+    if not adapter.biases:
+        return "none"
+    return "lora_only" if all(name.rpartition(".")[0] in adapter.layers for name in adapter.biases) else "all"
 
 
 def _plain(number: float) -> float | int:

@@ -69,6 +69,22 @@ def header_json(header: dict[str, str], key: str, path: Path) -> dict[str, Any]:
     return value
 
 
+def check_writable(adapter: Adapter, what: str) -> None:
+    """Only low-rank pairs have a place in such a file.
+
+    Raises:
+        AdapterError: the adapter holds something else.
+    """
+    others = {
+        "modules trained in full": adapter.trained,
+        "trained biases": adapter.biases,
+        "DoRA's magnitudes": [name for name, weights in adapter.layers.items() if weights.magnitude is not None],
+    }
+    for kind, names in others.items():
+        if names:
+            raise AdapterError(f"{what} has no place for {kind}: {', '.join(list(names)[:8])}; write a PEFT folder")
+
+
 def layer(name: str, down: Tensor | None, up: Tensor | None, alpha: float | None, path: Path) -> LowRankWeights:
     """One low-rank pair, checked; without an alpha its scale is 1, as in other readers.
 

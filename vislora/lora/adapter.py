@@ -21,11 +21,17 @@ class LowRankWeights:
     out: int  # output rows of the layer
     rslora: bool = False
     rows: Rows | None = None  # output rows of each pair; None: one pair over all of them
+    magnitude: Tensor | None = None  # DoRA's length of every output row, [out]; the frozen one where no pair writes
 
     @property
     def scale(self) -> float:
         """s, the factor on B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def parameter_count(self) -> int:
+        """Trained numbers."""
+        height = sum(stop - start for start, stop in self.rows or ((0, self.out),))
+        return self.lora_A.numel() + self.lora_B.numel() + (0 if self.magnitude is None else height)
 
     def as_one_pair(self) -> "LowRankWeights":
         """The same update as one pair over all rows, as formats without row ranges need it.
@@ -43,7 +49,7 @@ class LowRankWeights:
             offset += stop - start
         rank = pairs * self.rank
         alpha = self.scale * (math.sqrt(rank) if self.rslora else rank)
-        return LowRankWeights(self.lora_A, b, rank, alpha, self.out, self.rslora)
+        return LowRankWeights(self.lora_A, b, rank, alpha, self.out, self.rslora, magnitude=self.magnitude)
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,20 @@ class Adapter:
         trained: state dicts of modules trained in full (the head), by module name.
         dropout: of the low-rank path while training.
         about: what can't be told from the tensors and travels with them as JSON: the base model, the classes, …
+        biases: trained biases outside of those modules, by name.
     """
 
     layers: dict[str, LowRankWeights]
     trained: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     dropout: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
     def parameter_count(self) -> int:
-        """Trained numbers, the fully trained modules' included."""
-        low_rank = sum(w.lora_A.numel() + w.lora_B.numel() for w in self.layers.values())
-        return low_rank + sum(t.numel() for state in self.trained.values() for t in state.values())
+        """Trained numbers, the fully trained modules' and biases included."""
+        low_rank = sum(w.parameter_count() for w in self.layers.values())
+        whole = [*self.trained.values(), self.biases]
+        return low_rank + sum(t.numel() for state in whole for t in state.values())
 
     def equals(self, other: "Adapter") -> bool:
         """Same layers, settings and bits; `about` and dropout aside."""
@@ -75,10 +84,16 @@ class Adapter:
             theirs = other.layers[name]
             if (mine.rank, mine.scale, mine.rows) != (theirs.rank, theirs.scale, theirs.rows):
                 return False
-            if not (torch.equal(mine.lora_A, theirs.lora_A) and torch.equal(mine.lora_B, theirs.lora_B)):
+            if not all(_same(getattr(mine, key), getattr(theirs, key)) for key in ("lora_A", "lora_B", "magnitude")):
                 return False
-        return all(
-            state.keys() == other.trained[name].keys()
-            and all(torch.equal(tensor, other.trained[name][key]) for key, tensor in state.items())
-            for name, state in self.trained.items()
+        return _same_state(self.biases, other.biases) and all(
+            _same_state(state, other.trained[name]) for name, state in self.trained.items()
         )
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
+
+
+def _same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in one.items())

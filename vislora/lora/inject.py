@@ -1,18 +1,35 @@
 """Put adapters into a model, switch them, merge them, take them out again."""
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
-from vislora.lora.layers import LoraConv2d, LoraLinear, LowRank, Rows
+from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
+from vislora.lora.reads import frozen_weight
 
-_ADAPTED = {nn.Linear: LoraLinear, nn.Conv2d: LoraConv2d}
-_PLAIN = {adapted: plain for plain, adapted in _ADAPTED.items()}
+_ADAPTED = {
+    nn.Linear: LoraLinear,
+    nn.Conv2d: LoraConv2d,
+    nn.MultiheadAttention: LoraMultiheadAttention,
+    NonDynamicallyQuantizableLinear: LoraOutProjection,
+}
+_ADAPTED_DORA = {
+    nn.Linear: DoraLinear,
+    nn.Conv2d: DoraConv2d,
+    nn.MultiheadAttention: LoraMultiheadAttention,
+    NonDynamicallyQuantizableLinear: DoraOutProjection,
+}
+_PLAIN = {adapted: plain for kind in (_ADAPTED, _ADAPTED_DORA) for plain, adapted in kind.items()}
 
 
 @dataclass(frozen=True)
@@ -25,20 +42,38 @@ class TargetLayer:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """How new low-rank pairs are made; see `LowRank`."""
+    """How new low-rank pairs are made; see `LowRank`.
+
+    `rank_pattern` and `alpha_pattern` give other values to some layers: a key is a regular expression for the end of
+    a layer's name, beginning where a word between dots does, and the first one that fits counts (PEFT's rule).
+    `bias` says which biases are trained with the pairs: none, those of the adapted layers, or all.
+    """
 
     rank: int
     alpha: float
     dropout: float = 0.0
     rslora: bool = False
+    dora: bool = False
+    pissa: bool = False
+    bias: Literal["none", "lora_only", "all"] = "none"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def low_rank(self, target: TargetLayer, weight: Tensor) -> LowRank:
+        """Untrained pairs for one layer."""
+        rank = _by_pattern(self.rank_pattern, target.name, self.rank)
+        alpha = _by_pattern(self.alpha_pattern, target.name, self.alpha)
+        return LowRank(weight, rank, alpha, self.dropout, self.rslora, target.rows, self.dora, self.pissa)
 
 
 @dataclass
 class _Held:
-    """One adapter in its live form: low-rank modules and its own copies of the fully trained modules, by name."""
+    """One adapter in its live form: low-rank modules, and its own copies of the fully trained modules and biases, by
+    name."""
 
     layers: dict[str, LowRank]
     trained: dict[str, nn.Module]
+    biases: dict[str, nn.Parameter]
 
 
 class Adapters:
@@ -54,6 +89,7 @@ class Adapters:
         self.active: str | None = None
         self._held: dict[str, _Held] = {}
         self._base_modules: dict[str, nn.Module] = {}  # replaced by an adapter's own copies while it is active
+        self._base_biases: dict[str, nn.Parameter] = {}  # likewise
         self._base_weights: dict[str, Tensor] = {}  # of merged layers
         self._flags = {name: p.requires_grad for name, p in model.named_parameters()}
         if any(isinstance(module, LowRank) for module in model.modules()):
@@ -70,7 +106,8 @@ class Adapters:
 
         Args:
             name: a new name.
-            targets: the layers to adapt, each an nn.Linear or an ungrouped nn.Conv2d.
+            targets: the layers to adapt, each an nn.Linear, an ungrouped nn.Conv2d or an nn.MultiheadAttention (its
+                fused q, k and v; its `out_proj` is a layer of its own).
             settings: rank, alpha, dropout of all of them.
             trained: names of modules to train in full beside them; the adapter gets its own copies.
 
@@ -78,15 +115,20 @@ class Adapters:
             AdapterError: the name is taken, there are no targets or one twice, or a module is missing, of another class
                 or part of one that is trained in full.
         """
-        layers = {}
+        layers: dict[str, LowRank] = {}
         for target in targets:
             if target.name in layers:
                 raise AdapterError(f"{target.name} is named twice among the targets")
-            weight = self._adaptable(target.name).weight
-            layers[target.name] = LowRank(
-                weight, settings.rank, settings.alpha, settings.dropout, settings.rslora, target.rows
-            )
-        self._hold(name, _Held(layers, {path: copy.deepcopy(self._base(path)) for path in trained}))
+            weight = frozen_weight(self._adaptable(target.name, settings.dropout))
+            layers[target.name] = settings.low_rank(target, weight)
+        for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
+            if not any(_fits(pattern, path) for path in layers):
+                raise AdapterError(
+                    f"the rank or alpha pattern {pattern!r} fits none of the adapted layers {', '.join(layers)}"
+                )
+        trained = {path: copy.deepcopy(self._base(path)) for path in trained}
+        biases = self._biases(settings.bias, layers, trained)
+        self._hold(name, _Held(layers, trained, {path: nn.Parameter(bias.clone()) for path, bias in biases.items()}))
 
     def load(self, name: str, adapter: Adapter) -> None:
         """Add a trained adapter and make it active.
@@ -96,23 +138,28 @@ class Adapters:
         """
         layers = {path: self._low_rank(path, weights, adapter.dropout) for path, weights in adapter.layers.items()}
         trained = {path: self._trained(path, state) for path, state in adapter.trained.items()}
-        self._hold(name, _Held(layers, trained))
+        self._hold(name, _Held(layers, trained, {p: self._bias(p, value) for p, value in adapter.biases.items()}))
 
     def adapter(self, name: str) -> Adapter:
         """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says."""
         held = self._get(name)
         layers = {}
         for path, low in held.layers.items():
-            out = self._module(path).weight.shape[0]
+            out = frozen_weight(self._module(path)).shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
-            a, b = (matrix.detach().cpu().clone() for matrix in (low.lora_A, low.lora_B))
-            layers[path] = LowRankWeights(a, b, low.rank, low.alpha, out, low.rslora, rows)
+            a, b = (matrix.detach().cpu().clone() for matrix in low.acting())
+            rank = b.shape[1]
+            ratio = rank / low.rank  # PiSSA's start doubles the rank; the scale stays what it was
+            alpha = low.alpha * (math.sqrt(ratio) if low.rslora else ratio)
+            magnitude = None if low.magnitude is None else low.all_magnitudes().detach().cpu()
+            layers[path] = LowRankWeights(a, b, rank, alpha, out, low.rslora, rows, magnitude)
         trained = {
             path: {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
             for path, module in held.trained.items()
         }
+        biases = {path: bias.detach().cpu().clone() for path, bias in held.biases.items()}
         dropout = max((low.dropout for low in held.layers.values()), default=0.0)
-        return Adapter(layers, trained, dropout)
+        return Adapter(layers, trained, dropout, biases=biases)
 
     def activate(self, name: str) -> None:
         """Make one adapter the active one."""
@@ -121,12 +168,17 @@ class Adapters:
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
             layer = self._module(path)
-            layer.lora = low.to(layer.weight.device)
-            layer.__class__ = _ADAPTED[type(layer)]
+            layer.lora = low.to(frozen_weight(layer).device)
+            _adapt(layer)
         for path, module in held.trained.items():
             base = self._module(path)
             self._base_modules[path] = base
             self._replace(path, module.to(next(base.parameters()).device).train(base.training).requires_grad_(True))
+        for path, bias in held.biases.items():
+            base = self._parameter(path)
+            self._base_biases[path] = base
+            bias.data = bias.data.to(base.device)
+            self._set_parameter(path, bias.requires_grad_(True))
         self.active = name
 
     def deactivate(self) -> None:
@@ -141,7 +193,10 @@ class Adapters:
             del layer.lora
         for path, module in self._base_modules.items():
             self._replace(path, module.train(self._module(path).training))
+        for path, bias in self._base_biases.items():
+            self._set_parameter(path, bias)
         self._base_modules.clear()
+        self._base_biases.clear()
         self.active = None
 
     def scale(self, name: str, multiplier: float) -> None:
@@ -163,8 +218,8 @@ class Adapters:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the active adapter into the frozen weights: W0 + s B A, summed in float32 and rounded once to W0's
-        dtype.
+        """Fold the active adapter into the frozen weights: W0 + s B A (with DoRA at its magnitudes), summed in
+        float32 and rounded once to W0's dtype.
 
         The base weights are kept aside. The model computes without a low-rank path until `unmerge`.
         """
@@ -172,8 +227,9 @@ class Adapters:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
         for path, low in self._held[self.active].layers.items():
             layer = self._module(path)
-            self._base_weights[path] = layer.weight.detach().clone()
-            layer.weight.copy_(layer.weight.float() + low.delta(layer.weight.shape[0]))
+            weight = frozen_weight(layer)
+            self._base_weights[path] = weight.detach().clone()
+            weight.copy_(low.merged(weight))
             layer.__class__ = _PLAIN[type(layer)]
 
     @torch.no_grad()
@@ -183,8 +239,8 @@ class Adapters:
             raise AdapterError("nothing to unmerge")
         for path, weight in self._base_weights.items():
             layer = self._module(path)
-            layer.weight.copy_(weight)
-            layer.__class__ = _ADAPTED[type(layer)]
+            frozen_weight(layer).copy_(weight)
+            _adapt(layer)
         self._base_weights.clear()
 
     def _hold(self, name: str, held: _Held) -> None:
@@ -221,20 +277,69 @@ class Adapters:
         parent, _, child = path.rpartition(".")
         setattr(self.model.get_submodule(parent), child, module)
 
-    def _adaptable(self, path: str) -> nn.Module:
+    def _parameter(self, path: str) -> nn.Parameter:
+        module, _, key = path.rpartition(".")
+        parameter = self._module(module)._parameters.get(key)
+        if parameter is None:
+            raise AdapterError(f"the adapter belongs to another model: {module} has no {key}")
+        return parameter
+
+    def _base_parameter(self, path: str) -> nn.Parameter:
+        """The base model's own parameter, also while an adapter's is in its place."""
+        for module, base in self._base_modules.items():
+            if path.startswith(f"{module}."):
+                return base.get_parameter(path.removeprefix(f"{module}."))
+        return self._base_biases[path] if path in self._base_biases else self._parameter(path)
+
+    def _set_parameter(self, path: str, parameter: nn.Parameter) -> None:
+        module, _, key = path.rpartition(".")
+        self._module(module)._parameters[key] = parameter
+
+    def _biases(self, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, Tensor]:
+        """The base model's own biases to train, by name; those of modules trained in full are trained with them."""
+        if wanted == "none":
+            return {}
+        adapted = {f"{path}.bias" for path in layers}
+        inside = tuple(f"{path}." for path in trained)
+        found = {
+            path: self._base_parameter(path).detach()
+            for path, _ in self.model.named_parameters()
+            if path.rpartition(".")[2] == "bias"
+            and not path.startswith(inside)
+            and (wanted == "all" or path in adapted)
+        }
+        if not found:
+            raise AdapterError(f"bias={wanted}: none of the layers concerned has a bias")
+        return found
+
+    def _bias(self, path: str, value: Tensor) -> nn.Parameter:
+        base = self._base_parameter(path)
+        if base.shape != value.shape:
+            raise AdapterError(f"{path} has shape {list(value.shape)}, the model needs {list(base.shape)}")
+        return nn.Parameter(value.to(base.dtype, copy=True))
+
+    def _adaptable(self, path: str, dropout: float = 0.0) -> nn.Module:
         layer = self._module(path)
         plain = _PLAIN.get(type(layer), type(layer))
         if plain not in _ADAPTED:
-            raise AdapterError(f"{path} is a {type(layer).__name__}; only nn.Linear and nn.Conv2d can be adapted")
-        if plain is nn.Conv2d and (
-            layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
-        ):
-            raise AdapterError(f"{path} is a convolution with groups, padding mode or 'same' padding; not supported")
+            raise AdapterError(
+                f"{path} is a {type(layer).__name__}; "
+                "only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
+            )
+        if plain in (nn.MultiheadAttention, NonDynamicallyQuantizableLinear) and dropout:
+            raise AdapterError(
+                f"dropout={dropout} can't act on {path}: torch's attention takes the weight as a whole; set it to 0"
+            )
+        if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
+            raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
+        if plain is nn.Conv2d and (reason := _unlike_a_product(layer)):
+            raise AdapterError(f"{path} can't be adapted: {reason}")
         return layer
 
     def _low_rank(self, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
-        weight = self._adaptable(path).weight
-        low = LowRank(weight, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows)
+        weight = frozen_weight(self._adaptable(path))
+        dora = weights.magnitude is not None
+        low = LowRank(weight, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
         for key in ("lora_A", "lora_B"):
             mine, theirs = getattr(low, key), getattr(weights, key)
             if mine.shape != theirs.shape:
@@ -244,6 +349,9 @@ class Adapters:
                 )
             with torch.no_grad():
                 mine.copy_(theirs)
+        if dora:
+            with torch.no_grad():
+                low.magnitude.copy_(torch.cat([weights.magnitude[start:stop] for start, stop in low.rows]))
         return low
 
     def _trained(self, path: str, state: dict[str, Tensor]) -> nn.Module:
@@ -259,3 +367,30 @@ class Adapters:
         except RuntimeError as error:
             raise AdapterError(f"the adapter's {path} doesn't fit the model's: {error}") from None
         return module.requires_grad_(True)
+
+
+def _adapt(layer: nn.Module) -> None:
+    kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA
+    layer.__class__ = kinds[type(layer)]
+
+
+def _by_pattern(pattern: Mapping[str, float], name: str, default: float) -> float:
+    return next((value for key, value in pattern.items() if _fits(key, name)), default)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+    except re.error as error:
+        raise AdapterError(f"the pattern {pattern!r} isn't a regular expression: {error}") from None
+
+
+def _unlike_a_product(layer: nn.Conv2d) -> str | None:
+    """Why a convolution's update can't be written as an A of its own geometry and a 1x1 B."""
+    if layer.groups != 1:
+        return f"a convolution in {layer.groups} groups, of which each sees its own channels, while A sees all"
+    if layer.padding_mode != "zeros":
+        return f"a convolution with padding_mode={layer.padding_mode!r}; only zeros are supported"
+    if layer.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)):
+        return f"a convolution with padding='same' and a kernel of {layer.kernel_size}, padded more on one side"
+    return None

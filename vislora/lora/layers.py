@@ -17,13 +17,23 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
+from vislora.lora.pissa import principal_pair
+from vislora.lora.reads import adapted_weight, frozen_weight
 
 _MOST_DROPOUT = 0.99
 
 Rows = tuple[tuple[int, int], ...]
 """Output rows [start, stop) of a projection that low-rank pairs write to, one range per pair."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """The length of each output row, [out], in float32 or wider."""
+    return torch.linalg.vector_norm(weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1), dim=1)
 
 
 class LowRank(nn.Module):
@@ -39,14 +49,18 @@ class LowRank(nn.Module):
         dropout: probability in [0, 0.99] of dropping an input element on the low-rank path, in training only.
         rslora: scale by alpha / sqrt(r) instead of alpha / r.
         rows: the output rows of each pair; all rows as one pair by default.
+        dora: train a magnitude for each of those rows as well; see `vislora.lora.dora`.
+        pissa: start from the weight's principal part instead; see `vislora.lora.pissa`.
 
     Attributes:
         lora_A: [pairs * r, in] or [pairs * r, in, kh, kw], float32, Kaiming-uniform as in the paper's own code.
         lora_B: [sum of rows, r] or [sum of rows, r, 1, 1], float32, zero: an untrained adapter changes nothing.
+        magnitude: [sum of rows], float32, the norms of the frozen rows; None without DoRA.
+        start_A, start_B: with PiSSA, the frozen pairs that `lora_A` and `lora_B` started from, which are subtracted.
         multiplier: factor on the scale, 1.0 unless an adapter is applied at another strength.
 
     Raises:
-        AdapterError: a rank, dropout or row range that can't be.
+        AdapterError: a rank, dropout, row range or combination that can't be.
     """
 
     def __init__(
@@ -57,6 +71,8 @@ class LowRank(nn.Module):
         dropout: float = 0.0,
         rslora: bool = False,
         rows: Rows | None = None,
+        dora: bool = False,
+        pissa: bool = False,
     ) -> None:
         super().__init__()
         if rank < 1 or not 0.0 <= dropout <= _MOST_DROPOUT:
@@ -67,7 +83,7 @@ class LowRank(nn.Module):
             raise AdapterError(f"rows {rows} don't lie in a layer of {weight.shape[0]} output rows")
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.rows = rows or ((0, weight.shape[0]),)
-        self.pairs = _pairs(self.rows, rank)
+        self.pairs = _pairs(self.rows, 2 * rank if pissa else rank)
         self.multiplier = 1.0
         kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
         height = sum(stop - start for start, stop in self.rows)
@@ -76,52 +92,123 @@ class LowRank(nn.Module):
             nn.init.kaiming_uniform_(pair, a=math.sqrt(5))
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(torch.zeros(height, rank, *ones, device=weight.device))
+        self.register_parameter("magnitude", None)
+        self.register_buffer("frozen_norm", None, persistent=False)
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
+        if pissa:
+            if dora or dropout:
+                raise AdapterError("PiSSA goes with neither DoRA nor dropout, which would drop principal parts of W0")
+            starts = [principal_pair(weight.detach()[slice(*r)], rank, self.scale) for r in self.rows]
+            self.start_A, self.start_B = (torch.cat(part) for part in zip(*starts, strict=True))
+            with torch.no_grad():
+                self.lora_A.copy_(self.start_A)
+                self.lora_B.copy_(self.start_B)
+        if dora:
+            self.frozen_norm = row_norms(weight.detach())
+            self.magnitude = nn.Parameter(torch.cat([self.frozen_norm[start:stop] for start, stop in self.rows]))
 
     @property
     def scale(self) -> float:
         """s, the factor on B A."""
         return self.multiplier * self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def delta(self, out: int) -> Tensor:
-        """s * B A over all `out` rows of the layer, in float32 and the frozen weight's shape; zero where no pair
-        writes."""
-        a = self.lora_A.float().flatten(1)
-        b = self.lora_B.float().flatten(1)
-        update = a.new_zeros(out, a.shape[1])
+    def acting(self) -> tuple[Tensor, Tensor]:
+        """A and B as the layer computes with them: with PiSSA [A; A0] and [B, -B0], each pair of rank 2r."""
+        if self.start_A is None:
+            return self.lora_A, self.lora_B
+        a = torch.cat([m.unflatten(0, (-1, self.rank)) for m in (self.lora_A, self.start_A)], 1).flatten(0, 1)
+        return a, torch.cat([self.lora_B, -self.start_B], 1)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """What the layer computes with: W0 + s B A, with DoRA its rows at their magnitudes; float32, differentiable.
+
+        The norm that DoRA divides by is a constant for the gradient (section 4.3 of its paper).
+        """
+        update = self.scale * (self.wide_B(weight.shape[0]).float() @ self.acting()[0].float().flatten(1))
+        merged = weight.float() + update.view(weight.shape)
+        if self.magnitude is None:
+            return merged
+        gain = self.acting_magnitudes() / row_norms(merged.detach()).clamp_min(_TINY)
+        return merged * gain.view(-1, *[1] * (weight.dim() - 1))
+
+    def wide_B(self, out: int) -> Tensor:
+        """The acting B over all `out` rows of the layer, [out, pairs * its rank]: zero where a pair doesn't write."""
+        a, b = self.acting()
+        if self.rows == ((0, out),):
+            return b.flatten(1)
+        wide = b.new_zeros(out, a.shape[0])
         for pair in self.pairs:
-            update[pair.rows] = self.scale * (b[pair.b] @ a[pair.a])
-        return update.view(out, *self.lora_A.shape[1:])
+            wide[pair.rows, pair.a] = b[pair.b].flatten(1)
+        return wide
+
+    def all_magnitudes(self) -> Tensor:
+        """DoRA's magnitude of every output row, [out]: the frozen norm where no pair writes."""
+        full = self.frozen_norm.clone()
+        for pair in self.pairs:
+            full[pair.rows] = self.magnitude[pair.b]
+        return full
+
+    def acting_magnitudes(self) -> Tensor:
+        """The same at the adapter's strength: between the frozen norm at 0 and the trained magnitude at 1."""
+        full = self.all_magnitudes()
+        return full if self.multiplier == 1.0 else torch.lerp(self.frozen_norm, full, self.multiplier)
 
 
 class LoraLinear(nn.Linear):
-    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed."""
+    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed.
+
+    It acts in the layer's own forward, and in `weight` for a model that reads that instead.
+    """
 
     lora: LowRank
+    weight = property(adapted_weight)
 
     def forward(self, input: Tensor) -> Tensor:  # nn.Linear's own name for it, which some models call it by
         """input: [..., in] -> [..., out]."""
-        x, low = input, self.lora
+        x, low, weight = input, self.lora, frozen_weight(self)
         dropout = low.dropout if self.training else 0.0
-        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
+        a, b = low.acting()
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
-        return _FusedLinear.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, norm)
+        if self.bias is not None and self.bias.requires_grad:
+            y = _FusedLinear.apply(x, weight, None, a, b, settings, norm)
+            return y + self.bias.to(y.dtype)
+        return _FusedLinear.apply(x, weight, self.bias, a, b, settings, norm)
 
 
 class LoraConv2d(nn.Conv2d):
     """An ungrouped Conv2d whose low-rank update is in `lora`; made by `inject`, never constructed."""
 
     lora: LowRank
+    weight = property(adapted_weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
         if input.dim() == 3:  # without a batch, as nn.Conv2d takes it too
             return self(input.unsqueeze(0)).squeeze(0)
-        x, low = input, self.lora
+        x, low, weight = input, self.lora, frozen_weight(self)
         dropout = low.dropout if self.training else 0.0
-        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, self.weight))
-        geometry = (self.stride, self.padding, self.dilation)
-        return _FusedConv2d.apply(x, self.weight, self.bias, low.lora_A, low.lora_B, settings, geometry)
+        a, b = low.acting()
+        settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
+        geometry = (self.stride, _padding(self), self.dilation)
+        return _FusedConv2d.apply(x, weight, self.bias, a, b, settings, geometry)
+
+
+class LoraMultiheadAttention(nn.MultiheadAttention):
+    """An nn.MultiheadAttention with a low-rank update of its q, k and v in `lora`; made by `inject`, never constructed.
+
+    Its forward reads `in_proj_weight` once for the product, so W0 + s B A is made once per pass, and in float32: the
+    one case in which LoRA costs the gradient of a full matrix.
+    """
+
+    lora: LowRank
+    in_proj_weight = property(adapted_weight)
+
+
+class LoraOutProjection(LoraLinear, NonDynamicallyQuantizableLinear):
+    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `inject`, never constructed."""
 
 
 class _Settings(NamedTuple):
@@ -322,6 +409,7 @@ class _FusedConv2d(torch.autograd.Function):
                 y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b] * settings.scale, h[:, pair.a])
         ctx.save_for_backward(w, lora_A, lora_B, h, mask, x_c)
         ctx.settings, ctx.factor, ctx.geometry, ctx.x_dtype = settings, factor, geometry, x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
     @staticmethod
@@ -338,6 +426,7 @@ class _FusedConv2d(torch.autograd.Function):
                 part = dy[:, pair.rows]
                 dh[:, pair.a] = torch.einsum("or,bohw->brhw", b[pair.b] * s, part)
                 db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).mul(s)[:, :, None, None]
+            dbias = dy.sum((0, 2, 3)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
             dh.mul_(ctx.factor)
             dx = None
             dx_low, da = _conv_grads(
@@ -346,7 +435,16 @@ class _FusedConv2d(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 dx, _ = _conv_grads(dy, x, w, ctx.geometry, True, False)
                 dx = dx.add_(_masked(dx_low, mask)).to(ctx.x_dtype)
-        return dx, None, None, da.to(lora_A.dtype), db, None, None
+        return dx, None, dbias, da.to(lora_A.dtype), db, None, None
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+    """Zeros on either side, as a number where the layer says "same" or "valid"."""
+    if layer.padding == "valid":
+        return (0, 0)
+    if layer.padding == "same":
+        return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    return layer.padding
 
 
 def _conv_grads(dy: Tensor, x: Tensor, weight: Tensor, geometry: tuple, want_dx: bool, want_dw: bool):

@@ -1,63 +1,89 @@
 """Proof that every adapter acts: one tiny batch, one backward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
-from vislora.lora.layers import LoraConv2d, LoraLinear
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention
+
+# A parameter with nothing above this is a gate that starts (almost) closed: a zero head, a LayerScale of 1e-6, through
+# which float16 gradients underflow to zero.
+_CLOSED = 1e-3
 
 
-def prove_alive(model: nn.Module, forward: Callable[[], Tensor]) -> None:
+def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
     """Check that every low-rank pair in the model can move the output.
 
     The gradient of a random projection of the output must reach each pair's B (whose own zero start doesn't matter, its
-    gradient being s * dy^T (A x)). Where parameters that start at zero (LayerScale gammas, heads, gates) block it, the
-    check is repeated with random numbers in their place; so a fresh model raises no false alarm.
+    gradient being s * dy^T (A x)). Where parameters that start at or near zero (LayerScale gammas, heads, gates) block
+    it, the check is repeated with random numbers in their place; so a fresh model raises no false alarm.
 
     Args:
         model: with an active adapter.
-        forward: computes the model's output on a tiny batch, at least two samples and two tokens.
+        forward: computes the model's output on a tiny batch, at least two samples, and two tokens in every attention
+            (over one token the softmax is constant, whatever q and k are). A tensor, or tensors in tuples, lists, dicts
+            or dataclasses; those of them that a trained parameter can move count.
 
     Raises:
-        AdapterError: naming every layer whose pairs get no gradient: its weight is read past the module, or unused.
+        AdapterError: naming every layer whose pairs get no gradient, with the rows of the pairs where others of the
+            layer get one: its weight is read detached from its gradient, or its result is unused.
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear | LoraConv2d)}
+    kinds = (LoraLinear, LoraConv2d, LoraMultiheadAttention)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not layers:
         raise AdapterError("nothing to prove: the model has no active, unmerged adapter")
     # forked, so that the proof doesn't shift the random numbers of the training that follows
     with torch.random.fork_rng(), _evaluating(model), torch.enable_grad():
         torch.manual_seed(0)
-        dead = _without_gradient(layers, forward)
+        dead = _dead_rows(layers, forward)
         if dead:
-            with _filled_zeros(model):
-                dead = _without_gradient({name: layers[name] for name in dead}, forward)
+            with _gates_opened(model):
+                dead = _dead_rows({name: layers[name] for name in dead}, forward)
     if dead:
+        whole = {name for name, rows in dead.items() if rows == layers[name].lora.rows}
+        named = [name if name in whole else f"{name} (rows {_told(rows)})" for name, rows in dead.items()]
         raise AdapterError(
-            f"{len(dead)} of {len(layers)} adapted layers can't move the output: {', '.join(dead)}; "
+            f"{len(dead)} of {len(layers)} adapted layers can't move the output: {', '.join(named)}; "
             "the model doesn't call them, or doesn't use their result. Choose other targets"
         )
 
 
-def _without_gradient(layers: dict[str, nn.Module], forward: Callable[[], Tensor]) -> list[str]:
-    output = forward().float()
+def _dead_rows(layers: dict[str, nn.Module], forward: Callable[[], Any]) -> dict[str, tuple]:
+    """The row ranges, by layer, of pairs whose B gets no gradient."""
+    outputs = [t.float() for t in _tensors(forward()) if t.requires_grad and t.is_floating_point()]
     bs = [layer.lora.lora_B for layer in layers.values()]
-    wanted = (output * torch.randn_like(output)).sum()
-    grads = torch.autograd.grad(wanted, bs, allow_unused=True) if wanted.requires_grad else [None] * len(bs)
-    return [
-        name
-        for (name, layer), grad in zip(layers.items(), grads, strict=True)
-        if not _every_pair(layer.lora.rows, grad)
-    ]
+    grads: list[Tensor | None] = [None] * len(bs)
+    if outputs:
+        wanted = torch.stack([(output * torch.randn_like(output)).sum() for output in outputs]).sum()
+        grads = list(torch.autograd.grad(wanted, bs, allow_unused=True))
+    dead = {}
+    for (name, layer), grad in zip(layers.items(), grads, strict=True):
+        rows = layer.lora.rows
+        parts = [None] * len(rows) if grad is None else grad.split([stop - start for start, stop in rows])
+        if cut := tuple(pair for pair, part in zip(rows, parts, strict=True) if part is None or not part.any()):
+            dead[name] = cut
+    return dead
 
 
-def _every_pair(rows: tuple, grad: Tensor | None) -> bool:
-    if grad is None:
-        return False
-    heights = [stop - start for start, stop in rows]
-    return all(bool(part.any()) for part in grad.split(heights))
+def _told(rows: tuple) -> str:
+    return ", ".join(f"{start}-{stop - 1}" for start, stop in rows)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    elif is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
+    if isinstance(output, list | tuple):
+        return [tensor for part in output for tensor in _tensors(part)]
+    return []
 
 
 @contextmanager
@@ -73,15 +99,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _filled_zeros(model: nn.Module) -> Iterator[None]:
-    """Random numbers in every all-zero parameter but lora_B."""
-    zero = [p for name, p in model.named_parameters() if not name.endswith("lora_B") and p.numel() and not p.any()]
+def _gates_opened(model: nn.Module) -> Iterator[None]:
+    """Random numbers in every parameter that is zero or nearly so, but lora_B."""
+    closed = {
+        parameter: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if not name.endswith("lora_B") and parameter.numel() and parameter.abs().max() < _CLOSED
+    }
     with torch.no_grad():
-        for parameter in zero:
+        for parameter in closed:
             parameter.normal_(std=0.02)
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter in zero:
-                parameter.zero_()
+            for parameter, value in closed.items():
+                parameter.copy_(value)

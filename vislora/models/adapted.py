@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vislora.config import PipelineLora
+from vislora.config import LoraAdapter, PipelineLora
 from vislora.lora import Adapters, LoraSettings, TargetLayer, prove_alive
 from vislora.models.denoiser import Denoiser, text_encoders, tokenize
 from vislora.targets.diffusers import find_targets
@@ -22,15 +22,36 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
     """
     model = Denoiser(pipe, config.text_encoder)
     words = [target.value for target in config.targets]
-    found = find_targets(pipe.unet, words, config.blocks, [kind.value for kind in config.attention])
+    found = find_targets(pipe.unet, words, _blocks(config), [kind.value for kind in config.attention])
     targets = [TargetLayer(f"unet.{target.name}", target.rows) for target in found]
     for name in text_encoders(pipe) if config.text_encoder else ():
         chosen = find_targets(getattr(pipe, name), ["qkv", "o"])
         targets += [TargetLayer(f"{name}.{target.name}", target.rows) for target in chosen]
     adapters = Adapters(model)
-    adapters.add("default", targets, LoraSettings(config.rank, config.alpha, config.dropout, config.rslora))
+    adapters.add("default", targets, lora_settings(config))
     prove_alive(model, lambda: _example(model, pipe, config.text_encoder))
     return adapters
+
+
+def lora_settings(config: LoraAdapter) -> LoraSettings:
+    """What the core makes of an adapter's settings."""
+    return LoraSettings(
+        config.rank,
+        config.alpha,
+        config.dropout,
+        config.rslora,
+        config.dora,
+        config.pissa,
+        config.bias.value,
+        config.rank_pattern,
+        config.alpha_pattern,
+    )
+
+
+def _blocks(config: PipelineLora) -> list[int | str] | None:
+    if config.blocks is None:
+        return None
+    return [int(block) if block.lstrip("-").isdigit() else block for block in config.blocks]
 
 
 def _example(model: Denoiser, pipe: Any, text_encoder: bool) -> Tensor:

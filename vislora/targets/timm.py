@@ -1,116 +1,220 @@
-"""The projections of timm's vision transformers.
+"""The projections of timm models, of open_clip's towers and of torch's own attention.
 
-A family is one row in `_ATTENTION`: the class of its attention module, and where q, k, v and o are in it.
+`vislora.targets.families` has a row for each family.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from timm.layers import Attention, Mlp
 from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
-from vislora.lora.layers import Rows
+from vislora.targets.blocks import Blocks, choose_blocks
+from vislora.targets.families import ATTENTION, GATES
+from vislora.targets.layouts import QKV, Held
 
-PROJECTIONS = ("qkv", "q", "k", "v", "o", "mlp")
+PROJECTIONS = ("qkv", *QKV, "o", "mlp", "conv")
 
-
-@dataclass(frozen=True)
-class _FusedQkv:
-    """q, k and v as equal thirds of one layer's rows, o as another layer."""
-
-    qkv: str
-    o: str
-
-    def layers(self, attention: nn.Module, wanted: set[str]) -> list[TargetLayer]:
-        found = []
-        if chosen := [name for name in "qkv" if name in wanted]:
-            height = getattr(attention, self.qkv).weight.shape[0] // 3
-            rows: Rows = tuple(("qkv".index(name) * height, ("qkv".index(name) + 1) * height) for name in chosen)
-            found.append(TargetLayer(self.qkv, rows))
-        elif "qkv" in wanted:
-            found.append(TargetLayer(self.qkv))
-        if "o" in wanted:
-            found.append(TargetLayer(self.o))
-        return found
-
-
-_ATTENTION: dict[type[nn.Module], _FusedQkv] = {
-    Attention: _FusedQkv(qkv="qkv", o="proj"),
-}
-_MLP: dict[type[nn.Module], tuple[str, ...]] = {
-    Mlp: ("fc1", "fc2"),
-}
+_ATTENTION_CLASS = re.compile(r"Attn|Attention|MSA$|MHA$")
+_ATTENTION_LAYERS = ({"qkv"}, {"q", "k", "v"}, {"q_proj", "k_proj"}, {"to_q", "to_k"}, {"query", "key"})
+_MLP_CLASS = re.compile(r"Mlp|MLP|GLU|FFN|MBConv$")
+_MLP_NAMES = ("mlp", "ffn")
 
 
 def find_targets(
-    model: nn.Module, projections: Sequence[str], blocks: Sequence[int] | None = None
+    model: nn.Module, projections: Sequence[str], blocks: Blocks = None, trained: Collection[str] = ()
 ) -> list[TargetLayer]:
-    """The layers that hold the chosen projections.
+    """The layers that hold the chosen projections, in the order of the model.
+
+    `q`, `k`, `v` and `o` are the projections of attention, `qkv` the first three together: on a fused layer one pair
+    over all their rows, where `q`, `k` and `v` get pairs of their own on their rows (one for each head, in families
+    that keep heads outside q, k and v). What some of the chosen blocks don't have is adapted in the others. `mlp`
+    stands for the Linear layers and convolutions of the feed-forward modules in the blocks, `conv` for every other
+    convolution: of the chosen blocks, or of the whole model where all are. Convolutions that are grouped, depthwise or
+    computed in timm's own way (`same` padding, standardised weights) belong to neither.
 
     Args:
-        model: a timm model.
-        projections: any of `PROJECTIONS`. On a fused layer, `qkv` is one pair over all its rows; `q`, `k` and `v` each
-            get a pair of their own on their third of the rows.
-        blocks: indices of the attention blocks in the order of the model, negative ones from the end; None: all.
+        model: a timm model, or any with attention of the classes in `vislora.targets.families`.
+        projections: any of `PROJECTIONS`.
+        blocks: which of the blocks that hold attention, see `vislora.targets.blocks.Blocks`. Attention outside all
+            blocks (a pooling head) goes with the block before it.
+        trained: modules that are trained in full; layers in them are left out.
 
     Raises:
-        AdapterError: an unknown projection, `qkv` together with a part of it, a block that isn't there, or attention or
-            MLP modules of a family without a row here.
+        AdapterError: an unknown projection, one that no chosen block has, `qkv` together with a part of it, a block
+            that isn't there, or attention of a family without a row.
     """
-    wanted = set(projections)
-    if unknown := sorted(wanted - set(PROJECTIONS)):
+    wanted = _checked(projections)
+    attentions = _attentions(model)
+    if not attentions and wanted != ["conv"]:
+        raise AdapterError(f"{type(model).__name__} holds no attention to adapt; conv is all it can be adapted in")
+    by_block = _blocks(model, attentions)
+    names = list(by_block)
+    chosen = [names[index] for index in choose_blocks(blocks, names)]
+    held = {path: attentions[path] for block in chosen for path in by_block[block]}
+    found: dict[str, TargetLayer] = {}
+    for projection in wanted:
+        layers = [_at(path, target) for path, module in held.items() for target in _of_attention(module, projection)]
+        if projection == "mlp":
+            layers += [TargetLayer(name) for block in chosen for name in _mlp_layers(model, block, attentions)]
+        if projection == "conv":
+            layers += [TargetLayer(name) for name in _other_convolutions(model, chosen, blocks, by_block, attentions)]
+        if chosen and not layers:
+            raise AdapterError(_told_missing(model, projection, held))
+        for layer in layers:
+            found[layer.name] = _joined(found.get(layer.name), layer)
+    left_out = tuple(f"{name}." for name in trained)
+    return [found[n] for n, _ in model.named_modules() if n in found and not f"{n}.".startswith(left_out)]
+
+
+def _checked(projections: Sequence[str]) -> list[str]:
+    wanted = [name for name in PROJECTIONS if name in projections]
+    if unknown := sorted(set(projections) - set(PROJECTIONS)):
         raise AdapterError(f"unknown projections {', '.join(unknown)}; choose from {', '.join(PROJECTIONS)}")
     if not wanted:
         raise AdapterError(f"no projections to adapt; choose from {', '.join(PROJECTIONS)}")
-    if "qkv" in wanted and wanted & {"q", "k", "v"}:
+    if "qkv" in wanted and set(wanted) & set(QKV):
         raise AdapterError("adapt either qkv as a whole or its parts q, k, v; not both")
-    attentions = _attentions(model)
-    found = []
-    for index in _chosen(blocks, len(attentions)):
-        path, attention = attentions[index]
-        found += [_at(path, layer) for layer in _ATTENTION[type(attention)].layers(attention, wanted)]
-        if "mlp" in wanted:
-            found += _mlp_layers(model, path)
-    return found
+    return wanted
 
 
-def _attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    known, foreign = [], set()
-    for path, module in model.named_modules():
-        if type(module) in _ATTENTION:
-            known.append((path, module))
-        elif "Attention" in type(module).__name__ or isinstance(module, nn.MultiheadAttention):
-            foreign.add(type(module).__qualname__)
-    if foreign:
-        raise AdapterError(
-            f"{type(model).__name__} holds attention of a family without targets yet: {', '.join(sorted(foreign))}; "
-            f"known: {', '.join(sorted(cls.__qualname__ for cls in _ATTENTION))}"
-        )
-    if not known:
-        raise AdapterError(f"{type(model).__name__} holds no attention to adapt")
-    return known
-
-
-def _chosen(blocks: Sequence[int] | None, count: int) -> list[int]:
-    if blocks is None:
-        return list(range(count))
-    if wrong := [b for b in blocks if not -count <= b < count]:
-        raise AdapterError(f"block {wrong[0]} isn't there; the model has {count}, 0 to {count - 1} or -{count} to -1")
-    return sorted({b % count for b in blocks})
-
-
-def _mlp_layers(model: nn.Module, attention_path: str) -> list[TargetLayer]:
-    parent = attention_path.rpartition(".")[0]
-    for name, module in model.get_submodule(parent).named_children():
-        if type(module) in _MLP:
-            return [_at(f"{parent}.{name}", TargetLayer(layer)) for layer in _MLP[type(module)]]
-    raise AdapterError(
-        f"{parent} has no MLP of a known class beside its attention ({', '.join(c.__name__ for c in _MLP)}); "
-        "leave mlp out of the targets"
-    )
+def _joined(one: TargetLayer | None, other: TargetLayer) -> TargetLayer:
+    if one is None or other.rows is None:
+        return other
+    return one if one.rows is None else TargetLayer(one.name, tuple(sorted({*one.rows, *other.rows})))
 
 
 def _at(path: str, layer: TargetLayer) -> TargetLayer:
-    return TargetLayer(f"{path}.{layer.name}", layer.rows)
+    return TargetLayer(f"{path}.{layer.name}" if layer.name else path, layer.rows)
+
+
+def _attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """The attention modules by path; one that looks like attention and isn't known is an error."""
+    known, suspects = {}, {}
+    for path, module in model.named_modules():
+        if _layout(module):
+            known[path] = module
+        elif _looks_like_attention(module):
+            suspects[path] = module
+    foreign = {
+        _class_name(type(module))
+        for path, module in suspects.items()
+        if not any(_inside(path, other) or _inside(other, path) for other in known)
+    }
+    if foreign:
+        raise AdapterError(
+            f"{type(model).__name__} holds attention of a family without targets yet: {', '.join(sorted(foreign))}; "
+            "a row in vislora/targets/families.py tells where its projections are"
+        )
+    return known
+
+
+def _layout(module: nn.Module) -> Sequence[Held]:
+    names = map(_class_name, type(module).__mro__)
+    return next((ATTENTION[name] for name in names if name in ATTENTION), ())
+
+
+def _looks_like_attention(module: nn.Module) -> bool:
+    if any(_class_name(cls) in GATES for cls in type(module).__mro__):
+        return False
+    children = {name for name, _ in module.named_children()}
+    return bool(_ATTENTION_CLASS.search(type(module).__name__)) or any(names <= children for names in _ATTENTION_LAYERS)
+
+
+def _class_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _inside(path: str, other: str) -> bool:
+    return path == other or not other or path.startswith(f"{other}.")
+
+
+def _of_attention(attention: nn.Module, projection: str) -> Iterator[TargetLayer]:
+    for held in _layout(attention):
+        yield from held.targets(attention, projection)
+
+
+def _told_missing(model: nn.Module, projection: str, held: dict[str, nn.Module]) -> str:
+    there: dict[str, set[str]] = {}
+    for module in held.values():
+        parts = {part for layer in _layout(module) for _ in layer.layers(module) for part in layer.parts}
+        there.setdefault(type(module).__name__, set()).update(parts)
+    has = "; ".join(f"{name} has {', '.join(sorted(parts))}" for name, parts in there.items())
+    return f"{type(model).__name__} has no {projection} in the chosen blocks ({has}); leave it out of the targets"
+
+
+def _blocks(model: nn.Module, attentions: Iterable[str]) -> dict[str, list[str]]:
+    """Paths of attention modules by the path of their block.
+
+    A block is the nearest module around them whose class is called so, or else the one that holds them.
+    """
+    blocks: dict[str, list[str]] = {}
+    for attention in attentions:
+        path = attention
+        while path and not re.search(r"(?<!Residual)Block$", type(model.get_submodule(path)).__name__):
+            path = path.rpartition(".")[0]
+        path = path or attention.rpartition(".")[0]
+        if not path:  # in no block
+            path = list(blocks)[-1] if blocks else attention
+        blocks.setdefault(path, []).append(attention)
+    return blocks
+
+
+def _mlp_layers(model: nn.Module, block: str, attentions: Iterable[str]) -> Iterator[str]:
+    """Linear layers and convolutions of the feed-forward modules in a block, or of the one that follows it."""
+    parent, _, name = block.rpartition(".")
+    following = f"{parent}.{int(name) + 1}" if name.isdigit() else None
+    found = list(_mlps(model, block, attentions))
+    if not found and following and _MLP_CLASS.search(type(_get(model, following)).__name__):
+        found = [following]
+    for path in found:
+        for inner, layer in model.get_submodule(path).named_modules():
+            if isinstance(layer, nn.Linear) or _adaptable_convolution(layer):
+                yield f"{path}.{inner}"
+
+
+def _mlps(model: nn.Module, block: str, attentions: Iterable[str]) -> Iterator[str]:
+    inside = [path for path in attentions if _inside(path, block)]
+    taken: list[str] = []
+    for name, module in model.get_submodule(block).named_modules():
+        path = f"{block}.{name}"
+        if not name or any(_inside(path, other) for other in [*inside, *taken]):
+            continue
+        if any(_inside(attention, path) for attention in inside):
+            continue
+        if _MLP_CLASS.search(type(module).__name__) or name.rpartition(".")[2] in _MLP_NAMES:
+            taken.append(path)
+            yield path
+
+
+def _other_convolutions(
+    model: nn.Module,
+    chosen: list[str],
+    blocks: Blocks,
+    by_block: dict[str, list[str]],
+    attentions: dict[str, nn.Module],
+) -> Iterator[str]:
+    projections = {
+        _at(path, TargetLayer(name)).name
+        for path, module in attentions.items()
+        for held in _layout(module)
+        for name, _ in held.layers(module)
+    }
+    mlps = {name for block in by_block for name in _mlp_layers(model, block, attentions)}
+    for path, layer in model.named_modules():
+        in_scope = blocks is None or any(_inside(path, block) for block in chosen)
+        if in_scope and _adaptable_convolution(layer) and path not in projections | mlps:
+            yield path
+
+
+def _adaptable_convolution(layer: nn.Module) -> bool:
+    plain = type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return plain and layer.groups == 1
+
+
+def _get(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

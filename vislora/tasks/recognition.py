@@ -1,6 +1,8 @@
 """Recognition: a timm model and labelled pictures."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,23 @@ from accelerate import Accelerator
 from torch import nn
 
 from vislora import __version__
-from vislora.config import AdapterConfig, LoraAdapter, Precision, ProbeAdapter, TrainConfig, data_to_dict
+from vislora.config import AdapterConfig, LoraAdapter, Precision, PrefixCache, ProbeAdapter, TrainConfig, data_to_dict
+from vislora.data.features import Features, check_deterministic, compute_features
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
+from vislora.data.splits import Splits
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.evaluate import evaluate_split
 from vislora.formats.peft import write_peft
-from vislora.lora import Adapters, LoraSettings, prove_alive
+from vislora.lora import Adapters, prove_alive
+from vislora.models.adapted import lora_settings
+from vislora.models.prefix import Prefix
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
 from vislora.objectives.recognition import Recognition
+from vislora.precision import autocast_dtype
 from vislora.recognizer import Recognizer
 from vislora.targets.timm import find_targets
+from vislora.targets.trained import find_trained
 from vislora.tasks.task import Outcome, Task
 
 
@@ -29,6 +37,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     Raises:
         VisloraError: a mistake in the settings, the data, the model or the adapter.
     """
+    if config.trainer.prefix_cache is not PrefixCache.off:
+        check_deterministic(config.data.augment)
     settings, rank, world = config.trainer, accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_splits(config.data, config.seed)
@@ -38,9 +48,16 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     images = preprocessing(model, config.data.crop_pct)
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
     order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
-    validation = None
-    if splits.val is not None:
-        validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
+    validation, entered = None, nullcontext()
+    if settings.prefix_cache is PrefixCache.off:
+        batches = partial(train_loader, splits.train, augment, order, workers=settings.workers)
+        if splits.val is not None:
+            validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
+    else:
+        train_features, val_features, entered = _from_features(config, model, images, splits, precision, accelerator)
+        batches = partial(train_features.training, order, hflip=config.data.augment.hflip)
+        if val_features is not None:
+            validation = val_features.evaluation(settings.batch_size, rank, world)
 
     def finish() -> Outcome:
         about = _about(config, images, splits.classes)
@@ -60,11 +77,12 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         model=model,
         objective=Recognition(config.objective.label_smoothing),
         order=order,
-        batches=lambda start, stop: train_loader(splits.train, augment, order, start, stop, settings.workers),
+        batches=batches,
         validation=validation,
         about=f"{len(splits.train)} images, {len(splits.classes)} classes",
         finish=finish,
         head=tuple(f"{name}." for name in head_names(model)),
+        training=entered,
         problems=splits.problems,
     )
 
@@ -77,10 +95,10 @@ def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
     """
     head = head_names(model)
     if isinstance(config, LoraAdapter):
-        targets = find_targets(model, [t.value for t in config.targets], config.blocks)
+        targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained=head)
         adapters = Adapters(model)
         adapters.add(
-            "default", targets, LoraSettings(config.rank, config.alpha, config.dropout, config.rslora), trained=head
+            "default", targets, lora_settings(config), trained=[*head, *find_trained(model, config.trained, head)]
         )
         size = preprocessing(model).size
         example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -90,6 +108,35 @@ def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return None
+
+
+def _from_features(
+    config: TrainConfig,
+    model: nn.Module,
+    images: Preprocessing,
+    splits: Splits,
+    precision: Precision,
+    accelerator: Accelerator,
+) -> tuple[Features, Features | None, AbstractContextManager]:
+    """Features of the training and validation pictures up to the first trained block, and the context in which the
+    model takes them in place of pictures."""
+    where, size = config.trainer.prefix_cache, (3, images.size, images.size)
+    model.to(accelerator.device)
+    example = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(accelerator.device)
+    dtype = autocast_dtype(precision)
+    with torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None):
+        prefix = Prefix(model, example)
+    key = prefix.key(f"{asdict(config.model)} {precision.value}")
+    found = []
+    for split, flips in ((splits.train, config.data.augment.hflip > 0), (splits.val, False)):
+        compute = partial(compute_features, transform=eval_transform(images), flips=flips, prefix=prefix, key=key)
+        rest = {"where": where, "autocast": dtype, "workers": config.trainer.workers, "accelerator": accelerator}
+        found.append(None if split is None else compute(split, **rest))
+    size_gb = sum(f.rows.numel() * f.rows.element_size() for f in found if f is not None) / 1e9
+    accelerator.print(
+        f"prefix cache: {prefix.count} of {prefix.total} blocks are computed once, {size_gb:.2f} GB ({where.value})"
+    )
+    return found[0], found[1], prefix.skipped(size)
 
 
 def _about(config: TrainConfig, images: Preprocessing, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class Task:
         finish: exports what was trained into the run folder, and evaluates it.
         head: prefixes of the names of parameters that learn at `optim.head_lr`.
         preview: draws into a file what the model can do so far.
+        training: entered while the trainer runs.
         problems: files of the data that were left out or need a look.
     """
 
@@ -50,4 +52,5 @@ class Task:
     finish: Callable[[], Outcome]
     head: tuple[str, ...] = ()
     preview: Callable[[Path], None] | None = None
+    training: AbstractContextManager = field(default_factory=nullcontext)
     problems: list[Problem] = field(default_factory=list)

@@ -1,0 +1,341 @@
+"""Extracting, resizing and blending adapters agree with dense SVDs in float64, and with PEFT where it has them."""
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from vislora.errors import AdapterError
+from vislora.lora import Adapter, Adapters, LoraSettings, LowRankWeights, TargetLayer
+from vislora.lora.algebra import blend, extract, resize
+
+PARTIAL = ((0, 4), (8, 12))
+
+
+def layer(rank: int = 3, alpha: float = 6.0, rows=None, rslora: bool = False, seed: int = 0) -> LowRankWeights:
+    """A layer of 12 outputs and 10 inputs whose pairs have distinct singular values."""
+    g = torch.Generator().manual_seed(seed)
+    ranges = rows or ((0, 12),)
+    height = sum(stop - start for start, stop in ranges)
+    a = torch.randn(len(ranges) * rank, 10, generator=g)
+    return LowRankWeights(a, torch.randn(height, rank, generator=g), rank, alpha, 12, rslora, rows)
+
+
+def conv_layer(seed: int = 0) -> LowRankWeights:
+    g = torch.Generator().manual_seed(seed)
+    return LowRankWeights(torch.randn(4, 3, 3, 3, generator=g), torch.randn(6, 4, 1, 1, generator=g), 4, 8.0, 6)
+
+
+def delta(weights: LowRankWeights) -> np.ndarray:
+    """s B A over all output rows, dense, in float64, written out pair by pair."""
+    a, b = weights.lora_A.double().flatten(1).numpy(), weights.lora_B.double().flatten(1).numpy()
+    s = weights.alpha / (weights.rank**0.5 if weights.rslora else weights.rank)
+    full, offset = np.zeros((weights.out, a.shape[1])), 0
+    for i, (start, stop) in enumerate(weights.rows or ((0, weights.out),)):
+        height = stop - start
+        full[start:stop] = s * b[offset : offset + height] @ a[i * weights.rank : (i + 1) * weights.rank]
+        offset += height
+    return full
+
+
+def best(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, float]:
+    u, s, v = np.linalg.svd(matrix)
+    return (u[:, :rank] * s[:rank]) @ v[:rank], float((s[:rank] ** 2).sum() / (s**2).sum())
+
+
+def close(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(one - other).max() <= 1e-5 * np.abs(other).max())
+
+
+# --- Resize -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [layer(), layer(rslora=True), conv_layer()], ids=["linear", "rslora", "conv"])
+def test_a_smaller_rank_is_the_best_approximation(weights):
+    done = resize(Adapter({"it": weights}), rank=2)
+    small = done.adapter.layers["it"]
+    wanted, share = best(delta(weights), 2)
+    assert (small.rank, small.rslora) == (2, weights.rslora)
+    assert small.lora_A.shape == (2, *weights.lora_A.shape[1:])
+    assert small.scale == pytest.approx(weights.scale)
+    assert close(delta(small), wanted)
+    assert done.energy["it"] == pytest.approx(share, abs=1e-6)
+    assert share < 0.97
+
+
+def test_each_pair_of_a_partial_projection_is_cut_by_itself():
+    weights = layer(rows=PARTIAL)
+    done = resize(Adapter({"it": weights}), rank=1)
+    small = done.adapter.layers["it"]
+    dense = delta(weights)
+    wanted = np.zeros_like(dense)
+    for start, stop in PARTIAL:
+        wanted[start:stop] = best(dense[start:stop], 1)[0]
+    assert small.rows == PARTIAL
+    assert close(delta(small), wanted)
+    error = np.square(wanted - dense).sum() / np.square(dense).sum()
+    assert done.energy["it"] == pytest.approx(1 - error, abs=1e-6)
+
+
+def test_energy_chooses_the_smallest_rank_that_keeps_it():
+    weights = layer(rank=5)
+    shares = [best(delta(weights), r)[1] for r in range(1, 6)]
+    for r in range(1, 5):
+        threshold = (shares[r - 1] + shares[r]) / 2
+        done = resize(Adapter({"it": weights}), energy=threshold)
+        assert done.adapter.layers["it"].rank == r + 1
+        assert done.energy["it"] == pytest.approx(shares[r], abs=1e-6)
+    capped = resize(Adapter({"it": weights}), rank=2, energy=0.9999)
+    assert capped.adapter.layers["it"].rank == 2
+    assert capped.energy["it"] == pytest.approx(shares[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [None, PARTIAL])
+def test_a_larger_rank_changes_nothing_and_can_be_trained(rows):
+    weights = layer(rows=rows)
+    done = resize(Adapter({"it": weights}), rank=7)
+    large = done.adapter.layers["it"]
+    assert large.rank == 7
+    assert large.scale == pytest.approx(weights.scale)
+    assert close(delta(large), delta(weights))
+    assert done.energy["it"] == pytest.approx(1.0)
+    for fresh in large.lora_A.split(7):  # a zero row beside a zero column of B would never get a gradient
+        assert (fresh.abs().amax(1) > 0.01).all()
+
+
+def test_resizing_keeps_everything_else():
+    adapter = Adapter({"it": layer()}, {"head": {"weight": torch.ones(2, 3)}}, 0.1, {"classes": ["wren"]})
+    small = resize(adapter, rank=1).adapter
+    assert (small.trained, small.dropout, small.about) == (adapter.trained, adapter.dropout, adapter.about)
+
+
+def test_an_untrained_layer_can_be_resized():
+    weights = layer()
+    untrained = LowRankWeights(weights.lora_A, torch.zeros_like(weights.lora_B), 3, 6.0, 12)
+    for wish in ({"rank": 2}, {"energy": 0.9}):
+        done = resize(Adapter({"it": untrained}), **wish)
+        assert done.energy["it"] == 1.0
+        assert not delta(done.adapter.layers["it"]).any()
+
+
+@pytest.mark.parametrize("wish", [{}, {"rank": 0}, {"energy": 0.0}, {"energy": 1.2}])
+def test_a_rank_or_energy_that_cannot_be_is_refused(wish):
+    with pytest.raises(AdapterError, match="rank"):
+        resize(Adapter({"it": layer()}), **wish)
+
+
+# --- Extract ----------------------------------------------------------------------------------------------------------
+
+
+def vit() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 5}
+        return timm.create_model("vit_tiny_patch16_224", **size).eval()
+
+
+def tuned_matrices() -> nn.Module:
+    """The same model with a random change of every matrix, of the norms' scales, and with a new head."""
+    model = vit()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".weight"):
+                p.add_(0.05 * torch.randn(p.shape))
+    model.head = nn.Linear(48, 9)
+    return model.eval()
+
+
+def test_extracted_adapter_of_full_rank_gives_the_tuned_models_logits():
+    images, tuned = torch.randn(3, 3, 32, 32), tuned_matrices()
+    done = extract(vit().state_dict(), tuned.state_dict(), energy=1.0)
+    norms = {f"blocks.{i}.norm{j}" for i in (0, 1) for j in (1, 2)} | {"norm"}
+    assert done.adapter.trained.keys() == norms | {"head"}
+    assert "patch_embed.proj" in done.adapter.layers
+    assert min(done.energy.values()) == pytest.approx(1.0)
+    model = vit()
+    Adapters(model).load("extracted", done.adapter)
+    assert (model(images) - tuned(images)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "rank"), [("blocks.0.mlp.fc1", 5), ("blocks.0.mlp.fc2", 5), ("patch_embed.proj", 2)])
+def test_extracted_layer_is_the_best_approximation_of_the_difference(name, rank):
+    base, tuned = vit().state_dict(), tuned_matrices().state_dict()
+    done = extract(base, tuned, rank)
+    wanted, share = best((tuned[f"{name}.weight"].double() - base[f"{name}.weight"].double()).flatten(1).numpy(), rank)
+    assert close(delta(done.adapter.layers[name]), wanted)
+    assert done.energy[name] == pytest.approx(share, abs=1e-6)
+
+
+def test_extracting_from_a_merged_model_gives_the_adapter_back():
+    model = vit()
+    adapters = Adapters(model)
+    adapters.add(
+        "it", [TargetLayer("blocks.0.attn.qkv", ((0, 48),)), TargetLayer("blocks.1.mlp.fc2")], LoraSettings(4, 8)
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.1)
+    value = adapters.adapter("it")
+    adapters.merge()
+    merged = {key: tensor for key, tensor in model.state_dict().items() if ".lora." not in key}
+    done = extract(vit().state_dict(), merged, energy=0.999999)
+    assert done.adapter.layers.keys() == value.layers.keys()
+    for name, weights in value.layers.items():
+        assert done.adapter.layers[name].rank == 4
+        assert close(delta(done.adapter.layers[name]), delta(weights))
+
+
+def test_half_precision_weights_are_compared_in_full_precision():
+    base = {"it.weight": torch.randn(8, 6).half()}
+    tuned = {"it.weight": base["it.weight"].float() + 1e-5 * torch.randn(8, 6)}
+    wanted = tuned["it.weight"].double() - base["it.weight"].double()
+    assert close(delta(extract(base, tuned, 6).adapter.layers["it"]), wanted.numpy())
+
+
+def test_changes_that_no_adapter_holds_are_refused_by_name_or_left_out_as_asked():
+    base, tuned = vit().state_dict(), tuned_matrices().state_dict()
+    tuned["blocks.0.attn.qkv.bias"] = tuned["blocks.0.attn.qkv.bias"] + 1
+    tuned["pos_embed"] = tuned["pos_embed"] + 1
+    with pytest.raises(AdapterError, match=r"2 changed tensors .* pos_embed, blocks.0.attn.qkv.bias; leave them out"):
+        extract(base, tuned, 4)
+    done = extract(base, tuned, 4, ignore=["*.bias", "pos_embed"])
+    assert set(done.ignored) == {"pos_embed", "blocks.0.attn.qkv.bias"}
+    kept = extract(base, tuned, 4, trained=["blocks.0.attn.qkv"], ignore=["pos_embed"])
+    assert torch.equal(kept.adapter.trained["blocks.0.attn.qkv"]["bias"], tuned["blocks.0.attn.qkv.bias"])
+    assert "blocks.0.attn.qkv" not in kept.adapter.layers
+    assert kept.ignored == ("pos_embed",)
+
+
+def test_a_parameter_of_a_module_that_holds_adapted_layers_is_refused():
+    base = {"attn.q_bias": torch.zeros(4), "attn.qkv.weight": torch.zeros(4, 4)}
+    tuned = {"attn.q_bias": torch.ones(4), "attn.qkv.weight": torch.ones(4, 4)}
+    with pytest.raises(AdapterError, match="q_bias"):
+        extract(base, tuned, 2)
+
+
+def test_models_of_different_architectures_and_equal_models_are_refused():
+    base = vit().state_dict()
+    with pytest.raises(AdapterError, match=r"the tuned weights lack blocks.1.norm1.weight"):
+        extract(base, {k: t for k, t in tuned_matrices().state_dict().items() if "blocks.1" not in k}, 4)
+    with pytest.raises(AdapterError, match="nothing to extract"):
+        extract(base, vit().state_dict(), 4)
+    with pytest.raises(AdapterError, match="no such module"):
+        extract(base, tuned_matrices().state_dict(), 4, trained=["classifier"])
+
+
+# --- Blend ------------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def peft_model(ranks: tuple[int, int]):
+    """PEFT's model with adapters one (alpha 6) and two (alpha 5), and the same as values."""
+    peft = pytest.importorskip("peft")
+    model, values = None, []
+    for name, rank, alpha in zip(("one", "two"), ranks, (6, 5), strict=True):
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["conv", "fc"], init_lora_weights=False)
+        if model is None:
+            model = peft.get_peft_model(Net(), config, name)
+        else:
+            model.add_adapter(name, config)
+        layers = {}
+        for path in ("conv", "fc"):
+            low = model.base_model.model.get_submodule(path)
+            a, b = low.lora_A[name].weight.detach(), low.lora_B[name].weight.detach()
+            layers[path] = LowRankWeights(a, b, rank, alpha, b.shape[0])
+        values.append(Adapter(layers))
+    return model, values
+
+
+@pytest.mark.parametrize("weights", [[0.7, 0.3], [1.0, -0.5]])
+@pytest.mark.parametrize(("how", "ranks"), [("cat", (2, 3)), ("svd", (2, 3)), ("svd", (3, 3)), ("linear", (3, 3))])
+def test_blend_is_what_peft_computes(how, ranks, weights):
+    model, values = peft_model(ranks)
+    model.add_weighted_adapter(["one", "two"], weights, "both", how)
+    done = blend(values, weights, how)
+    for path, weights_here in done.adapter.layers.items():
+        theirs = model.base_model.model.get_submodule(path)
+        assert weights_here.rank == theirs.r["both"]
+        wanted = theirs.get_delta_weight("both").detach().flatten(1).numpy()
+        assert close(delta(weights_here), wanted)
+        if how == "linear":
+            assert torch.allclose(weights_here.lora_A, theirs.lora_A["both"].weight, atol=1e-6)
+            assert torch.allclose(weights_here.lora_B, theirs.lora_B["both"].weight, atol=1e-6)
+
+
+def test_cat_is_the_exact_sum_and_the_others_say_how_near_they_are():
+    one, other = Adapter({"it": layer(3, seed=1)}), Adapter({"it": layer(3, seed=2, rslora=True)})
+    wanted = 0.7 * delta(one.layers["it"]) - 0.4 * delta(other.layers["it"])
+    for how in ("cat", "svd", "linear"):
+        done = blend([one, other], [0.7, -0.4], how)
+        found = delta(done.adapter.layers["it"])
+        missing = np.square(found - wanted).sum() / np.square(wanted).sum()
+        assert done.energy["it"] == pytest.approx(1 - missing, abs=1e-5)
+        assert (how == "cat") == close(found, wanted)
+    assert blend([one, one], [0.5, 0.5], "linear").energy["it"] < 1  # products across adapters count twice
+
+
+@pytest.mark.parametrize("how", ["cat", "svd"])
+def test_layers_with_other_rows_and_layers_of_one_adapter_alone_are_blended(how):
+    one = Adapter({"both": layer(2, rows=PARTIAL, seed=1), "mine": layer(2, seed=2)})
+    other = Adapter({"both": layer(2, seed=3)})
+    done = blend([one, other], [0.5, 2.0], how, rank=None if how == "cat" else 6)
+    wanted = 0.5 * delta(one.layers["both"]) + 2.0 * delta(other.layers["both"])
+    assert close(delta(done.adapter.layers["both"]), wanted)
+    assert close(delta(done.adapter.layers["mine"]), 0.5 * delta(one.layers["mine"]))
+
+
+@pytest.mark.parametrize("how", ["cat", "svd", "linear"])
+def test_adapters_over_the_same_rows_keep_them(how):
+    one, other = Adapter({"it": layer(2, rows=PARTIAL, seed=1)}), Adapter({"it": layer(2, rows=PARTIAL, seed=2)})
+    done = blend([one, other], [0.5, 0.5], how)
+    assert done.adapter.layers["it"].rows == PARTIAL
+    if how == "cat":
+        assert close(delta(done.adapter.layers["it"]), 0.5 * (delta(one.layers["it"]) + delta(other.layers["it"])))
+
+
+def test_heads_are_taken_from_one_adapter_never_blended():
+    def with_head(seed: int, classes: int) -> Adapter:
+        g = torch.Generator().manual_seed(seed)
+        head = {"weight": torch.randn(classes, 10, generator=g)}
+        return Adapter({"it": layer(seed=seed)}, {"head": head}, about={"classes": classes})
+
+    one, other, bare = with_head(1, 3), with_head(2, 5), Adapter({"it": layer(seed=3)})
+    with pytest.raises(AdapterError, match=r"different fully trained modules \(head\).*head=0"):
+        blend([one, other], [0.5, 0.5])
+    second = blend([one, other], [0.5, 0.5], head=1).adapter
+    assert torch.equal(second.trained["head"]["weight"], other.trained["head"]["weight"])
+    assert second.about == {"classes": 5}
+    assert blend([bare, one], [0.5, 0.5]).adapter.trained == one.trained
+    twin = copy.deepcopy(one)
+    assert blend([one, twin], [0.5, 0.5]).adapter.about == {"classes": 3}
+    with pytest.raises(AdapterError, match="head=2: there are 2 adapters"):
+        blend([one, other], [0.5, 0.5], head=2)
+
+
+def test_what_cannot_be_blended_is_refused():
+    one, other = Adapter({"it": layer(3)}), Adapter({"it": layer(2)})
+    with pytest.raises(AdapterError, match=r"it has ranks \[3, 2\]"):
+        blend([one, other], [0.5, 0.5], "linear")
+    with pytest.raises(AdapterError, match="a number for each"):
+        blend([one, other], [0.5])
+    with pytest.raises(AdapterError, match="a number for each"):
+        blend([one, other], [0.5, float("nan")])
+    with pytest.raises(AdapterError, match="other models"):
+        blend([one, Adapter({"it": conv_layer()})], [0.5, 0.5])
+    with pytest.raises(AdapterError, match="choose linear, cat or svd"):
+        blend([one, other], [0.5, 0.5], "ties")
+    with pytest.raises(AdapterError, match="rank=2 belongs to how=svd"):
+        blend([one, other], [0.5, 0.5], "cat", rank=2)

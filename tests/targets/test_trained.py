@@ -1,0 +1,57 @@
+"""Which modules are trained in full, by kind and by name."""
+
+import pytest
+import timm
+from torch import nn
+
+from vislora.errors import AdapterError
+from vislora.targets.trained import find_trained
+
+
+def vit() -> nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, num_classes=5
+    )
+
+
+def test_norms_are_all_normalisation_layers_with_parameters():
+    norms = ["blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2", "norm"]
+    assert find_trained(vit(), ["norms"]) == norms
+    resnet = timm.create_model("resnet10t", num_classes=5)
+    expected = [name for name, module in resnet.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert find_trained(resnet, ["norms"]) == expected
+    convnext = timm.create_model("convnext_atto", num_classes=5)
+    expected = [name for name, module in convnext.named_modules() if isinstance(module, nn.LayerNorm)]
+    assert find_trained(convnext, ["norms"]) == expected
+
+
+def test_patterns_fit_the_end_of_a_name_between_dots():
+    assert find_trained(vit(), ["fc1"]) == ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]
+    assert find_trained(vit(), [r"blocks\.1\.norm\d", "patch_embed"]) == [
+        "patch_embed",
+        "blocks.1.norm1",
+        "blocks.1.norm2",
+    ]
+    with pytest.raises(AdapterError, match="no module with parameters that fits 'c1'"):
+        find_trained(vit(), ["c1"])
+
+
+def test_the_outermost_of_nested_modules_and_none_that_is_trained_anyway():
+    assert find_trained(vit(), ["norms", r"blocks\.0"], besides=["head"]) == [
+        "blocks.0",
+        "blocks.1.norm1",
+        "blocks.1.norm2",
+        "norm",
+    ]
+    assert find_trained(vit(), ["head"], besides=["head"]) == []
+
+
+def test_single_parameter_is_refused():
+    with pytest.raises(AdapterError, match="pos_embed is a single parameter"):
+        find_trained(vit(), ["pos_embed"])
+
+
+def test_name_that_ends_another_ones_name_is_refused():
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5)
+    with pytest.raises(AdapterError, match=r"norm can't be trained in full without patch_embed\.norm"):
+        find_trained(swin, ["norm(?<=^norm)"])

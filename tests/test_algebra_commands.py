@@ -1,0 +1,160 @@
+"""extract, resize and blend as a user runs them, on folders that the other commands open."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vislora.blend import blend
+from vislora.compose import configure
+from vislora.config import BlendConfig, ExtractConfig, ModelConfig, ResizeConfig
+from vislora.errors import AdapterError, ConfigError
+from vislora.extract import extract
+from vislora.formats.peft import read_peft
+from vislora.models.vit import build_vit, save_vit, weights_hash
+from vislora.recognizer import load_recognizer
+from vislora.resize import resize
+
+ARGS = {"patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> ModelConfig:
+    """Base weights in a file, so that the base model can be built again."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "base.safetensors"
+    config = ModelConfig("vit_tiny_patch16_224", "random", 32, args=ARGS)
+    save_file(build_vit(config, 0).state_dict(), path)
+    config.weights = str(path)
+    return config
+
+
+def tuned_folder(base: ModelConfig, classes: list[str], folder: Path, seed: int) -> Path:
+    """A model folder as full fine-tuning leaves it, with changes of rank 2 in every matrix of the blocks."""
+    torch.manual_seed(seed)
+    model = build_vit(base, len(classes))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.startswith("blocks.") and p.dim() == 2:
+                p.add_(0.1 * torch.randn(p.shape[0], 2) @ torch.randn(2, p.shape[1]))
+    images = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+    about = {"model": asdict(base), "weights_sha256": weights_hash(base), "preprocessing": images, "data": {}}
+    save_vit(model, folder, about | {"classes": classes})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def birds(base, tmp_path_factory) -> tuple[Path, Path]:
+    """A tuned model, and the adapter extracted from it."""
+    root = tmp_path_factory.mktemp("birds")
+    tuned = tuned_folder(base, ["wren", "tit", "robin"], root / "model", 2)
+    extract(ExtractConfig(tuned=str(tuned), rank=2, out=str(root / "adapter")))
+    return tuned, root / "adapter"
+
+
+@pytest.fixture(scope="module")
+def cats(base, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("cats")
+    tuned = tuned_folder(base, ["lynx", "puma"], root / "model", 3)
+    extract(ExtractConfig(tuned=str(tuned), rank=2, out=str(root / "adapter")))
+    return root / "adapter"
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return load_recognizer(folder).model(IMAGES)
+
+
+def test_an_extracted_adapter_is_the_tuned_model_here_and_in_peft(birds, base):
+    tuned, adapter = birds
+    wanted = logits(tuned)
+    torch.testing.assert_close(logits(adapter), wanted, rtol=1e-4, atol=1e-4)
+    assert load_recognizer(adapter).classes == ("wren", "tit", "robin")
+    theirs = peft.PeftModel.from_pretrained(build_vit(base, 3), adapter).eval()
+    torch.testing.assert_close(theirs(IMAGES), wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="holds an adapter already"):
+        extract(ExtractConfig(tuned=str(tuned), rank=2, out=str(adapter)))
+
+
+def test_the_command_extracts_from_two_files_and_prints_the_energy_of_each_layer(birds, base, tmp_path):
+    tuned, _ = birds
+    words = [f"base={base.weights}", f"tuned={tuned / 'model.safetensors'}", "energy=0.5", f"out={tmp_path / 'x'}"]
+    command = [sys.executable, "-m", "vislora.extract", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["layer", "rank", "energy"]
+    name, rank, energy = lines[1].split()
+    layer = read_peft(tmp_path / "x").layers[name]
+    assert (layer.rank, int(rank)) == (1, 1)  # of two singular values, the larger one is more than half
+    difference = load_file(tuned / "model.safetensors")[f"{name}.weight"] - load_file(base.weights)[f"{name}.weight"]
+    squares = torch.linalg.svdvals(difference).square()
+    assert float(energy[:-1]) == pytest.approx(100 * float(squares[0] / squares.sum()), abs=0.06)
+    assert lines[-2:] == ["kept in full: head", f"adapter: {tmp_path / 'x'}"]
+
+
+def test_a_resized_adapter_keeps_classes_and_head_and_says_what_is_lost(birds, tmp_path):
+    _, adapter = birds
+    done = resize(ResizeConfig(adapter=str(adapter), rank=1, out=str(tmp_path / "small")))
+    assert all(0.5 < energy < 0.999 for energy in done.energy.values())
+    small, large = load_recognizer(tmp_path / "small"), load_recognizer(adapter)
+    assert small.classes == large.classes
+    assert torch.equal(small.model.head.weight, large.model.head.weight)
+    assert {w.rank for w in read_peft(tmp_path / "small").layers.values()} == {1}
+    assert not torch.allclose(logits(tmp_path / "small"), logits(adapter), atol=1e-3)
+    resize(ResizeConfig(adapter=str(adapter), rank=5, out=str(tmp_path / "large")))
+    torch.testing.assert_close(logits(tmp_path / "large"), logits(adapter), rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_blends_adapters_and_takes_the_head_that_is_named(birds, cats, tmp_path):
+    _, adapter = birds
+    command = [
+        sys.executable,
+        "-m",
+        "vislora.blend",
+        f"adapter=[{adapter},{cats}]",
+        f"out={tmp_path / 'both'}",
+        "how=cat",
+    ]
+    refused = subprocess.run([*command, "weights=[1,0.5]"], capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "different fully trained modules (head)" in refused.stderr
+    done = subprocess.run([*command, "weights=[1,0]", "head=0"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(logits(tmp_path / "both"), logits(adapter), rtol=1e-4, atol=1e-4)
+    blend(BlendConfig(adapter=[str(adapter), str(cats)], weights=[0.5, 0.5], head=1, out=str(tmp_path / "half")))
+    assert load_recognizer(tmp_path / "half").classes == ("lynx", "puma")
+
+
+def test_adapters_of_different_base_models_are_not_blended(birds, cats, tmp_path):
+    _, adapter = birds
+    other = tmp_path / "other"
+    resize(ResizeConfig(adapter=str(cats), rank=2, out=str(other)))
+    about = json.loads((other / "vislora.json").read_text())
+    (other / "vislora.json").write_text(json.dumps(about | {"weights_sha256": "0" * 64}))
+    with pytest.raises(AdapterError, match="only one base can be blended"):
+        blend(BlendConfig(adapter=[str(adapter), str(other)], weights=[1, 1], out=str(tmp_path / "both")))
+
+
+def test_mistakes_are_explained(birds, tmp_path):
+    tuned, adapter = birds
+    out = str(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"give a rank=16, or the share of each change"):
+        extract(ExtractConfig(tuned=str(tuned), out=out))
+    with pytest.raises(ConfigError, match=r"give them with base=FILE"):
+        extract(ExtractConfig(tuned=str(tuned / "model.safetensors"), rank=2, out=out))
+    with pytest.raises(ConfigError, match=r"can't be read as a \.safetensors file"):
+        extract(ExtractConfig(tuned=__file__, base=__file__, rank=2, out=out))
+    with pytest.raises(ConfigError, match=r"give a rank=4"):
+        resize(ResizeConfig(adapter=str(adapter), out=out))
+    with pytest.raises(ConfigError, match=r"this command takes several adapters, adapter=\[FOLDER,FOLDER\]"):
+        configure("blend", [f"adapter={adapter}", "weights=[1]", f"out={out}"])
+    with pytest.raises(ConfigError, match="this command takes one adapter's folder"):
+        configure("resize", [f"adapter=[{adapter},{adapter}]", "rank=2", f"out={out}"])

@@ -1,0 +1,190 @@
+"""Features of a frozen prefix in place of pictures: computed once, kept in memory or in a file, read in every epoch.
+
+A picture has one row of features, or two where a random flip is the only augmentation: as it is, and mirrored. Rows in
+a file are found by what decides them: the prefix (its key) and the pixels of every picture.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from vislora.config import AugmentConfig, PrefixCache
+from vislora.data.order import Order, SampleKey, mix
+from vislora.data.splits import ImageSplit
+from vislora.errors import ConfigError
+from vislora.paths import cache_dir
+
+_BATCH = 32  # pictures at once; always as many, so that the same rows come out bit for bit
+
+
+class Extractor(Protocol):
+    """What turns pictures into features; see `vislora.models.prefix.Prefix`."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+    def features(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N pictures: rows [N, variants, …], and their labels [N]."""
+
+    rows: Tensor
+    labels: Tensor
+
+    def training(self, order: Order, start: int, stop: int, hflip: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Micro-batches (features [b, …], labels [b]) of this process, mirrored where the pictures would have been."""
+        for step in range(start, stop):
+            for keys in order.micro_batches(step):
+                index = torch.tensor([key.index for key in keys])
+                variant = torch.tensor([_is_flipped(key, hflip) if hflip else 0 for key in keys])
+                yield self.rows[index, variant], self.labels[index]
+
+    def evaluation(self, batch_size: int, rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
+        """Batches of every world-th picture from `rank` on."""
+        rows, labels = self.rows[rank::world, 0], self.labels[rank::world]
+        return list(zip(rows.split(batch_size), labels.split(batch_size), strict=True))
+
+
+def check_deterministic(augment: AugmentConfig) -> None:
+    """Whether features can be kept: pictures must come in finitely many forms.
+
+    Raises:
+        ConfigError: naming the settings that make each showing of a picture another one.
+    """
+    harmless = AugmentConfig(hflip=augment.hflip)
+    if odd := {k: v for k, v in vars(harmless).items() if getattr(augment, k) != v}:
+        raise ConfigError(
+            "trainer.prefix_cache needs pictures that come again; set "
+            + ", ".join(f"data.augment.{name}={value:g}" for name, value in odd.items())
+            + " (hflip may stay), or trainer.prefix_cache=off"
+        )
+
+
+def compute_features(
+    split: ImageSplit,
+    transform: Callable[[Any], Tensor],
+    flips: bool,
+    prefix: Extractor,
+    key: str,
+    where: PrefixCache,
+    autocast: torch.dtype | None,
+    workers: int,
+    accelerator: Accelerator,
+) -> Features:
+    """Features of all pictures, divided among the processes; called by all of them.
+
+    Args:
+        split: N pictures.
+        transform: the one of evaluation.
+        flips: whether mirrored pictures are needed too.
+        prefix: its model on the device, in eval mode.
+        key: of all that decides the features of a picture.
+        where: in memory, or in a file of the cache that the next run finds.
+        autocast: the dtype of autocast; None where it is off.
+        workers: loader processes.
+        accelerator: of the run.
+
+    Raises:
+        ConfigError: they don't fit on the disk, or the processes don't share the cache.
+    """
+    shape = (len(split), 1 + flips, *prefix.shape)
+    labels = torch.tensor(list(split.labels))
+    pictures = _loader(split, transform, workers, accelerator)
+    if where is PrefixCache.memory:
+        rows = torch.zeros(shape, dtype=prefix.dtype)
+        _fill(rows, pictures, prefix, autocast, accelerator)
+        if accelerator.num_processes > 1:
+            for part in rows.split(1024):  # each row is zero in all processes but one
+                part.copy_(accelerator.reduce(part.to(accelerator.device), "sum"))
+        return Features(rows, labels)
+    path = cache_dir() / "prefix" / f"{_key_of_pictures(pictures, f'{key} {shape}', accelerator)}.features"
+    if not path.is_file():
+        part = path.with_name(f"{path.name}.part")
+        if accelerator.is_main_process:
+            _allocate(part, math.prod(shape) * prefix.dtype.itemsize)
+        accelerator.wait_for_everyone()
+        if not part.is_file():
+            raise ConfigError(f"{part} can't be seen by all processes; trainer.prefix_cache=disk needs a shared folder")
+        _fill(_mapped(part, shape, prefix.dtype), pictures, prefix, autocast, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            os.replace(part, path)
+        accelerator.wait_for_everyone()
+    return Features(_mapped(path, shape, prefix.dtype), labels)
+
+
+class _Pictures(Dataset):
+    def __init__(self, split: ImageSplit, transform: Callable[[Any], Tensor]) -> None:
+        self.split, self.transform = split, transform
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.split.image(index)), index
+
+
+def _loader(
+    split: ImageSplit, transform: Callable[[Any], Tensor], workers: int, accelerator: Accelerator
+) -> DataLoader:
+    mine = range(accelerator.process_index, len(split), accelerator.num_processes)
+    return DataLoader(
+        _Pictures(split, transform), _BATCH, sampler=mine, num_workers=workers, generator=torch.Generator()
+    )
+
+
+def _fill(
+    rows: Tensor, pictures: DataLoader, prefix: Extractor, autocast: torch.dtype | None, accelerator: Accelerator
+) -> None:
+    device = accelerator.device
+    quiet = not accelerator.is_main_process
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        for images, index in tqdm(pictures, "prefix cache", unit="batch", delay=2, leave=False, disable=quiet or None):
+            images = images.to(device)
+            for variant in range(rows.shape[1]):
+                seen = images.flip(-1) if variant else images
+                rows[index, variant] = prefix.features(seen).to("cpu", rows.dtype)
+
+
+def _key_of_pictures(pictures: DataLoader, key: str, accelerator: Accelerator) -> str:
+    mine = [
+        (i, hashlib.sha256(image.numpy()).hexdigest())
+        for images, index in pictures
+        for i, image in zip(index.tolist(), images, strict=True)
+    ]
+    return hashlib.sha256(f"{key} {sorted(gather_object(mine))}".encode()).hexdigest()[:32]
+
+
+def _allocate(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if size > free:  # writing to a mapped file beyond that would kill the process
+        raise ConfigError(
+            f"trainer.prefix_cache=disk needs {size / 1e9:.1f} GB in {path.parent}, which has {free / 1e9:.1f} GB left;"
+            " point VISLORA_CACHE elsewhere, or set trainer.prefix_cache=off"
+        )
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+
+
+def _is_flipped(key: SampleKey, hflip: float) -> int:
+    """What RandomHorizontalFlip does to a sample, shown to it on two pixels: the first comes out 0 or 1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(mix(*key))
+        return int(v2.RandomHorizontalFlip(hflip)(torch.tensor([[[0, 1]]]))[0, 0, 0])

@@ -1,0 +1,86 @@
+"""python -m vislora.extract tuned=runs/…/model out=FOLDER rank=16
+
+Turns a fully tuned model into an adapter: the truncated SVD of what training changed, and the energy each layer keeps.
+From two plain files: base=BASE.safetensors tuned=TUNED.safetensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vislora.compose import command
+from vislora.config import ExtractConfig, ModelConfig
+from vislora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vislora.lora.algebra import Computed
+
+
+def extract(config: ExtractConfig) -> Computed:
+    """Write the adapter, as a PEFT folder, into `config.out`.
+
+    Raises:
+        VisloraError: a mistake in the settings, weights that can't be read, or changes that no adapter can hold.
+    """
+    from vislora.formats.peft import CONFIG, write_peft
+
+    if (Path(config.out) / CONFIG).exists():
+        raise ConfigError(f"out={config.out} holds an adapter already; choose another folder")
+    if config.rank is None and config.energy is None:
+        raise ConfigError("give a rank=16, or the share of each change to keep: energy=0.9")
+    computed = _from_folder(config) if Path(config.tuned).is_dir() else _from_files(config)
+    write_peft(computed.adapter, Path(config.out))
+    return computed
+
+
+def _from_folder(config: ExtractConfig) -> Computed:
+    from vislora.lora import Adapters, algebra
+    from vislora.models.vit import build_vit, head_names, weights_hash
+    from vislora.recognizer import read_about
+
+    about = read_about(Path(config.tuned))
+    base = ModelConfig(**about["model"])
+    base.weights = config.base or base.weights
+    if base.weights == "random":
+        raise ConfigError(f"{config.tuned} was trained from random weights, which are gone; give them with base=FILE")
+    model = build_vit(base, len(about["classes"]))
+    tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
+    trained = [*head_names(model), *config.trained]
+    computed = algebra.extract(
+        model.state_dict(), tuned.state_dict(), config.rank, config.energy, trained, config.ignore
+    )
+    Adapters(model).load("extracted", computed.adapter)  # an error, where the model has a layer that can't be adapted
+    about |= {"weights_sha256": weights_hash(base), "extracted_from": config.tuned}
+    return replace(computed, adapter=replace(computed.adapter, about=about))
+
+
+def _from_files(config: ExtractConfig) -> Computed:
+    from vislora.lora import algebra
+
+    if config.base is None:
+        raise ConfigError(f"tuned={config.tuned} is no folder that names its base weights; give them with base=FILE")
+    base, tuned = _weights("base", config.base), _weights("tuned", config.tuned)
+    return algebra.extract(base, tuned, config.rank, config.energy, config.trained, config.ignore)
+
+
+def _weights(key: str, path: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{key}={path} can't be read as a .safetensors file: {error}") from None
+
+
+def _main(config: ExtractConfig, _out: Path) -> None:
+    print(extract(config).table())
+    print(f"adapter: {config.out}")
+
+
+if __name__ == "__main__":
+    command("extract", _main)

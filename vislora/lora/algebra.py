@@ -1,0 +1,342 @@
+"""Arithmetic on adapters: extract one from two sets of weights, change the rank, blend several.
+
+Every function answers with the adapter and, for each layer, the energy it keeps of the update that was asked for:
+
+    energy = 1 - ||kept - wanted||_F^2 / ||wanted||_F^2
+
+For a truncated SVD that is the share of the squared singular values (Eckart & Young 1936). DoRA layers are no sum of a
+frozen weight and an update, so that only their rank can be changed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vislora.errors import AdapterError
+from vislora.lora.adapter import Adapter, LowRankWeights
+from vislora.lora.layers import Rows
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An adapter that was computed rather than trained.
+
+    Attributes:
+        adapter: the result.
+        energy: the share of the wanted update that each layer keeps, at most 1; negative where the result is further
+            from it than no update would be (a linear blend can be).
+        ignored: changed tensors that were left out because they were asked to be.
+    """
+
+    adapter: Adapter
+    energy: dict[str, float]
+    ignored: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        """Rank and energy by layer, then what is kept in full and what was left out; lines of text."""
+        width = max(len(name) for name in self.energy)
+        lines = [f"{'layer':{width}}  rank  energy"]
+        lines += [
+            f"{name:{width}}  {self.adapter.layers[name].rank:4}  {energy:6.1%}" for name, energy in self.energy.items()
+        ]
+        if self.adapter.trained:
+            lines.append(f"kept in full: {', '.join(self.adapter.trained)}")
+        if self.ignored:
+            lines.append(f"left out, as asked: {_some(self.ignored)}")
+        return "\n".join(lines)
+
+
+def extract(
+    base: Mapping[str, Tensor],
+    tuned: Mapping[str, Tensor],
+    rank: int | None = None,
+    energy: float | None = None,
+    trained: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Computed:
+    """The adapter that turns one model's weights into another's, by truncated SVD of their differences.
+
+    Matrices and ungrouped convolution kernels become low-rank layers of scale 1; modules that hold anything else that
+    changed (norms, scales), or a weight of another shape (a new head), are kept in full.
+
+    Args:
+        base: the state dict of the base model.
+        tuned: the state dict of the same architecture after training.
+        rank: the largest rank of a layer.
+        energy: the share of each difference's squared norm to keep, in (0, 1]; the smallest rank that does is taken.
+        trained: names of modules to keep in full whatever changed in them (the head).
+        ignore: patterns (`*.bias`) of changed tensors that may be left out.
+
+    Raises:
+        AdapterError: neither rank nor energy, models of different architectures, nothing changed, or a change that
+            neither a low-rank layer nor a module kept in full can hold.
+    """
+    _check_wish(rank, energy)
+    trained = list(trained)
+    own = {key for key in {*base, *tuned} if _part_of(key, trained)}
+    changed = [key for key in tuned if key not in own and _differs(base.get(key), tuned[key])]
+    ignored = [key for key in changed if any(fnmatchcase(key, pattern) for pattern in ignore)]
+    changed = [key for key in changed if key not in ignored]
+    matrices = [key for key in changed if _is_matrix(key, base.get(key), tuned[key])]
+    adapted = {_module(key) for key in matrices}
+    rest = [key for key in changed if key not in matrices]
+    odd = [key for key in rest if not _module(key) or any(_part_of(f"{name}.", [_module(key)]) for name in adapted)]
+    if odd:
+        patterns = sorted({f"*.{key.rpartition('.')[2]}" if "." in key else key for key in odd})
+        raise AdapterError(
+            f"{len(odd)} changed tensors fit neither a low-rank layer nor a module kept in full: {_some(odd)}; "
+            f"leave them out with ignore={patterns}, or keep the modules that hold them in full with trained=[…]"
+        )
+    if lost := [key for key in base if key not in own and key not in tuned]:
+        raise AdapterError(f"the tuned weights lack {_some(lost)}; base and tuned must be of one architecture")
+    trained += [name for name in dict.fromkeys(map(_module, rest)) if name not in trained]
+    layers, kept = {}, {}
+    for key in matrices:
+        layers[_module(key)], kept[_module(key)] = _truncated_difference(base[key], tuned[key], rank, energy)
+    if not layers:
+        raise AdapterError("no matrix differs between the base and the tuned weights; there is nothing to extract")
+    states = {
+        name: {k.removeprefix(f"{name}."): t for k, t in tuned.items() if _part_of(k, [name])} for name in trained
+    }
+    if empty := [name for name, state in states.items() if not state]:
+        raise AdapterError(f"trained={empty}: the tuned weights hold no such module")
+    states = {
+        name: {key: tensor.detach().cpu().clone() for key, tensor in state.items()} for name, state in states.items()
+    }
+    return Computed(Adapter(layers, states), kept, tuple(key for key in ignored if not _part_of(key, trained)))
+
+
+def resize(adapter: Adapter, rank: int | None = None, energy: float | None = None) -> Computed:
+    """The same adapter at another rank, its scale unchanged.
+
+    A layer is cut to its largest singular values, found from the two small matrices alone. Where it had fewer than
+    `rank`, it gets untrained directions that change nothing (as a new adapter has), so that training can go on in them.
+
+    Args:
+        adapter: any.
+        rank: of all layers; with `energy`, the largest rank of a layer.
+        energy: the share of each update's squared norm to keep, in (0, 1]; the smallest rank that does is taken.
+
+    Raises:
+        AdapterError: neither rank nor energy, or one that can't be.
+    """
+    _check_wish(rank, energy)
+    layers, kept = {}, {}
+    for name, weights in adapter.layers.items():
+        layers[name], kept[name] = _resized(weights, rank, energy)
+    return Computed(replace(adapter, layers=layers), kept)
+
+
+def blend(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    how: str = "svd",
+    rank: int | None = None,
+    head: int | None = None,
+) -> Computed:
+    """One adapter that acts like the weighted sum of several updates; layers that only some of them have count too.
+
+    Args:
+        adapters: two or more.
+        weights: a factor for each; any finite numbers.
+        how: "cat" puts the pairs side by side: exact, of the sum of their ranks. "svd" cuts that to `rank`.
+            "linear" averages A and B themselves, sqrt(|w s|) on each with the sign on A: of the same rank, but
+            products across adapters come in, so that it is near the sum only where the adapters are alike. These are
+            the formulas of PEFT's `add_weighted_adapter`.
+        rank: of "svd"; by default the largest among the adapters'.
+        head: whose fully trained modules the result takes. Such modules (classifiers, norms) are not averaged: they
+            may be taken from one adapter alone, and that must be said where several have them and they differ.
+
+    Raises:
+        AdapterError: a number that can't be, DoRA layers, unequal ranks for "linear", or heads that differ.
+    """
+    if how not in ("linear", "cat", "svd"):
+        raise AdapterError(f"how={how!r}: choose linear, cat or svd")
+    if rank is not None and how != "svd":
+        raise AdapterError(f"rank={rank} belongs to how=svd; {how} has its own")
+    if len(adapters) != len(weights) or len(adapters) < 2 or not all(math.isfinite(w) for w in weights):
+        raise AdapterError(
+            f"{len(adapters)} adapters with weights {list(weights)}: give two or more, a number for each"
+        )
+    rank = rank or max(w.rank for adapter in adapters for w in adapter.layers.values())
+    layers, energy = {}, {}
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
+        found = [(a.layers[name], w) for a, w in zip(adapters, weights, strict=True) if name in a.layers]
+        _check_alike(name, [low for low, _ in found], how)
+        exact = _concatenated(_with_the_same_rows(found))
+        if how == "svd":
+            layers[name], energy[name] = _resized(exact, min(rank, exact.rank), None)
+        elif how == "linear":
+            layers[name] = _averaged(found)
+            energy[name] = _energy(layers[name], exact)
+        else:
+            layers[name], energy[name] = exact, 1.0
+    dropout = max(adapter.dropout for adapter in adapters)
+    source = _head_source(adapters, head)
+    return Computed(Adapter(layers, source.trained, dropout, source.about), energy)
+
+
+def _truncated_difference(
+    base: Tensor, tuned: Tensor, rank: int | None, energy: float | None
+) -> tuple[LowRankWeights, float]:
+    difference = (tuned.double() - base.double()).flatten(1)
+    # The eigenvectors of the smaller Gram matrix: in float64 as good as a float32 SVD, and several times faster
+    wide = difference.shape[0] <= difference.shape[1]
+    side = difference if wide else difference.t()
+    squares, vectors = torch.linalg.eigh(side @ side.t())
+    squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
+    r, kept = _choose(squares, rank, energy)
+    root = squares[:r].sqrt().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    u = vectors[:, :r]
+    near, far = u * root, (u.t() @ side) / root[:, None]  # near @ far is the best approximation of `side`
+    b, a = (near, far) if wide else (far.t(), near.t())
+    out, kernel = tuned.shape[0], tuned.shape[1:]
+    a = a.float().cpu().reshape(r, *kernel)
+    b = b.float().cpu().reshape(out, r, *[1] * (tuned.dim() - 2))
+    return LowRankWeights(a.contiguous(), b.contiguous(), r, float(r), out), kept
+
+
+def _resized(weights: LowRankWeights, rank: int | None, energy: float | None) -> tuple[LowRankWeights, float]:
+    pairs = [_svd(b, a) for b, a in _matrices(weights)]
+    count = max(len(s) for _, s, _ in pairs)
+    squares = torch.stack([nn.functional.pad(s.square(), (0, count - len(s))) for _, s, _ in pairs])
+    if energy is None:
+        r, kept = rank, float(squares[:, :rank].sum() / squares.sum()) if squares.any() else 1.0
+    else:
+        r, kept = _choose(squares.sum(0), rank, energy)
+    sized = [_at_rank(u, s, v, r) for u, s, v in pairs]
+    a = torch.cat([a for _, a in sized]).reshape(-1, *weights.lora_A.shape[1:])
+    b = torch.cat([b for b, _ in sized]).reshape(-1, r, *weights.lora_B.shape[2:])
+    alpha = weights.scale * (math.sqrt(r) if weights.rslora else r)
+    return replace(weights, lora_A=a, lora_B=b, rank=r, alpha=alpha), kept
+
+
+def _matrices(weights: LowRankWeights) -> list[tuple[Tensor, Tensor]]:
+    """B [rows, r] and A [r, in] of each pair, in float64."""
+    rows: Rows = weights.rows or ((0, weights.out),)
+    heights = [stop - start for start, stop in rows]
+    bs, as_ = weights.lora_B.double().flatten(1).split(heights), weights.lora_A.double().flatten(1).split(weights.rank)
+    return list(zip(bs, as_, strict=True))
+
+
+def _svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V of b @ a = U diag(S) V without making that product: its QR factors meet in an r x r matrix."""
+    (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b), torch.linalg.qr(a.t())
+    u, s, v = torch.linalg.svd(r_b @ r_a.t(), full_matrices=False)
+    return q_b @ u, s, v @ q_a.t()
+
+
+def _at_rank(u: Tensor, s: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """B and A of one pair, float32, each with the root of the singular values, and fresh rows in A up to `rank`."""
+    root = s[:rank].sqrt()
+    b = nn.functional.pad(u[:, :rank] * root, (0, max(0, rank - len(root))))
+    a = v[:rank] * root[:, None]
+    if len(root) < rank:
+        fresh = nn.init.kaiming_uniform_(torch.empty(rank - len(root), a.shape[1]), a=math.sqrt(5))
+        a = torch.cat([a, fresh.double()])
+    return b.float(), a.float()
+
+
+def _choose(squares: Tensor, rank: int | None, energy: float | None) -> tuple[int, float]:
+    """The rank to keep and the energy it keeps, from squared singular values, the largest first."""
+    total = squares.sum()
+    if total == 0:
+        return 1, 1.0
+    shares = squares.cumsum(0) / total
+    r = len(squares) if energy is None else int(torch.searchsorted(shares, torch.tensor(energy - 1e-9))) + 1
+    r = min(r, len(squares), rank or len(squares))
+    return r, float(shares[r - 1])
+
+
+def _with_the_same_rows(found: list[tuple[LowRankWeights, float]]) -> list[tuple[LowRankWeights, float]]:
+    """Pairs over parts of a layer, in one adapter like in another, or else widened to all its rows."""
+    if len({w.rows for w, _ in found}) == 1:
+        return found
+    return [(w.as_one_pair(), factor) for w, factor in found]
+
+
+def _concatenated(found: list[tuple[LowRankWeights, float]]) -> LowRankWeights:
+    first = found[0][0]
+    rank = sum(w.rank for w, _ in found)
+    pairs = zip(*[[(b * (w.scale * f), a) for b, a in _matrices(w)] for w, f in found], strict=True)
+    joined = [(torch.cat([b for b, _ in pair], 1), torch.cat([a for _, a in pair])) for pair in pairs]
+    a = torch.cat([a for _, a in joined]).float().reshape(-1, *first.lora_A.shape[1:])
+    b = torch.cat([b for b, _ in joined]).float().reshape(-1, rank, *first.lora_B.shape[2:])
+    return LowRankWeights(a, b, rank, float(rank), first.out, rows=first.rows)
+
+
+def _averaged(found: list[tuple[LowRankWeights, float]]) -> LowRankWeights:
+    first = found[0][0]
+    factors = [w.scale * f for w, f in found]
+    a = sum(w.lora_A.double() * math.copysign(math.sqrt(abs(f)), f) for (w, _), f in zip(found, factors, strict=True))
+    b = sum(w.lora_B.double() * math.sqrt(abs(f)) for (w, _), f in zip(found, factors, strict=True))
+    return LowRankWeights(a.float(), b.float(), first.rank, float(first.rank), first.out, rows=first.rows)
+
+
+def _energy(kept: LowRankWeights, wanted: LowRankWeights) -> float:
+    """1 - ||kept - wanted||^2 / ||wanted||^2 from r x r products alone."""
+    error = total = 0.0
+    for (b, a), (b_w, a_w) in zip(_matrices(kept), _matrices(wanted), strict=True):
+        off_b, off_a = torch.cat([b * kept.scale, -b_w * wanted.scale], 1), torch.cat([a, a_w])
+        error += float(((off_b.t() @ off_b) * (off_a @ off_a.t())).sum())
+        total += float(((b_w.t() @ b_w) * (a_w @ a_w.t())).sum()) * wanted.scale**2
+    return 1.0 - error / total if total else 1.0
+
+
+def _head_source(adapters: Sequence[Adapter], head: int | None) -> Adapter:
+    if head is not None:
+        if not 0 <= head < len(adapters):
+            raise AdapterError(f"head={head}: there are {len(adapters)} adapters, 0 to {len(adapters) - 1}")
+        return adapters[head]
+    with_own = [adapter for adapter in adapters if adapter.trained]
+    if not with_own:
+        return adapters[0]
+    if any(not replace(adapter, layers={}).equals(replace(with_own[0], layers={})) for adapter in with_own):
+        raise AdapterError(
+            f"the adapters have different fully trained modules ({', '.join(with_own[0].trained)}), which can't be "
+            "blended; say whose the result takes: head=0 for the first adapter's, …"
+        )
+    return with_own[0]
+
+
+def _check_wish(rank: int | None, energy: float | None) -> None:
+    if rank is None and energy is None:
+        raise AdapterError("give a rank, or the energy to keep")
+    if (rank is not None and rank < 1) or (energy is not None and not 0.0 < energy <= 1.0):
+        raise AdapterError(f"rank={rank}, energy={energy}: rank must be at least 1, energy in (0, 1]")
+
+
+def _check_alike(name: str, found: list[LowRankWeights], how: str) -> None:
+    shapes = {(w.out, tuple(w.lora_A.shape[1:])) for w in found}
+    if len(shapes) > 1:
+        raise AdapterError(f"{name} is of other shapes in the adapters: {sorted(shapes)}; they belong to other models")
+    if how == "linear" and len({(w.rank, w.rows) for w in found}) > 1:
+        raise AdapterError(
+            f"{name} has ranks {[w.rank for w in found]} over rows {[w.rows for w in found]}; how=linear needs equal "
+            "ones: use svd or cat, or resize the adapters first"
+        )
+
+
+def _is_matrix(key: str, base: Tensor | None, tuned: Tensor) -> bool:
+    return key.endswith(".weight") and base is not None and base.shape == tuned.shape and tuned.dim() in (2, 4)
+
+
+def _differs(base: Tensor | None, tuned: Tensor) -> bool:
+    return base is None or base.shape != tuned.shape or not torch.equal(base.to(tuned.dtype), tuned)
+
+
+def _module(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _part_of(key: str, modules: Sequence[str]) -> bool:
+    return any(key.startswith(f"{name}.") for name in modules)
+
+
+def _some(keys: Sequence[Any]) -> str:
+    return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")

@@ -1,0 +1,164 @@
+"""DoRA on Linear and Conv2d: the length and the direction of each output row are trained apart.
+
+DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353) gives row i of the adapted weight a trained length m_i:
+
+    y = g * (W0 x + s * B (A x)) + b,    g_i = m_i / ||W0 + s B A||_i
+
+The norm is a constant for the gradient (section 4.3). m starts at ||W0||, so that an untrained adapter changes nothing.
+With dropout the frozen product of the extra term sees the dropped input too, as in the paper's code and in PEFT:
+
+    y = W0 x + b + (g - 1) * W0 dropout(x) + g * s * B (A dropout(x))
+
+The magnitude belongs to the rows that a pair writes: of a fused `qkv` adapted in q and v, k stays as it is. A row of
+W0 that is all zero has no direction; it stays zero.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vislora.lora.layers import (
+    _TINY,
+    LoraConv2d,
+    LoraLinear,
+    LowRank,
+    _compute_dtype,
+    _dropout_mask,
+    _masked,
+    _Normalised,
+    _Settings,
+    _without_autocast,
+    row_norms,
+)
+from vislora.lora.reads import frozen_weight
+
+
+class DoraLinear(LoraLinear):
+    """A Linear with DoRA whose trained part is in `lora`; made by `inject`, never constructed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [..., in] -> [..., out]."""
+        x, low, weight = input, self.lora, frozen_weight(self)
+        dtype = _compute_dtype(x, weight)
+        if low.dropout and self.training:
+            return _spelled_out(self, x.reshape(-1, x.shape[-1]), dtype, F.linear).view(*x.shape[:-1], -1)
+        norm = _Normalised.behind(x) if x.dtype == dtype else None
+        settings = _Settings(low.scale, low.pairs, 0.0, dtype)
+        return _FoldedLinear.apply(
+            x, weight, self.bias, low.lora_A, low.lora_B, low.acting_magnitudes(), settings, norm
+        )
+
+
+class DoraConv2d(LoraConv2d):
+    """A Conv2d with DoRA whose trained part is in `lora`; made by `inject`, never constructed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [B, in, H, W] -> [B, out, H', W']."""
+        return _spelled_out(
+            self, input, _compute_dtype(input, frozen_weight(self)), lambda x, w: self._conv_forward(x, w, None)
+        )
+
+
+class DoraOutProjection(DoraLinear, NonDynamicallyQuantizableLinear):
+    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `inject`, never constructed."""
+
+
+def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, project: Callable) -> Tensor:
+    """The formula as it stands, by autograd; `project(x, weight)` is the layer's own operation without bias."""
+    low, weight = layer.lora, frozen_weight(layer)
+    along = (-1,) + (1,) * (weight.dim() - 2)  # y's axis of channels
+    with _without_autocast(x.device.type):
+        x, w, a = x.to(dtype), weight.to(dtype), low.lora_A.to(dtype)
+        b = low.wide_B(w.shape[0]).to(dtype)
+        if weight.dim() == 4:
+            b = b[:, :, None, None]
+        gain = (low.acting_magnitudes() / _norm(low, weight).clamp_min(_TINY)).view(along)
+        plain = project(x, w)
+        if low.dropout and layer.training:
+            mask, factor = _dropout_mask(x, low.dropout)
+            dropped = _masked(x, mask) * factor
+            frozen = project(dropped, w)
+            offset = plain - frozen
+        else:
+            dropped, frozen, offset = x, plain, None
+        up = F.conv2d if weight.dim() == 4 else F.linear
+        adapted = frozen + low.scale * up(project(dropped, a), b)
+        y = gain * adapted
+        if offset is not None:
+            y = y + offset
+        if layer.bias is not None:
+            y = y + layer.bias.view(along)
+        return y.to(dtype)
+
+
+@torch.no_grad()
+def _norm(low: LowRank, weight: Tensor) -> Tensor:
+    """||W0 + s B A|| of each row, [out], without that matrix:
+    ||W0||^2 + 2 s <W0 A^T, B> + s^2 <B (A A^T), B>, row by row."""
+    a, b = low.lora_A.flatten(1), low.wide_B(weight.shape[0])
+    cross = weight.to(a.dtype).flatten(1) @ a.t()
+    squared = low.frozen_norm**2 + ((2 * low.scale * cross + low.scale**2 * (b @ (a @ a.t()))) * b).sum(1)
+    return squared.clamp_min(0.0).sqrt()
+
+
+class _FoldedLinear(torch.autograd.Function):
+    """y = W x + b with W = g * (W0 + s B A) made anew each step, in float32 and rounded once: where there are more
+    tokens than channels, that is cheaper than any pass over y.
+
+    Backward needs no product of W's size but the one that gives dx: with h = A x, dB = s g * dy^T h, dA from
+    dh = s (g B)^T dy; and since g * (W0 + s B A) x = y - b, dm = sum over tokens of dy * (y - b), over m. y is
+    kept for it (attention and activations keep theirs anyway), so it must not be changed in place.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, settings, norm):
+        dtype = settings.dtype
+        with _without_autocast(x.device.type):
+            flat = x.to(dtype).reshape(-1, x.shape[-1])
+            w = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+            for pair in settings.pairs:
+                w[pair.rows].addmm_(lora_B[pair.b], lora_A[pair.a], alpha=settings.scale)
+            gain = magnitude / row_norms(w).clamp_min(_TINY)
+            w = w.mul_(gain[:, None]).to(dtype)
+            y = F.linear(flat, w, None if bias is None else bias.to(dtype))
+        ctx.save_for_backward(w, bias, lora_A, lora_B, magnitude, gain, y, *(norm or [flat]))
+        ctx.settings, ctx.x_dtype, ctx.x_shape = settings, x.dtype, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        w, bias, lora_A, lora_B, magnitude, gain, y, *kept = ctx.saved_tensors
+        settings, dtype = ctx.settings, ctx.settings.dtype
+        with _without_autocast(y.device.type):
+            flat = kept[0] if len(kept) == 1 else _Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
+            dy = dy.to(dtype).reshape(-1, dy.shape[-1])
+            h_t = lora_A.to(dtype) @ flat.t()
+            dh_t = torch.empty_like(h_t)
+            db = torch.empty_like(lora_B)
+            for pair in settings.pairs:
+                part, factor = dy[:, pair.rows], settings.scale * gain[pair.rows, None]
+                torch.mm((lora_B[pair.b] * factor).t().to(dtype), part.t(), out=dh_t[pair.a])
+                db[pair.b] = (h_t[pair.a] @ part).t() * factor
+            da = (dh_t @ flat).to(lora_A.dtype)
+            dbias = None if bias is None else dy.sum(0, dtype=gain.dtype)
+            dm = _column_products(dy, y, gain.dtype)
+            if bias is not None:
+                dm -= bias * dbias
+            dm = torch.where(magnitude == 0, 0.0, dm / magnitude)
+            dx = (dy @ w).view(ctx.x_shape).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        return dx, None, dbias if ctx.needs_input_grad[2] else None, da, db, dm, None, None
+
+
+def _column_products(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """(one * other).sum(0) of [n, out] tensors; on a CPU in slices that stay in the cache, since a fresh full-size
+    product costs ten times the arithmetic in page faults."""
+    if one.device.type != "cpu":
+        return (one * other).sum(0, dtype=dtype)
+    total = one.new_zeros(one.shape[1], dtype=dtype)
+    for part, its in zip(one.split(128), other.split(128), strict=True):
+        total += (part * its).sum(0, dtype=dtype)
+    return total

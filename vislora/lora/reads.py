@@ -1,0 +1,91 @@
+"""What the weight of an adapted layer is to code that reads it instead of calling the layer: W0 + s B A.
+
+BEiT, EVA, SwinV2 and others compute `F.linear(x, self.qkv.weight, bias)`, and nn.MultiheadAttention never calls its
+output projection. An adapter that acts in the layer's forward alone would be dead there, and nothing would tell. So the
+attribute itself yields the adapted weight, as an `AdaptedWeight`: handed to `F.linear` it becomes the layer's own fused
+step, and in any other use the sum, made once, with its gradient.
+
+The frozen weight stays in the module's parameters under its own name: state dicts, `.to()`, copies and
+`named_parameters()` see what they saw before. `frozen_weight` reads it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from vislora.errors import AdapterError
+
+# What can be told without making the sum.
+_SHAPE_ONLY = {
+    Tensor.shape.__get__,
+    Tensor.dtype.__get__,
+    Tensor.device.__get__,
+    Tensor.ndim.__get__,
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.is_floating_point,
+}
+_WRITES = {Tensor.data.__set__, Tensor.__setitem__}
+
+
+def frozen_weight(layer: nn.Module) -> Tensor:
+    """The base model's own weight of a layer, adapted or not: [out, in], [out, in, kh, kw] or, of an
+    nn.MultiheadAttention, q, k and v in one [3 * dim, dim]."""
+    return layer._parameters["in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"]
+
+
+def adapted_weight(layer: nn.Module) -> Tensor:
+    """The getter behind `weight` (or `in_proj_weight`) of adapted layers."""
+    # Looked up without attribute access: an AttributeError in here would make nn.Module fall back to the frozen weight.
+    if torch.compiler.is_compiling():  # a compiler fuses the sum with its use, and traces no tensor subclass
+        return _sum(layer)
+    weight = frozen_weight(layer).detach().as_subclass(AdaptedWeight)
+    weight.layer = layer
+    return weight
+
+
+class AdaptedWeight(Tensor):
+    """W0 + s B A of a layer, not made before it is used; its storage is W0's."""
+
+    layer: nn.Module
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _SHAPE_ONLY:
+            return super().__torch_function__(func, types, args, kwargs)
+        if func is F.linear and (product := _as_call(*args, **kwargs)) is not None:
+            return product
+        name = getattr(func, "__name__", "")
+        if func in _WRITES or (name.endswith("_") and not name.endswith("__")):
+            raise AdapterError(
+                f"{name} would write to the weight of an adapted layer, which is computed; deactivate the adapter first"
+            )
+        args, kwargs = tree_map_only(cls, lambda weight: _sum(weight.layer), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _as_call(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """F.linear by the layer's own forward; None where the weight isn't a Linear's, or its own bias would come in."""
+    if not isinstance(weight, AdaptedWeight) or not isinstance(weight.layer, nn.Linear):
+        return None
+    own = weight.layer._parameters["bias"]
+    if own is not None and own is not bias:
+        return None
+    y = weight.layer.forward(input)
+    return y if bias is own else y + bias.to(y.dtype)
+
+
+def _sum(layer: nn.Module) -> Tensor:
+    frozen, low = frozen_weight(layer), layer._modules["lora"]
+    if low.dropout and layer.training:
+        raise AdapterError(
+            f"dropout={low.dropout} can't act on a {type(layer).__name__} whose weight is read as a whole; set it to 0"
+        )
+    with torch.autocast(frozen.device.type, enabled=False):
+        return low.merged(frozen).to(frozen.dtype)

@@ -1,0 +1,58 @@
+"""The smallest pictures a model takes: enough to prove that its adapters act."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vislora.errors import AdapterError
+from vislora.lora import prove_alive
+from vislora.models.vit import preprocessing
+
+_SIZES = (32, 64, 96, 128, 160, 192, 224)
+
+
+def prove_alive_cheaply(model: nn.Module) -> int:
+    """`prove_alive` on the smallest pictures that will do; returns their size in pixels.
+
+    A size may be refused by the model (fixed positions, windows that don't divide it), or leave an attention one token
+    only, over which q and k can't matter; a larger one is tried then, up to the model's own.
+
+    Raises:
+        AdapterError: naming the adapted layers that can't move the output at the model's own size.
+    """
+    for size, images in _examples(model):
+        try:
+            prove_alive(model, lambda images=images: model(images))
+        except AdapterError:
+            if size == preprocessing(model).size:
+                raise
+        except Exception:  # models refuse a size with whatever fails first in them
+            if size == preprocessing(model).size:
+                raise
+        else:
+            return size
+    raise AssertionError("the model's own size is the last one")
+
+
+def smallest_images(model: nn.Module) -> Tensor:
+    """Two random pictures [2, 3, size, size] of the smallest size that the model's forward takes."""
+    for size, images in _examples(model):
+        try:
+            with torch.no_grad():
+                model(images)
+        except Exception:
+            if size == preprocessing(model).size:
+                raise
+        else:
+            return images
+    raise AssertionError("the model's own size is the last one")
+
+
+def _examples(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
+    own = preprocessing(model).size
+    parameter = next(model.parameters())
+    for size in (*(size for size in _SIZES if size < own), own):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, 3, size, size, generator=generator)
+        yield size, images.to(parameter.device, parameter.dtype)

@@ -1,0 +1,43 @@
+"""python -m vislora.resize adapter=runs/…/adapter out=FOLDER rank=4
+
+Changes the rank of an adapter: the largest singular values of each layer's update, and the energy they keep.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vislora.compose import command
+from vislora.config import ResizeConfig
+from vislora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vislora.lora.algebra import Computed
+
+
+def resize(config: ResizeConfig) -> Computed:
+    """Write the adapter, as a PEFT folder, into `config.out`.
+
+    Raises:
+        VisloraError: a mistake in the settings or the adapter, or a folder that holds one already.
+    """
+    from vislora.formats.peft import CONFIG, read_peft, write_peft
+    from vislora.lora import algebra
+
+    if (Path(config.out) / CONFIG).exists():
+        raise ConfigError(f"out={config.out} holds an adapter already; choose another folder")
+    if config.rank is None and config.energy is None:
+        raise ConfigError("give a rank=4, or the share of each update to keep: energy=0.9")
+    computed = algebra.resize(read_peft(Path(config.adapter)), config.rank, config.energy)
+    write_peft(computed.adapter, Path(config.out))
+    return computed
+
+
+def _main(config: ResizeConfig, _out: Path) -> None:
+    print(resize(config).table())
+    print(f"adapter: {config.out}")
+
+
+if __name__ == "__main__":
+    command("resize", _main)

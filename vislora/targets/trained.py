@@ -1,0 +1,55 @@
+"""Modules to train in full beside the low-rank pairs, by kind or by name."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from vislora.errors import AdapterError
+
+
+def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str] = ()) -> list[str]:
+    """Names of the modules chosen by `wanted`, the outermost where one contains another.
+
+    Args:
+        model: any model.
+        wanted: "norms" for every normalisation layer that has parameters, or a regular expression for the end of a
+            module's name, beginning where a word between dots does: `norm`, `blocks\\.11\\.mlp`.
+        besides: names that are trained anyway, left out of the result.
+
+    Raises:
+        AdapterError: one of `wanted` fits no module with parameters, or PEFT, which finds such modules by the ends of
+            their names, couldn't tell one that is chosen from one that isn't.
+    """
+    with_parameters = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
+    chosen: set[str] = set()
+    for word in wanted:
+        if word == "norms":
+            found = {name for name, module in with_parameters.items() if _is_norm(module)}
+        else:
+            found = {name for name in with_parameters if re.fullmatch(rf"(.*\.)?({word})", name)}
+        if not found:
+            raise AdapterError(_nothing_found(model, word))
+        chosen |= found
+    inside = tuple(f"{name}." for name in [*chosen, *besides])
+    outermost = [n for n in with_parameters if n in chosen and n not in besides and not n.startswith(inside)]
+    for name in outermost:
+        if confused := [n for n in with_parameters if n.endswith(name) and n not in {*outermost, *besides}]:
+            raise AdapterError(
+                f"{name} can't be trained in full without {confused[0]}: PEFT finds modules by the ends of their "
+                "names; choose both"
+            )
+    return outermost
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__ and bool(module._parameters)
+
+
+def _nothing_found(model: nn.Module, word: str) -> str:
+    single = [n for n, _ in model.named_parameters() if word != "norms" and re.fullmatch(rf"(.*\.)?({word})", n)]
+    if single:
+        return (
+            f"{single[0]} is a single parameter; only whole modules can be trained in full, as PEFT's files hold them"
+        )
+    return f"{type(model).__name__} has no module with parameters that fits {word!r}; nothing to train in full"
