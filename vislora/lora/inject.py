@@ -189,10 +189,7 @@ class Adapters:
 
     def deactivate(self) -> None:
         """Leave the base model alone in place, frozen; adapters stay and can be activated again."""
-        if self._mixing:
-            raise AdapterError(
-                "adapters can't be added or switched while each sample has its own; leave per_sample first"
-            )
+        self._check_unmixed()
         if self._base_weights:
             self.unmerge()
         if self.active is None:
