@@ -1,6 +1,7 @@
 """Extracting, resizing and blending adapters agree with dense SVDs in float64, and with PEFT where it has them."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,14 +201,31 @@ def test_changes_that_no_adapter_holds_are_refused_by_name_or_left_out_as_asked(
     base, tuned = vit().state_dict(), tuned_matrices().state_dict()
     tuned["blocks.0.attn.qkv.bias"] = tuned["blocks.0.attn.qkv.bias"] + 1
     tuned["pos_embed"] = tuned["pos_embed"] + 1
-    with pytest.raises(AdapterError, match=r"2 changed tensors .* pos_embed, blocks.0.attn.qkv.bias; leave them out"):
+    with pytest.raises(
+        AdapterError, match=r"1 changed tensors .* pos_embed; leave them out with ignore=\['pos_embed'\]"
+    ):
         extract(base, tuned, 4)
     done = extract(base, tuned, 4, ignore=["*.bias", "pos_embed"])
     assert set(done.ignored) == {"pos_embed", "blocks.0.attn.qkv.bias"}
+    assert not done.adapter.biases
     kept = extract(base, tuned, 4, trained=["blocks.0.attn.qkv"], ignore=["pos_embed"])
     assert torch.equal(kept.adapter.trained["blocks.0.attn.qkv"]["bias"], tuned["blocks.0.attn.qkv.bias"])
     assert "blocks.0.attn.qkv" not in kept.adapter.layers
     assert kept.ignored == ("pos_embed",)
+
+
+def test_biases_of_adapted_layers_are_kept():
+    images, tuned = torch.randn(3, 3, 32, 32), tuned_matrices()
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if name.endswith(".bias"):
+                p.add_(0.3 * torch.randn(p.shape))
+    done = extract(vit().state_dict(), tuned.state_dict(), energy=1.0)
+    assert "blocks.0.attn.qkv.bias" in done.adapter.biases
+    assert not [name for name in done.adapter.biases if "norm" in name]  # norms are kept in full
+    model = vit()
+    Adapters(model).load("extracted", done.adapter)
+    assert (model(images) - tuned(images)).abs().max() < 1e-4
 
 
 def test_a_parameter_of_a_module_that_holds_adapted_layers_is_refused():
@@ -323,6 +341,15 @@ def test_heads_are_taken_from_one_adapter_never_blended():
     assert blend([one, twin], [0.5, 0.5]).adapter.about == {"classes": 3}
     with pytest.raises(AdapterError, match="head=2: there are 2 adapters"):
         blend([one, other], [0.5, 0.5], head=2)
+
+
+def test_dora_is_resized_but_not_blended():
+    weights = replace(layer(), magnitude=torch.rand(12))
+    small = resize(Adapter({"it": weights}), rank=2).adapter.layers["it"]
+    assert torch.equal(small.magnitude, weights.magnitude)
+    assert close(delta(small), best(delta(weights), 2)[0])
+    with pytest.raises(AdapterError, match="it has a DoRA magnitude"):
+        blend([Adapter({"it": weights}), Adapter({"it": layer()})], [0.5, 0.5])
 
 
 def test_what_cannot_be_blended_is_refused():

@@ -46,6 +46,8 @@ class Computed:
         ]
         if self.adapter.trained:
             lines.append(f"kept in full: {', '.join(self.adapter.trained)}")
+        if self.adapter.biases:
+            lines.append(f"biases kept: {len(self.adapter.biases)}")
         if self.ignored:
             lines.append(f"left out, as asked: {_some(self.ignored)}")
         return "\n".join(lines)
@@ -61,8 +63,9 @@ def extract(
 ) -> Computed:
     """The adapter that turns one model's weights into another's, by truncated SVD of their differences.
 
-    Matrices and ungrouped convolution kernels become low-rank layers of scale 1; modules that hold anything else that
-    changed (norms, scales), or a weight of another shape (a new head), are kept in full.
+    Matrices and ungrouped convolution kernels become low-rank layers of scale 1, beside which their biases are kept;
+    modules that hold anything else that changed (norms, scales), or a weight of another shape (a new head), are kept in
+    full.
 
     Args:
         base: the state dict of the base model.
@@ -84,7 +87,8 @@ def extract(
     changed = [key for key in changed if key not in ignored]
     matrices = [key for key in changed if _is_matrix(key, base.get(key), tuned[key])]
     adapted = {_module(key) for key in matrices}
-    rest = [key for key in changed if key not in matrices]
+    biases = [key for key in changed if key.endswith(".bias") and _module(key) in adapted]
+    rest = [key for key in changed if key not in matrices and key not in biases]
     odd = [key for key in rest if not _module(key) or any(_part_of(f"{name}.", [_module(key)]) for name in adapted)]
     if odd:
         patterns = sorted({f"*.{key.rpartition('.')[2]}" if "." in key else key for key in odd})
@@ -105,10 +109,9 @@ def extract(
     }
     if empty := [name for name, state in states.items() if not state]:
         raise AdapterError(f"trained={empty}: the tuned weights hold no such module")
-    states = {
-        name: {key: tensor.detach().cpu().clone() for key, tensor in state.items()} for name, state in states.items()
-    }
-    return Computed(Adapter(layers, states), kept, tuple(key for key in ignored if not _part_of(key, trained)))
+    adapter = Adapter(layers, {name: _copies(state) for name, state in states.items()})
+    adapter = replace(adapter, biases=_copies({key: tuned[key] for key in biases}))
+    return Computed(adapter, kept, tuple(key for key in ignored if not _part_of(key, trained)))
 
 
 def resize(adapter: Adapter, rank: int | None = None, energy: float | None = None) -> Computed:
@@ -116,6 +119,7 @@ def resize(adapter: Adapter, rank: int | None = None, energy: float | None = Non
 
     A layer is cut to its largest singular values, found from the two small matrices alone. Where it had fewer than
     `rank`, it gets untrained directions that change nothing (as a new adapter has), so that training can go on in them.
+    DoRA's magnitudes stay; the energy is then that of the low-rank product alone.
 
     Args:
         adapter: any.
@@ -149,8 +153,8 @@ def blend(
             products across adapters come in, so that it is near the sum only where the adapters are alike. These are
             the formulas of PEFT's `add_weighted_adapter`.
         rank: of "svd"; by default the largest among the adapters'.
-        head: whose fully trained modules the result takes. Such modules (classifiers, norms) are not averaged: they
-            may be taken from one adapter alone, and that must be said where several have them and they differ.
+        head: whose fully trained modules and biases the result takes. Such things (classifiers, norms) are not
+            averaged: they are one adapter's, and it must be said whose where several have them and they differ.
 
     Raises:
         AdapterError: a number that can't be, DoRA layers, unequal ranks for "linear", or heads that differ.
@@ -178,7 +182,7 @@ def blend(
             layers[name], energy[name] = exact, 1.0
     dropout = max(adapter.dropout for adapter in adapters)
     source = _head_source(adapters, head)
-    return Computed(Adapter(layers, source.trained, dropout, source.about), energy)
+    return Computed(Adapter(layers, source.trained, dropout, source.about, source.biases), energy)
 
 
 def _truncated_difference(
@@ -293,13 +297,14 @@ def _head_source(adapters: Sequence[Adapter], head: int | None) -> Adapter:
         if not 0 <= head < len(adapters):
             raise AdapterError(f"head={head}: there are {len(adapters)} adapters, 0 to {len(adapters) - 1}")
         return adapters[head]
-    with_own = [adapter for adapter in adapters if adapter.trained]
+    with_own = [adapter for adapter in adapters if adapter.trained or adapter.biases]
     if not with_own:
         return adapters[0]
     if any(not replace(adapter, layers={}).equals(replace(with_own[0], layers={})) for adapter in with_own):
+        names = [*with_own[0].trained, *with_own[0].biases]
         raise AdapterError(
-            f"the adapters have different fully trained modules ({', '.join(with_own[0].trained)}), which can't be "
-            "blended; say whose the result takes: head=0 for the first adapter's, …"
+            f"the adapters have different fully trained modules ({_some(names)}), which can't be blended; say whose "
+            "the result takes: head=0 for the first adapter's, …"
         )
     return with_own[0]
 
@@ -312,6 +317,11 @@ def _check_wish(rank: int | None, energy: float | None) -> None:
 
 
 def _check_alike(name: str, found: list[LowRankWeights], how: str) -> None:
+    if any(w.magnitude is not None for w in found):
+        raise AdapterError(
+            f"{name} has a DoRA magnitude: its update is no sum that could be blended. Make it a plain LoRA first: "
+            "merge it (python -m vislora.export), and extract it from the merged model (python -m vislora.extract)"
+        )
     shapes = {(w.out, tuple(w.lora_A.shape[1:])) for w in found}
     if len(shapes) > 1:
         raise AdapterError(f"{name} is of other shapes in the adapters: {sorted(shapes)}; they belong to other models")
@@ -328,6 +338,10 @@ def _is_matrix(key: str, base: Tensor | None, tuned: Tensor) -> bool:
 
 def _differs(base: Tensor | None, tuned: Tensor) -> bool:
     return base is None or base.shape != tuned.shape or not torch.equal(base.to(tuned.dtype), tuned)
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
 
 
 def _module(key: str) -> str:

@@ -75,7 +75,7 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
         b = low.wide_B(w.shape[0]).to(dtype)
         if weight.dim() == 4:
             b = b[:, :, None, None]
-        gain = (low.acting_magnitudes() / _norm(low, weight).clamp_min(_TINY)).view(along)
+        gain = row_gain(low, weight).view(along)
         plain = project(x, w)
         if low.dropout and layer.training:
             mask, factor = _dropout_mask(x, low.dropout)
@@ -92,6 +92,11 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
         if layer.bias is not None:
             y = y + layer.bias.view(along)
         return y.to(dtype)
+
+
+def row_gain(low: LowRank, weight: Tensor) -> Tensor:
+    """g, the factor on each output row of W0 + s B A, [out], differentiable in the magnitude."""
+    return low.acting_magnitudes() / _norm(low, weight).clamp_min(_TINY)
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,8 +14,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
+from vislora.lora.algebra import blend
 from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
 from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
+from vislora.lora.mixed import Assignment, mixed
 from vislora.lora.reads import frozen_weight
 
 _ADAPTED = {
@@ -91,6 +94,7 @@ class Adapters:
         self._base_modules: dict[str, nn.Module] = {}  # replaced by an adapter's own copies while it is active
         self._base_biases: dict[str, nn.Parameter] = {}  # likewise
         self._base_weights: dict[str, Tensor] = {}  # of merged layers
+        self._mixing = False  # each sample has its own adapter
         self._flags = {name: p.requires_grad for name, p in model.named_parameters()}
         if any(isinstance(module, LowRank) for module in model.modules()):
             raise AdapterError("the model holds adapters already; use the Adapters object that put them there")
@@ -115,6 +119,7 @@ class Adapters:
             AdapterError: the name is taken, there are no targets or one twice, or a module is missing, of another class
                 or part of one that is trained in full.
         """
+        self._check_unmixed()
         layers: dict[str, LowRank] = {}
         for target in targets:
             if target.name in layers:
@@ -136,6 +141,7 @@ class Adapters:
         Raises:
             AdapterError: the name is taken, the adapter is empty, or one of its layers doesn't fit the model.
         """
+        self._check_unmixed()
         layers = {path: self._low_rank(path, weights, adapter.dropout) for path, weights in adapter.layers.items()}
         trained = {path: self._trained(path, state) for path, state in adapter.trained.items()}
         self._hold(name, _Held(layers, trained, {p: self._bias(p, value) for p, value in adapter.biases.items()}))
@@ -183,6 +189,7 @@ class Adapters:
 
     def deactivate(self) -> None:
         """Leave the base model alone in place, frozen; adapters stay and can be activated again."""
+        self._check_unmixed()
         if self._base_weights:
             self.unmerge()
         if self.active is None:
@@ -198,6 +205,71 @@ class Adapters:
         self._base_modules.clear()
         self._base_biases.clear()
         self.active = None
+
+    @contextmanager
+    def per_sample(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Meanwhile each sample of a batch goes through its own adapter, and through its head: None is the base model.
+
+            with adapters.per_sample(["cats", "birds", "cats", None]):
+                logits = model(images)  # [4, K]
+
+        The result is that of each sample alone with its adapter. Where heads differ in their number of classes, K is
+        the largest, and logits beyond a sample's own classes are -inf: softmax gives them 0. Gradients reach each
+        adapter from its samples alone; all adapters in use are part of `model.parameters()` meanwhile. Layers may get
+        the batch folded with windows in their first dimension, sample by sample, as timm does it.
+
+        Raises:
+            AdapterError: an unknown name, a merged model, trained biases, a layer that can't differ within a batch, or
+                a batch of another size than names.
+        """
+        if self._base_weights:
+            raise AdapterError(f"adapter {self.active!r} is merged into the weights; unmerge first")
+        assignment, back = Assignment.of(names), self.active
+        held = [_Held({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
+        if biased := [name for name, one in zip(assignment.names, held, strict=True) if one.biases]:
+            raise AdapterError(f"adapter {biased[0]!r} trains biases, which can't differ within a batch")
+        self.deactivate()
+        layers = {path: [one.layers.get(path) for one in held] for path in _all(one.layers for one in held)}
+        trained = {path: [one.trained.get(path) for one in held] for path in _all(one.trained for one in held)}
+        trained = {
+            path: [self._module(path) if own is None else own for own in modules] for path, modules in trained.items()
+        }
+        self.model.requires_grad_(False)
+        self._mixing = True
+        try:
+            with mixed(self.model, assignment, layers, trained):
+                yield
+        finally:
+            self._mixing = False
+            if back is not None:
+                self.activate(back)
+
+    def blend(
+        self,
+        name: str,
+        weights: Mapping[str, float],
+        how: str = "svd",
+        rank: int | None = None,
+        head: str | None = None,
+    ) -> dict[str, float]:
+        """Add a weighted sum of adapters as a new one and make it active; see `vislora.lora.algebra.blend`.
+
+        Args:
+            name: a new name.
+            weights: a factor for each adapter, by name.
+            how: "svd", "cat" or "linear".
+            rank: of "svd".
+            head: the adapter whose fully trained modules the new one takes, where they differ.
+
+        Returns:
+            the energy that each layer keeps of the sum, by name.
+        """
+        if head is not None and head not in weights:
+            raise AdapterError(f"head={head!r} is none of the blended adapters {', '.join(weights)}")
+        values = [self.adapter(one) for one in weights]
+        done = blend(values, list(weights.values()), how, rank, None if head is None else list(weights).index(head))
+        self.load(name, done.adapter)
+        return done.energy
 
     def scale(self, name: str, multiplier: float) -> None:
         """Apply an adapter at another strength: 0 is the base model (with the adapter's head), 1 as trained."""
@@ -255,6 +327,10 @@ class Adapters:
                 raise AdapterError(f"{inside[0]} can't be adapted: it is part of {path}, which is trained in full")
         self._held[name] = held
         self.activate(name)
+
+    def _check_unmixed(self) -> None:
+        if self._mixing:
+            raise AdapterError("each sample has its own adapter: leave per_sample before adding or switching adapters")
 
     def _get(self, name: str) -> _Held:
         if name not in self._held:
@@ -367,6 +443,10 @@ class Adapters:
         except RuntimeError as error:
             raise AdapterError(f"the adapter's {path} doesn't fit the model's: {error}") from None
         return module.requires_grad_(True)
+
+
+def _all(dicts: Iterable[Mapping[str, object]]) -> list[str]:
+    return list(dict.fromkeys(key for one in dicts for key in one))
 
 
 def _adapt(layer: nn.Module) -> None:

@@ -1,0 +1,302 @@
+"""A batch in which each sample has its own adapter gives each what it gets alone, forwards and backwards."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vislora.errors import AdapterError
+from vislora.lora import Adapter, Adapters, LoraSettings, LowRankWeights, TargetLayer
+from vislora.targets.timm import find_targets
+
+KINDS = {
+    "lora": LoraSettings(4, 8),
+    "rslora": LoraSettings(3, 6, rslora=True),
+    "dora": LoraSettings(2, 6, dora=True),
+    "pissa": LoraSettings(2, 4, pissa=True),
+}
+
+
+def fill(model: nn.Module) -> None:
+    """Random numbers in everything trainable, as training would leave them."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape))
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    size = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=5, **size).eval()
+
+
+def four_tasks() -> Adapters:
+    """One adapter of each kind, on other projections, with heads of 5, 3 and 8 classes; rslora has none."""
+    model = vit()
+    adapters = Adapters(model)
+    for name, projections, classes in [
+        ("lora", ["qkv", "o"], 5),
+        ("rslora", ["q", "v"], None),
+        ("dora", ["q", "k", "mlp"], 3),
+        ("pissa", ["v", "o"], 8),
+    ]:
+        adapters.deactivate()
+        base = model.head
+        if classes:
+            model.head = nn.Linear(48, classes)
+        adapters.add(name, find_targets(model, projections), KINDS[name], ["head"] if classes else [])
+        fill(model)
+        adapters.deactivate()
+        model.head = base
+    return adapters
+
+
+def alone(adapters: Adapters, names: list, images: Tensor) -> list[Tensor]:
+    outputs = []
+    for name, image in zip(names, images.split(len(images) // len(names)), strict=True):
+        if name is None:
+            adapters.deactivate()
+        else:
+            adapters.activate(name)
+        outputs.append(adapters.model(image))
+    adapters.deactivate()
+    return outputs
+
+
+NAMES = ["dora", "lora", None, "pissa", "dora", "rslora", "lora"]
+
+
+def test_logits_of_a_mixed_batch_are_those_of_each_sample_alone():
+    adapters, images = four_tasks(), torch.randn(7, 3, 32, 32)
+    wanted = alone(adapters, NAMES, images)
+    with adapters.per_sample(NAMES):
+        logits = adapters.model(images)
+    assert logits.shape == (7, 8)
+    for mine, own in zip(logits, wanted, strict=True):
+        classes = own.shape[1]
+        assert torch.allclose(mine[:classes], own[0], atol=1e-5)
+        assert (mine[classes:] == -torch.inf).all()
+    different = {round(float(own[0, 0].detach()), 4) for own in wanted}
+    assert len(different) == 7
+
+
+def test_each_adapter_gets_the_gradients_of_its_own_samples():
+    adapters, images = four_tasks(), torch.randn(7, 3, 32, 32)
+    labels = torch.tensor([2, 4, 0, 7, 1, 3, 0])
+    losses = [
+        F.cross_entropy(own, label[None]) for own, label in zip(alone(adapters, NAMES, images), labels, strict=True)
+    ]
+    held = {name: adapters._held[name] for name in adapters.names}
+    own = {
+        name: [p for low in one.layers.values() for p in low.parameters()]
+        + [p for module in one.trained.values() for p in module.parameters()]
+        for name, one in held.items()
+    }
+    wanted = {
+        name: torch.autograd.grad(
+            sum(loss for loss, its in zip(losses, NAMES, strict=True) if its == name), parameters, retain_graph=True
+        )
+        for name, parameters in own.items()
+    }
+    with adapters.per_sample(NAMES):
+        inside = {id(p) for p in adapters.model.parameters() if p.requires_grad}
+        F.cross_entropy(adapters.model(images), labels, reduction="sum").backward()
+    assert inside == {id(p) for parameters in own.values() for p in parameters}
+    for name, parameters in own.items():
+        for p, grad in zip(parameters, wanted[name], strict=True):
+            assert torch.allclose(p.grad, grad, atol=1e-5, rtol=1e-4)
+    assert all(p.grad is None for p in adapters.model.parameters())  # the base model's
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.spread = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.qkv = nn.Conv2d(8, 12, 1, bias=False)
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.qkv(self.spread(x).tanh()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutions_and_parts_of_them(kind):
+    model, images = Convolutions(), torch.randn(4, 3, 8, 8)
+    adapters = Adapters(model)
+    whole = [TargetLayer("spread"), TargetLayer("fc")]
+    adapters.add("one", [TargetLayer("qkv", ((0, 4), (8, 12))), *whole], KINDS[kind])
+    fill(model)
+    adapters.add("other", [TargetLayer("qkv"), TargetLayer("spread", ((2, 5),))], KINDS["lora"])
+    fill(model)
+    names = ["other", "one", None, "one"]
+    wanted = torch.cat(alone(adapters, names, images))
+    grads = torch.autograd.grad(wanted.square().sum(), list(adapters._held["one"].layers["qkv"].parameters()))
+    with adapters.per_sample(names):
+        found = model(images)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    mine = torch.autograd.grad(found.square().sum(), list(adapters._held["one"].layers["qkv"].parameters()))
+    for one, other in zip(mine, grads, strict=True):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_windows_folded_into_the_batch_belong_to_their_sample(kind):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=4, depths=(1, 2), num_heads=(2, 2), embed_dim=16
+    )
+    model.eval()
+    adapters = Adapters(model)
+    targets = [TargetLayer(name) for name, _ in model.named_modules() if name.endswith((".qkv", "mlp.fc1"))]
+    for name in ("one", "other"):
+        adapters.add(name, targets, KINDS[kind])
+        fill(model)
+    images, names = torch.randn(3, 3, 224, 224), ["other", None, "one"]
+    wanted = torch.cat(alone(adapters, names, images))
+    with adapters.per_sample(names):
+        assert torch.allclose(model(images), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_leaves_the_expectation_and_samples_without_it_alone(kind, dora):
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(6, 5, 1)
+    x = torch.randn(1, 6) if kind == "linear" else torch.randn(1, 6, 1, 1)
+    model = nn.Sequential(layer)
+    adapters = Adapters(model)
+    adapters.add("steady", [TargetLayer("0")], LoraSettings(2, 4))
+    fill(model)
+    adapters.add("dropping", [TargetLayer("0")], LoraSettings(2, 4, dropout=0.4, dora=dora))
+    fill(model)
+    model.eval()
+    wanted = [own.detach() for own in alone(adapters, ["dropping", "steady"], torch.cat([x, x]))]
+    names = ["dropping"] * 20000 + ["steady"] * 10
+    with adapters.per_sample(names):
+        model.train()
+        y = model(x.expand(len(names), *x.shape[1:])).detach()
+        model.eval()
+        assert torch.allclose(model(x.expand(len(names), *x.shape[1:]))[:1], wanted[0], atol=1e-5)
+    assert torch.allclose(y[20000:], wanted[1].expand_as(y[20000:]), atol=1e-5)
+    spread = y[:20000].std(0)
+    assert (spread > 0.05).any()
+    assert ((y[:20000].mean(0) - wanted[0][0]).abs() <= 5 * spread / 20000**0.5 + 1e-4).all()
+
+
+def test_a_mixed_batch_is_what_peft_computes():
+    peft = pytest.importorskip("peft")
+    model, adapters = None, Adapters(mine := Convolutions())
+    for name, rank, alpha in (("one", 2, 6), ("two", 3, 5)):
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["spread", "fc"], init_lora_weights=False)
+        if model is None:
+            model = peft.get_peft_model(Convolutions(), config, name)
+        else:
+            model.add_adapter(name, config)
+        layers = {}
+        for path in ("spread", "fc"):
+            low = model.base_model.model.get_submodule(path)
+            a, b = low.lora_A[name].weight.detach(), low.lora_B[name].weight.detach()
+            layers[path] = LowRankWeights(a, b, rank, alpha, b.shape[0])
+        adapters.load(name, Adapter(layers))
+    images = torch.randn(5, 3, 8, 8)
+    theirs = model.eval()(images, adapter_names=["two", "one", "__base__", "two", "one"])
+    with adapters.per_sample(["two", "one", None, "two", "one"]):
+        assert torch.allclose(mine(images), theirs, atol=1e-5)
+
+
+def test_autocast_computes_the_products_in_bfloat16():
+    adapters, images = four_tasks(), torch.randn(7, 3, 32, 32)
+    with adapters.per_sample(NAMES):
+        exact = adapters.model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = adapters.model(images)
+            assert adapters.model.blocks[0].attn.qkv(torch.randn(7, 5, 48)).dtype == torch.bfloat16
+    own = exact.isfinite()
+    assert (logits - exact)[own].abs().max() < 0.05 * exact[own].abs().max()
+    logits[own].sum().backward()
+
+
+def test_the_model_is_left_as_it_was_and_the_active_adapter_is_back():
+    adapters, images = four_tasks(), torch.randn(2, 3, 32, 32)
+    adapters.activate("dora")
+    model = adapters.model
+    before, modules = model(images), {name: (id(m), type(m)) for name, m in model.named_modules()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with adapters.per_sample(["lora", "pissa"]):
+        model(images)
+    with pytest.raises(RuntimeError, match="stop"), adapters.per_sample(["lora", "pissa"]):
+        raise RuntimeError("stop")
+    assert adapters.active == "dora"
+    assert {name: (id(m), type(m)) for name, m in model.named_modules()} == modules
+    assert torch.equal(model(images), before)
+    after = model.state_dict()
+    assert after.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in after.items())
+
+
+def test_a_scaled_adapter_keeps_its_strength():
+    adapters, images = four_tasks(), torch.randn(2, 3, 32, 32)
+    adapters.scale("dora", 0.3)
+    wanted = alone(adapters, ["dora", "lora"], images)
+    with adapters.per_sample(["dora", "lora"]):
+        assert torch.allclose(adapters.model(images)[0, :3], wanted[0][0], atol=1e-5)
+
+
+def test_mistakes_are_named():
+    adapters, images = four_tasks(), torch.randn(4, 3, 32, 32)
+    model = adapters.model
+    with pytest.raises(AdapterError, match="no adapter named 'fish'"), adapters.per_sample(["lora", "fish"]):
+        pass
+    with adapters.per_sample(["lora", None]):
+        with pytest.raises(AdapterError, match="VisionTransformer gets a batch of 4 for 2 adapter names"):
+            model(images)
+        with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv gets \[3, 5, 48\] for a batch of 2"):
+            model.blocks[0].attn.qkv(torch.randn(3, 5, 48))
+        with pytest.raises(AdapterError, match="leave per_sample before adding or switching"):
+            adapters.activate("dora")
+        with pytest.raises(AdapterError, match="leave per_sample before adding or switching"):
+            adapters.add("new", find_targets(model, ["q"]), KINDS["lora"])
+    assert "new" not in adapters.names
+    adapters.activate("lora")
+    adapters.merge()
+    with pytest.raises(AdapterError, match="merged into the weights; unmerge first"), adapters.per_sample(["lora"]):
+        pass
+    adapters.unmerge()
+    adapters.add("biased", find_targets(model, ["q"]), LoraSettings(2, 4, bias="lora_only"))
+    with pytest.raises(AdapterError, match="'biased' trains biases"), adapters.per_sample(["biased", "lora"]):
+        pass
+    assert torch.isfinite(model(images)).all()
+
+
+def test_blending_adds_an_adapter_that_acts_like_the_weighted_sum():
+    model, images = Convolutions(), torch.randn(4, 3, 8, 8)
+    base = {name: model.get_submodule(name).weight.clone() for name in ("spread", "fc")}
+    adapters, deltas = Adapters(model), {}
+    for name, rank in (("one", 2), ("two", 3)):
+        adapters.add(name, [TargetLayer("spread"), TargetLayer("fc")], LoraSettings(rank, 4))
+        fill(model)
+        adapters.merge()
+        deltas[name] = {path: model.get_submodule(path).weight - weight for path, weight in base.items()}
+        adapters.unmerge()
+    energy = adapters.blend("both", {"one": 0.7, "two": -0.2}, how="cat")
+    assert adapters.active == "both"
+    assert energy == {"spread": 1.0, "fc": 1.0}
+    wanted = Convolutions()
+    with torch.no_grad():
+        for path in base:
+            wanted.get_submodule(path).weight.add_(0.7 * deltas["one"][path] - 0.2 * deltas["two"][path])
+    assert torch.allclose(model(images), wanted(images), atol=1e-5)
+    assert all(share < 1 for share in adapters.blend("small", {"one": 0.7, "two": -0.2}, "svd", rank=1).values())
+    with pytest.raises(AdapterError, match="head='three' is none of the blended"):
+        adapters.blend("more", {"one": 1, "two": 1}, head="three")
+
+
+def test_a_blend_takes_the_head_that_is_named():
+    adapters = four_tasks()
+    with pytest.raises(AdapterError, match="different fully trained modules"):
+        adapters.blend("both", {"lora": 0.5, "pissa": 0.5})
+    adapters.blend("both", {"lora": 0.5, "pissa": 0.5}, head="pissa")
+    assert adapters.model(torch.randn(2, 3, 32, 32)).shape == (2, 8)

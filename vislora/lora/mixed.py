@@ -1,0 +1,286 @@
+"""Many adapters in one batch: each sample goes through its own.
+
+The frozen product is one for the whole batch. The low-rank ones are batched products over the samples, with every
+sample's A and B gathered from the adapters in use; so their number doesn't grow with that of the adapters. A sample
+without an adapter gets zeros. Fully trained modules (heads) run once for each adapter, on its samples.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vislora.errors import AdapterError
+from vislora.lora.dora import row_gain
+from vislora.lora.layers import LowRank, _compute_dtype, _padding, _without_autocast
+from vislora.lora.reads import adapted_weight, frozen_weight
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which adapter each of B samples goes through: `index` [B] counts `names`, None among them for the base model."""
+
+    names: tuple[str | None, ...]
+    index: tuple[int, ...]
+
+    @staticmethod
+    def of(samples: Sequence[str | None]) -> "Assignment":
+        names = tuple(dict.fromkeys(samples))
+        return Assignment(names, tuple(names.index(name) for name in samples))
+
+    def check(self, model: nn.Module, args: tuple) -> None:
+        """A forward pre-hook: the model's first argument is a batch of as many samples."""
+        if args and isinstance(args[0], Tensor) and args[0].shape[0] != len(self.index):
+            raise AdapterError(
+                f"{type(model).__name__} gets a batch of {args[0].shape[0]} for {len(self.index)} adapter names; "
+                "give one name, or None, per sample"
+            )
+
+    def rows(self, x: Tensor, what: str) -> Tensor:
+        """The index of every row of x [B * n, …], whose rows belong to the samples n by n (windows), on its device."""
+        count = len(self.index)
+        if x.shape[0] == 0 or x.shape[0] % count:
+            raise AdapterError(
+                f"{what} gets {list(x.shape)} for a batch of {count}; one adapter per sample needs the samples, each "
+                "as one row or as equally many, in the first dimension"
+            )
+        return torch.tensor(self.index, device=x.device).repeat_interleave(x.shape[0] // count)
+
+
+@contextmanager
+def mixed(
+    model: nn.Module,
+    assignment: Assignment,
+    layers: Mapping[str, Sequence[LowRank | None]],
+    trained: Mapping[str, Sequence[nn.Module]],
+) -> Iterator[None]:
+    """Meanwhile the model takes batches of the assignment's samples, each through its own adapter.
+
+    Args:
+        model: without an active adapter.
+        assignment: of the samples to adapters.
+        layers: pairs by the name of the adapted layer, one for each of the assignment's names.
+        trained: modules by name, likewise.
+
+    Raises:
+        AdapterError: a layer that can't differ within a batch, or a batch of another size.
+    """
+    if odd := [path for path in layers if type(model.get_submodule(path)) not in _MIXED]:
+        kind = type(model.get_submodule(odd[0])).__name__
+        raise AdapterError(
+            f"{', '.join(odd)} ({kind}) can't have an adapter for each sample; only Linear and Conv2d can"
+        )
+    bases = {path: model.get_submodule(path) for path in [*layers, *trained]}
+    handle = model.register_forward_pre_hook(assignment.check)
+    for path, held in layers.items():
+        layer = bases[path]
+        layer.lora = MixedLowRank(assignment, held, path).to(frozen_weight(layer).device).train(layer.training)
+        layer.__class__ = _MIXED[type(layer)]
+    for path, modules in trained.items():
+        device = next(bases[path].parameters()).device
+        _replace(model, path, MixedModule(assignment, modules, path).to(device).train(bases[path].training))
+    try:
+        yield
+    finally:
+        handle.remove()
+        for path in layers:
+            layer = bases[path]
+            layer.__class__ = _PLAIN[type(layer)]
+            del layer.lora
+        for path in trained:
+            _replace(model, path, bases[path])
+
+
+class MixedLowRank(nn.Module):
+    """The pairs of one layer in all adapters of an assignment."""
+
+    dropout = 0.0  # on a weight that is read as a whole, which `merged` refuses anyway
+
+    def __init__(self, assignment: Assignment, held: Sequence[LowRank | None], path: str) -> None:
+        super().__init__()
+        self.assignment, self.path = assignment, path
+        self.held = nn.ModuleList([low for low in held if low is not None])
+        found = iter(self.held)
+        self._by_name = [None if low is None else next(found) for low in held]
+
+    def stacked(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A [G, R, in, …] and s B [G, out, R] of all G adapters, with zeros up to the largest R of a pair's stack."""
+        out = weight.shape[0]
+        acting = [None if low is None else (low.acting()[0], low.wide_B(out) * low.scale) for low in self._by_name]
+        width = max(a.shape[0] for a, _ in filter(None, acting))
+        first = next(a for a, _ in filter(None, acting))
+        none = first.new_zeros(width, *first.shape[1:]), first.new_zeros(out, width)
+        pairs = [none if pair is None else _widened(*pair, width) for pair in acting]
+        return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+
+    def gains(self, weight: Tensor) -> Tensor | None:
+        """DoRA's factor on every output row, [G, out], 1 in adapters without it; None where none has it."""
+        if all(low is None or low.magnitude is None for low in self._by_name):
+            return None
+        ones = torch.ones(weight.shape[0], device=weight.device)
+        return torch.stack(
+            [ones if low is None or low.magnitude is None else row_gain(low, weight) for low in self._by_name]
+        )
+
+    def dropped(self, x: Tensor, index: Tensor) -> Tensor:
+        """x [B, …] with each sample's own dropout."""
+        rates = torch.tensor([0.0 if low is None else low.dropout for low in self._by_name], device=x.device)
+        keep = 1.0 - rates[index].view(-1, *[1] * (x.dim() - 1))
+        return x * ((torch.rand(x.shape, device=x.device) < keep) / keep).to(x.dtype)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        raise AdapterError(
+            f"the weight of {self.path} is read as a whole, which can't be another one for each sample; "
+            "leave that layer out of the adapters, or run their samples apart"
+        )
+
+    def drops(self) -> bool:
+        return self.training and any(low.dropout for low in self.held)
+
+
+class MixedLinear(nn.Linear):
+    """A Linear with another low-rank update for each sample; made by `Adapters.per_sample`, never constructed."""
+
+    lora: MixedLowRank
+    weight = property(adapted_weight)  # a model may hand it to F.linear
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [B, …, in], or [B * windows, …, in] -> […, out]."""
+        x, mixed, weight = input, self.lora, frozen_weight(self)
+        dtype = _compute_dtype(x, weight)
+        mixed.assignment.rows(x, mixed.path)  # or an error
+        index = torch.tensor(mixed.assignment.index, device=x.device)
+        a, b = (matrix[index] for matrix in mixed.stacked(weight))
+        gains = mixed.gains(weight)
+        own = x.reshape(len(index), -1, x.shape[-1])  # a sample's windows lie behind one another
+        bias = self.bias if gains is None else None
+        if mixed.drops():
+            y = _spelled_out(mixed, own, weight, a, b, None if gains is None else gains[index], dtype)
+            y = y if self.bias is None else y + self.bias.to(dtype)
+        else:
+            y = _MixedProduct.apply(own, weight, bias, a, b, dtype)
+            if gains is not None:
+                y = y * gains[index][:, None].to(dtype)
+                y = y if self.bias is None else y + self.bias.to(dtype)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class MixedConv2d(nn.Conv2d):
+    """The same for an ungrouped Conv2d: one convolution by all adapters' A, of which each sample takes its own."""
+
+    lora: MixedLowRank
+    weight = property(adapted_weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [B, in, H, W], or [B * windows, in, H, W] -> […, out, H', W']."""
+        mixed, weight = self.lora, frozen_weight(self)
+        dtype = _compute_dtype(input, weight)
+        index = mixed.assignment.rows(input, mixed.path)
+        a, b = mixed.stacked(weight)
+        gains = mixed.gains(weight)
+        with _without_autocast(input.device.type):
+            x = input.to(dtype)
+            dropped = mixed.dropped(x, index) if mixed.drops() else x
+            y = self._frozen(x)
+            h = self._project(dropped, a.flatten(0, 1).to(dtype)).unflatten(1, a.shape[:2])
+            update = torch.bmm(b[index].to(dtype), h[torch.arange(len(x), device=x.device), index].flatten(2))
+            update = update.view_as(y)
+            if gains is None:
+                y = y + update
+            else:
+                gain = gains[index][:, :, None, None].to(dtype)
+                y = y + (gain - 1) * (y if dropped is x else self._frozen(dropped)) + gain * update
+            return y if self.bias is None else y + self.bias.to(dtype)[:, None, None]
+
+    def _frozen(self, x: Tensor) -> Tensor:
+        return self._project(x, frozen_weight(self).to(x.dtype))
+
+    def _project(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, self.stride, _padding(self), self.dilation)
+
+
+class MixedModule(nn.Module):
+    """A fully trained module, another one for each adapter; the base model's for samples whose adapter has none."""
+
+    def __init__(self, assignment: Assignment, modules: Sequence[nn.Module], path: str) -> None:
+        super().__init__()
+        self.assignment, self.path = assignment, path
+        self.each = nn.ModuleList(modules)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [B, …], or [B * windows, …]. Logits [B, K] have the widest head's K, -inf beyond a sample's own."""
+        index = self.assignment.rows(input, self.path)
+        order, parts = index.argsort(stable=True), []
+        for group, module in enumerate(self.each):
+            parts.append(module(input[index == group]))
+        if len({part.shape[1:] for part in parts}) > 1:
+            if any(part.dim() != 2 for part in parts):
+                shapes = [list(part.shape) for part in parts]
+                raise AdapterError(
+                    f"{self.path} answers with {shapes} in the adapters of one batch; only logits may differ"
+                )
+            width = max(part.shape[1] for part in parts)
+            parts = [F.pad(part, (0, width - part.shape[1]), value=-torch.inf) for part in parts]
+        return torch.cat(parts)[order.argsort()]
+
+
+_MIXED = {nn.Linear: MixedLinear, nn.Conv2d: MixedConv2d}
+_PLAIN = {mixed: plain for plain, mixed in _MIXED.items()}
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _widened(a: Tensor, b: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    missing = width - a.shape[0]
+    if not missing:
+        return a, b
+    return F.pad(a, (*(0, 0) * (a.dim() - 1), 0, missing)), F.pad(b, (0, missing))
+
+
+def _spelled_out(
+    mixed: MixedLowRank, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, gain: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The formula with dropout, by autograd, without bias: W0 x + (g - 1) W0 dropout(x) + g s B A dropout(x)."""
+    with _without_autocast(x.device.type):
+        x, w = x.to(dtype), weight.to(dtype)
+        dropped = mixed.dropped(x, torch.tensor(mixed.assignment.index, device=x.device))
+        y, update = F.linear(x, w), dropped @ a.to(dtype).mT @ b.to(dtype).mT
+        if gain is None:
+            return y + update
+        gain = gain[:, None].to(dtype)
+        return y + (gain - 1) * F.linear(dropped, w) + gain * update
+
+
+class _MixedProduct(torch.autograd.Function):
+    """y_i = x_i W0^T + b + (x_i A_i^T) B_i^T for x [B, n, in], A [B, R, in], B [B, out, R]; short sides written first,
+    as in `_FusedLinear`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, dtype):
+        with _without_autocast(x.device.type):
+            x_c, w, b_c = x.to(dtype), weight.to(dtype), b.to(dtype)
+            y = F.linear(x_c, w, None if bias is None else bias.to(dtype))
+            h_t = torch.bmm(a.to(dtype), x_c.mT)
+            y.baddbmm_(h_t.mT, b_c.mT)
+        ctx.save_for_backward(x_c, w, a, b, h_t)
+        ctx.x_dtype, ctx.dtype = x.dtype, dtype
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, w, a, b, h_t = ctx.saved_tensors
+        with _without_autocast(x.device.type):
+            dy = dy.to(ctx.dtype)
+            dh_t = torch.bmm(b.to(ctx.dtype).mT, dy.mT)
+            da, db = torch.bmm(dh_t, x).to(a.dtype), torch.bmm(h_t, dy).mT.to(b.dtype)
+            dx = None
+            if ctx.needs_input_grad[0]:
+                dx = (dy @ w).baddbmm_(dh_t.mT, a.to(ctx.dtype)).to(ctx.x_dtype)
+        return dx, None, None, da, db, None
