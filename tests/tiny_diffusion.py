@@ -1,13 +1,15 @@
 """Diffusers and transformers models with random weights, as small as their classes allow, and pipelines of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
+
+from vislora.lora import Adapter, LowRankWeights
 
 WIDTH = 16  # of the text encoders
 
@@ -109,6 +111,32 @@ def draw(pipe: diffusers.DiffusionPipeline, **arguments) -> Tensor:
     settings = {"num_inference_steps": 2, "guidance_scale": 4.0, "height": 16, "width": 16, "output_type": "np"}
     noise = torch.Generator().manual_seed(1)
     return torch.from_numpy(pipe("a blue jay", generator=noise, **settings | arguments).images)
+
+
+def trained(
+    pipe: diffusers.DiffusionPipeline,
+    pick: Callable[[str], bool] = lambda name: name.endswith(("to_q", "to_v", "to_out.0", "q_proj", "v_proj")),
+    rank: Callable[[str], int] = lambda name: 3,
+    alpha: Callable[[str], float] = lambda name: 6.0,
+    components: Sequence[str] = ("unet", "text_encoder", "text_encoder_2"),
+) -> Adapter:
+    """An adapter of the pipeline as training might leave it, on the layers whose names `pick` likes."""
+    draws = torch.Generator().manual_seed(3)
+    layers = {}
+    for component in components:
+        for module, layer in getattr(pipe, component, nn.Identity()).named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and pick(f"{component}.{module}"):
+                name, weight = f"{component}.{module}", layer.weight
+                r, ones = rank(name), [1] * (weight.dim() - 2)
+                a = torch.randn(r, *weight.shape[1:], generator=draws) / weight[0].numel() ** 0.5
+                b = 0.5 * torch.randn(weight.shape[0], r, *ones, generator=draws) / r**0.5
+                layers[name] = LowRankWeights(a, b, r, alpha(name), weight.shape[0])
+    return Adapter(layers)
+
+
+def delta(weights: LowRankWeights) -> Tensor:
+    """s B A of a layer with one pair over all rows, [out, in * kernel]."""
+    return weights.scale * weights.lora_B.flatten(1) @ weights.lora_A.flatten(1)
 
 
 def _vae() -> nn.Module:

@@ -74,9 +74,7 @@ def read_kohya(path: Path) -> Adapter:
         try:
             name = from_kohya(key)
         except AdapterError as error:
-            raise AdapterError(
-                f"{path}: {error}; only Stable Diffusion 1, 2 and XL can be read in this format"
-            ) from None
+            raise AdapterError(f"{path}: {error}; in this format Stable Diffusion 1, 2 and XL can be read") from None
         alpha = float(parts["alpha"]) if "alpha" in parts else None
         layers[name] = layer(key, parts.get("down"), parts.get("up"), alpha, path)
     if not layers:

@@ -1,0 +1,89 @@
+"""read_adapter knows each format by its content; write_adapter writes each, and PEFT opens its folders."""
+
+import pytest
+import tiny_diffusion as tiny
+import torch
+from safetensors.torch import save_file
+
+from vislora.errors import AdapterError
+from vislora.formats.detect import FORMATS, read_adapter, write_adapter
+from vislora.formats.peft import TENSORS, write_peft
+from vislora.lora import Adapter, LowRankWeights
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return tiny.stable_diffusion(tmp_path_factory.mktemp("pipe"))
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_format_is_known_by_content_and_keeps_the_function(pipe, tmp_path, to):
+    adapter = tiny.trained(pipe)
+    written = write_adapter(adapter, to, tmp_path / "adapter")
+    moved = written.rename(tmp_path / f"any_name{written.suffix}")
+    back = {name.replace(".text_model", ""): w for name, w in read_adapter(moved).layers.items()}
+    assert back.keys() == adapter.layers.keys()
+    for name, weights in adapter.layers.items():
+        assert torch.allclose(tiny.delta(back[name]), tiny.delta(weights), rtol=1e-5, atol=1e-7)
+
+
+def test_peft_opens_the_folder_of_each_component(pipe, tmp_path):
+    peft = pytest.importorskip("peft")
+    write_adapter(tiny.trained(pipe), "peft", tmp_path)
+    noise, steps, text = torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, tiny.WIDTH)
+    with torch.no_grad():
+        plain = pipe.unet(noise, steps, text).sample
+        opened = peft.PeftModel.from_pretrained(tiny.unet(), str(tmp_path / "unet"))(noise, steps, text).sample
+        weights = tiny.unet()
+        for name, low in tiny.trained(pipe, components=["unet"]).layers.items():
+            layer = weights.get_submodule(name.removeprefix("unet."))
+            layer.weight += tiny.delta(low).view(layer.weight.shape)
+        assert (opened - plain).abs().max() > 1e-3
+        assert torch.allclose(opened, weights(noise, steps, text).sample, atol=1e-5)
+
+
+def test_folder_with_one_file_of_any_format_is_read(pipe, tmp_path):
+    write_adapter(tiny.trained(pipe), "kohya", tmp_path / "style")
+    assert read_adapter(tmp_path / "style").layers
+    write_adapter(tiny.trained(pipe), "diffusers", tmp_path / "other")
+    assert read_adapter(str(tmp_path / "other")).layers
+
+
+def test_tensors_of_a_peft_folder_are_read_with_the_settings_beside_them(tmp_path):
+    adapter = Adapter({"blocks.0.qkv": LowRankWeights(torch.ones(2, 4), torch.ones(6, 2), 2, 3.0, 6)})
+    write_peft(adapter, tmp_path)
+    assert read_adapter(tmp_path / TENSORS).equals(adapter)
+    (tmp_path / TENSORS).rename(tmp_path / "alone.safetensors")
+    with pytest.raises(
+        AdapterError, match=r"is part of a PEFT folder, and adapter_config.json isn't beside it"
+    ):
+        read_adapter(tmp_path / "alone.safetensors")
+
+
+def test_peft_folders_of_two_adapters_are_not_mixed(pipe, tmp_path):
+    write_adapter(tiny.trained(pipe), "peft", tmp_path)
+    with pytest.raises(AdapterError, match="holds text_encoder of another adapter; choose another folder"):
+        write_adapter(tiny.trained(pipe, components=["unet"]), "peft", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.bin", "model.ckpt", "model.pth"])
+def test_pickles_are_refused_unopened(tmp_path, name):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(AdapterError, match="is a pickle, which can run any code when it is opened"):
+        read_adapter(tmp_path / name)
+
+
+def test_what_is_no_adapter_is_told(tmp_path):
+    with pytest.raises(AdapterError, match=r"isn't there; an adapter is a .safetensors file, or a folder"):
+        read_adapter(tmp_path / "nothing.safetensors")
+    with pytest.raises(AdapterError, match="holds none of the files of an adapter"):
+        read_adapter(tmp_path)
+    for name in "ab":
+        save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(AdapterError, match=r"holds 2 .safetensors files; name one"):
+        read_adapter(tmp_path)
+    with pytest.raises(AdapterError, match=r"a.safetensors: 'x': its meaning isn't known"):
+        read_adapter(tmp_path / "a.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"junk")
+    with pytest.raises(AdapterError, match=r"broken.safetensors can't be read as safetensors"):
+        read_adapter(tmp_path / "broken.safetensors")

@@ -1,0 +1,239 @@
+"""Adapters in pipelines draw the images that diffusers draws with PEFT, and come out without a trace."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_diffusion as tiny
+import torch
+from torch import Tensor, nn
+
+import vislora
+from vislora.errors import AdapterError
+from vislora.formats.detect import write_adapter
+from vislora.lora import Adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+PIPELINES: dict[str, Callable[[Path], Any]] = {"sd": tiny.stable_diffusion, "sdxl": tiny.stable_diffusion_xl}
+STEP = 1 / 255
+
+
+def everything(name: str) -> bool:
+    """The projections of attention and text, feed-forward layers, proj_in, residual convolutions."""
+    ends = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    return name.endswith((*ends, "ff.net.0.proj", "ff.net.2", "proj_in", "conv1"))
+
+
+@pytest.fixture(params=PIPELINES)
+def pipe(request, tmp_path) -> Any:
+    return PIPELINES[request.param](tmp_path / "tokenizer")
+
+
+@pytest.fixture
+def sd(tmp_path) -> Any:
+    return tiny.stable_diffusion(tmp_path / "tokenizer")
+
+
+def drawn_by_diffusers(pipe: Any, file: Path, scale: float) -> Tensor:
+    pytest.importorskip("peft")
+    pipe = copy.deepcopy(pipe)
+    pipe.load_lora_weights(str(file))
+    pipe.set_adapters(pipe.get_active_adapters(), [scale])
+    return tiny.draw(pipe)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("to", ["diffusers", "kohya"])
+def test_images_are_those_that_diffusers_draws(pipe, tmp_path, to, scale):
+    adapter = tiny.trained(pipe, everything)
+    file = write_adapter(adapter, to, tmp_path / "style.safetensors")
+    plain, theirs = tiny.draw(pipe), drawn_by_diffusers(pipe, file, scale)
+    vislora.apply(pipe, file, scale=scale)
+    ours = tiny.draw(pipe)
+    vislora.unapply(pipe)
+    vislora.apply(pipe, adapter, scale=scale)
+    assert (ours - plain).abs().max() > 20 * STEP
+    assert (ours - theirs).abs().max() <= STEP
+    assert (tiny.draw(pipe) - theirs).abs().max() <= STEP
+
+
+def test_mixed_ranks_and_scales_give_the_images_that_diffusers_draws(pipe, tmp_path):
+    adapter = tiny.trained(pipe, everything, lambda name: 1 + len(name) % 3, lambda name: 0.5 + 0.7 * (len(name) % 4))
+    for to in ("diffusers", "kohya"):
+        file = write_adapter(adapter, to, tmp_path / f"{to}.safetensors")
+        vislora.apply(pipe, file)
+        ours = tiny.draw(pipe)
+        vislora.unapply(pipe)
+        assert (ours - drawn_by_diffusers(pipe, file, 1.0)).abs().max() <= STEP
+
+
+# --- In and out -------------------------------------------------------------------------------------------------------
+
+
+def traces(pipe: Any) -> dict[str, Any]:
+    """What could tell that something was there: module objects, their classes and attributes, parameters, flags."""
+    found: dict[str, Any] = {}
+    for component, model in pipe.components.items():
+        if isinstance(model, nn.Module):
+            for name, module in model.named_modules():
+                found[f"{component}.{name}"] = (id(module), type(module), module.training, sorted(vars(module)))
+            for name, parameter in model.named_parameters():
+                found[f"{component}.{name} "] = (id(parameter), parameter.requires_grad, parameter.detach().clone())
+    return found
+
+
+def test_unapply_leaves_the_pipeline_bit_for_bit_as_it_was(pipe):
+    pipe.unet.conv_in.requires_grad_(False)
+    image = tiny.draw(pipe)
+    before = traces(pipe)
+    applied = vislora.apply(pipe, tiny.trained(pipe, everything), scale=0.7)
+    tiny.draw(pipe)
+    applied.swap(tiny.trained(pipe), scale=2.0)
+    vislora.unapply(pipe)
+    after = traces(pipe)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value[:2] == after[name][:2], name
+        same = torch.equal(value[2], after[name][2]) if isinstance(value[2], Tensor) else value == after[name]
+        assert same, name
+    assert torch.equal(tiny.draw(pipe), image)
+
+
+def test_scale_0_is_the_base_model_and_another_scale_acts_at_once(sd):
+    plain = tiny.draw(sd)
+    applied = vislora.apply(sd, tiny.trained(sd), scale=0.0)
+    assert torch.equal(tiny.draw(sd), plain)
+    applied.scale = 1.0
+    full = tiny.draw(sd)
+    applied.scale = 0.5
+    assert applied.scale == 0.5
+    assert not torch.equal(tiny.draw(sd), full)
+    applied.scale = 1.0
+    assert torch.equal(tiny.draw(sd), full)
+
+
+def test_swapped_adapter_draws_as_if_it_had_been_applied_first(sd):
+    first, second = tiny.trained(sd), tiny.trained(sd, everything, components=["unet"])
+    vislora.apply(sd, second, scale=0.8)
+    wanted = tiny.draw(sd)
+    vislora.unapply(sd)
+    applied = vislora.apply(sd, first)
+    applied.swap(second, scale=0.8)
+    assert torch.equal(tiny.draw(sd), wanted)
+
+
+def test_adapter_that_does_not_fit_leaves_the_old_one_at_work(sd):
+    applied = vislora.apply(sd, tiny.trained(sd), scale=0.6)
+    before = tiny.draw(sd)
+    foreign = {name.replace("mid_block", "middle_block"): w for name, w in tiny.trained(sd).layers.items()}
+    with pytest.raises(AdapterError, match="this pipeline has no module"):
+        applied.swap(Adapter(foreign))
+    assert applied.scale == 0.6
+    assert torch.equal(tiny.draw(sd), before)
+
+
+def test_adapter_that_does_not_fit_leaves_no_trace(sd, tmp_path):
+    xl = tiny.stable_diffusion_xl(tmp_path / "xl")
+    before = traces(sd)
+    with pytest.raises(AdapterError, match="layers for text_encoder_2, which StableDiffusionPipeline doesn't have"):
+        vislora.apply(sd, tiny.trained(xl, components=["text_encoder_2"]))
+    with pytest.raises(AdapterError, match="this pipeline has no module|has shape"):
+        vislora.apply(sd, tiny.trained(xl, components=["unet"]))
+    assert {name: value[:2] for name, value in traces(sd).items()} == {name: v[:2] for name, v in before.items()}
+    with pytest.raises(AdapterError, match="no adapter that apply put in"):
+        vislora.unapply(sd)
+
+
+def test_second_apply_is_refused(sd):
+    vislora.apply(sd, tiny.trained(sd))
+    with pytest.raises(AdapterError, match="has an adapter already; swap it, or unapply it first"):
+        vislora.apply(sd, tiny.trained(sd))
+
+
+# --- Several at once --------------------------------------------------------------------------------------------------
+
+
+def merged_by_hand(pipe: Any, parts: list[tuple[Adapter, float]]) -> Tensor:
+    pipe = copy.deepcopy(pipe)
+    with torch.no_grad():
+        for adapter, factor in parts:
+            for name, weights in adapter.layers.items():
+                component, _, module = name.partition(".")
+                weight = getattr(pipe, component).get_submodule(module).weight
+                weight += factor * tiny.delta(weights).view(weight.shape)
+    return tiny.draw(pipe)
+
+
+def test_several_adapters_act_as_the_weighted_sum_of_their_updates(pipe, tmp_path):
+    one = tiny.trained(pipe, rank=lambda name: 2)
+    other = tiny.trained(pipe, everything, alpha=lambda name: 1.0, components=["unet"])
+    file = write_adapter(one, "kohya", tmp_path / "one.safetensors")
+    applied = vislora.apply(pipe, [file, other], weights=[0.7, -0.4])
+    blended = tiny.draw(pipe)
+    applied.scale = 0.5
+    half = tiny.draw(pipe)
+    vislora.unapply(pipe)
+    assert (blended - merged_by_hand(pipe, [(one, 0.7), (other, -0.4)])).abs().max() <= STEP
+    assert (half - merged_by_hand(pipe, [(one, 0.35), (other, -0.2)])).abs().max() <= STEP
+
+
+def test_weights_belong_to_several_adapters(sd):
+    with pytest.raises(AdapterError, match="weights are for several adapters; give one adapter a scale"):
+        vislora.apply(sd, tiny.trained(sd), weights=[0.5])
+
+
+# --- Pipelines in other states ----------------------------------------------------------------------------------------
+
+
+def test_adapter_of_a_bare_unet_acts_in_the_pipeline(sd, tmp_path):
+    adapter = tiny.trained(sd, components=["unet"])
+    vislora.apply(sd, adapter)
+    wanted = tiny.draw(sd)
+    vislora.unapply(sd)
+    vislora.apply(sd, write_adapter(adapter, "peft", tmp_path / "adapter") / "unet")
+    assert torch.equal(tiny.draw(sd), wanted)
+
+
+def test_matrices_of_a_linear_layer_fit_a_convolution_of_one_pixel(sd):
+    adapter = tiny.trained(sd, lambda name: name.endswith("proj_in"), components=["unet"])
+    vislora.apply(sd, adapter)
+    wanted = tiny.draw(sd)
+    vislora.unapply(sd)
+    flat = {
+        name: type(w)(w.lora_A.flatten(1), w.lora_B.flatten(1), w.rank, w.alpha, w.out)
+        for name, w in adapter.layers.items()
+    }
+    vislora.apply(sd, Adapter(flat))
+    assert torch.equal(tiny.draw(sd), wanted)
+
+
+def test_fused_projections_are_refused_rather_than_left_dead(sd):
+    sd.fuse_qkv_projections()
+    with pytest.raises(AdapterError, match="isn't used while projections are fused; call unfuse_qkv_projections"):
+        vislora.apply(sd, tiny.trained(sd))
+    sd.unfuse_qkv_projections()
+    plain = tiny.draw(sd)
+    vislora.apply(sd, tiny.trained(sd))
+    assert not torch.equal(tiny.draw(sd), plain)
+
+
+def test_layers_whose_forward_is_hidden_are_refused(sd):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    layer = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    add_hook_to_module(layer, ModelHook())  # as sequential offload does with every layer
+    with pytest.raises(AdapterError, match=r"attn1.to_q has a forward of its own, as sequential and group offloading"):
+        vislora.apply(sd, tiny.trained(sd))
+
+
+def test_component_with_a_hook_as_model_offload_puts_it_draws_the_same(sd):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    vislora.apply(sd, tiny.trained(sd))
+    wanted = tiny.draw(sd)
+    vislora.unapply(sd)
+    add_hook_to_module(sd.unet, ModelHook())
+    vislora.apply(sd, tiny.trained(sd))
+    assert torch.equal(tiny.draw(sd), wanted)
