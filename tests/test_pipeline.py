@@ -139,7 +139,7 @@ def test_adapter_that_does_not_fit_leaves_no_trace(sd, tmp_path):
     before = traces(sd)
     with pytest.raises(AdapterError, match="layers for text_encoder_2, which StableDiffusionPipeline doesn't have"):
         vislora.apply(sd, tiny.trained(xl, components=["text_encoder_2"]))
-    with pytest.raises(AdapterError, match="this pipeline has no module|has shape"):
+    with pytest.raises(AdapterError, match=r"this pipeline has no module|has shape"):
         vislora.apply(sd, tiny.trained(xl, components=["unet"]))
     assert {name: value[:2] for name, value in traces(sd).items()} == {name: v[:2] for name, v in before.items()}
     with pytest.raises(AdapterError, match="no adapter that apply put in"):

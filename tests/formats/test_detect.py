@@ -54,9 +54,7 @@ def test_tensors_of_a_peft_folder_are_read_with_the_settings_beside_them(tmp_pat
     write_peft(adapter, tmp_path)
     assert read_adapter(tmp_path / TENSORS).equals(adapter)
     (tmp_path / TENSORS).rename(tmp_path / "alone.safetensors")
-    with pytest.raises(
-        AdapterError, match=r"is part of a PEFT folder, and adapter_config.json isn't beside it"
-    ):
+    with pytest.raises(AdapterError, match=r"is part of a PEFT folder, and adapter_config.json isn't beside it"):
         read_adapter(tmp_path / "alone.safetensors")
 
 

@@ -107,7 +107,7 @@ def test_adapter_of_a_bare_unet_is_written_as_the_pipelines(pipe, tmp_path):
 
 def test_modules_trained_in_full_cannot_be_written(pipe, tmp_path):
     adapter = replace(tiny.trained(pipe), trained={"unet.conv_in": {"weight": torch.ones(1)}})
-    with pytest.raises(AdapterError, match="no place for modules trained in full: unet.conv_in"):
+    with pytest.raises(AdapterError, match=r"no place for modules trained in full: unet.conv_in"):
         write_diffusers(adapter, tmp_path)
 
 

@@ -205,5 +205,5 @@ def test_transformers_cannot_be_written(tmp_path):
 
 def test_modules_trained_in_full_cannot_be_written(sd, tmp_path):
     adapter = replace(tiny.trained(sd), trained={"unet.conv_in": {"weight": torch.ones(1)}})
-    with pytest.raises(AdapterError, match="no place for modules trained in full: unet.conv_in"):
+    with pytest.raises(AdapterError, match=r"no place for modules trained in full: unet.conv_in"):
         write_kohya(adapter, tmp_path)
