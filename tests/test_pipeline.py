@@ -69,6 +69,19 @@ def test_mixed_ranks_and_scales_give_the_images_that_diffusers_draws(pipe, tmp_p
         assert (ours - drawn_by_diffusers(pipe, file, 1.0)).abs().max() <= STEP
 
 
+def test_dora_gives_the_images_that_diffusers_draws(sd, tmp_path):
+    plain = tiny.draw(sd)
+    vislora.apply(sd, tiny.trained(sd, everything))
+    without = tiny.draw(sd)
+    vislora.unapply(sd)
+    file = write_adapter(tiny.trained(sd, everything, dora=True), "diffusers", tmp_path)
+    theirs = drawn_by_diffusers(sd, file, 1.0)
+    vislora.apply(sd, file)
+    ours = tiny.draw(sd)
+    assert min((ours - other).abs().max() for other in (plain, without)) > 5 * STEP
+    assert (ours - theirs).abs().max() <= STEP
+
+
 # --- In and out -------------------------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,7 @@ def trained(
     rank: Callable[[str], int] = lambda name: 3,
     alpha: Callable[[str], float] = lambda name: 6.0,
     components: Sequence[str] = ("unet", "text_encoder", "text_encoder_2"),
+    dora: bool = False,
 ) -> Adapter:
     """An adapter of the pipeline as training might leave it, on the layers whose names `pick` likes."""
     draws = torch.Generator().manual_seed(3)
@@ -130,7 +131,9 @@ def trained(
                 r, ones = rank(name), [1] * (weight.dim() - 2)
                 a = torch.randn(r, *weight.shape[1:], generator=draws) / weight[0].numel() ** 0.5
                 b = 0.5 * torch.randn(weight.shape[0], r, *ones, generator=draws) / r**0.5
-                layers[name] = LowRankWeights(a, b, r, alpha(name), weight.shape[0])
+                lengths = weight.detach().flatten(1).norm(dim=1)
+                magnitude = lengths * (1 + 0.2 * torch.randn(len(lengths), generator=draws)) if dora else None
+                layers[name] = LowRankWeights(a, b, r, alpha(name), weight.shape[0], magnitude=magnitude)
     return Adapter(layers)
 
 

@@ -14,6 +14,7 @@ from vislora.errors import AdapterError
 from vislora.formats.components import COMPONENTS, named_by_component
 from vislora.formats.detect import read_adapter
 from vislora.lora import Adapter, Adapters, LowRankWeights, frozen_weight
+from vislora.lora.algebra import blend
 from vislora.targets.diffusers import FUSED, is_fused
 
 Source = str | Path | Adapter
@@ -102,7 +103,9 @@ class Applied:
         for name, weights in adapter.layers.items():
             here = self._name(name)
             layers[here] = _shaped(weights, frozen_weight(_reachable(self._models, here)))
-        return replace(adapter, layers=layers, trained={self._name(n): state for n, state in adapter.trained.items()})
+        trained = {self._name(name): state for name, state in adapter.trained.items()}
+        biases = {self._name(name): bias for name, bias in adapter.biases.items()}
+        return replace(adapter, layers=layers, trained=trained, biases=biases)
 
     def _name(self, name: str) -> str:
         component, _, module = name.partition(".")
@@ -122,8 +125,6 @@ def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None) -
         if weights is not None:
             raise AdapterError("weights are for several adapters; give one adapter a scale")
         return adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
-    from vislora.lora.algebra import blend
-
     adapters = [_read(one, None) for one in adapter]
     return blend([named_by_component(one) for one in adapters], weights or [1.0] * len(adapters), "cat").adapter
 

@@ -61,6 +61,20 @@ def test_mixed_ranks_scales_and_rslora_read_back_as_the_same_function(pipe, tmp_
     same_function(Adapter(stabilised), read_diffusers(write_diffusers(Adapter(stabilised), tmp_path)))
 
 
+def test_dora_reads_back_with_its_lengths(pipe, tmp_path):
+    adapter = tiny.trained(pipe, lambda name: name.endswith(("to_q", "conv1", "q_proj")), dora=True)
+    back = read_diffusers(write_diffusers(adapter, tmp_path))
+    same_function(adapter, back)
+    layers = named_as_in_files(adapter)
+    assert all(torch.equal(back.layers[name].magnitude, weights.magnitude) for name, weights in layers.items())
+
+
+def test_dora_beside_plain_layers_cannot_be_written(pipe, tmp_path):
+    mixed = tiny.trained(pipe).layers | tiny.trained(pipe, lambda name: "conv1" in name, dora=True).layers
+    with pytest.raises(AdapterError, match="can't hold layers with and without DoRA in one unet"):
+        write_diffusers(Adapter(mixed), tmp_path)
+
+
 def test_every_reader_gets_the_same_scale_with_and_without_the_header(pipe, tmp_path):
     adapter = tiny.trained(pipe, rank=lambda name: 4 if name.endswith("to_v") else 2, alpha=lambda name: 5.0)
     file = write_diffusers(adapter, tmp_path)
@@ -122,6 +136,7 @@ def test_adapter_of_no_pipeline_cannot_be_written(tmp_path):
 CONFIGS = {
     "plain": {"r": 4, "lora_alpha": 6, "target_modules": ["to_q", "to_out.0", "ff.net.0.proj"]},
     "rslora": {"r": 4, "lora_alpha": 6, "target_modules": ["to_k", "to_v"], "use_rslora": True},
+    "dora": {"r": 4, "lora_alpha": 6, "target_modules": ["to_k", "conv1"], "use_dora": True},
     "patterns": {
         "r": 4,
         "lora_alpha": 6,

@@ -74,6 +74,29 @@ def test_rslora_becomes_an_alpha_that_gives_the_same_scale(sd, tmp_path):
         assert torch.allclose(found[name].flatten(1), tiny.delta(weights), rtol=1e-5, atol=1e-7), name
 
 
+def test_dora_has_a_length_for_each_output_row_as_comfyui_reads_it(sd, tmp_path):
+    adapter = tiny.trained(sd, lambda name: name.endswith(("to_q", "conv1")), components=["unet"], dora=True)
+    file = write_kohya(adapter, tmp_path / "style.safetensors")
+    tensors = load_file(file)
+    for name, weights in adapter.layers.items():
+        layer = sd.unet.get_submodule(name.removeprefix("unet."))
+        scale = tensors["lora_" + name.replace(".", "_") + ".dora_scale"]
+        adapted = layer.weight.detach() + tiny.delta(weights).view(layer.weight.shape)
+        lengths = adapted.flatten(1).norm(dim=1).view(-1, *[1] * (adapted.dim() - 1))
+        assert scale.shape == lengths.shape
+        assert torch.allclose((adapted * scale / lengths).flatten(1).norm(dim=1), weights.magnitude.abs(), rtol=1e-4)
+    back = read_kohya(file).layers
+    assert all(torch.equal(back[name].magnitude, weights.magnitude) for name, weights in adapter.layers.items())
+
+
+def test_dora_of_input_columns_is_refused(tmp_path):
+    tensors = {f"{KEY}.lora_down.weight": torch.ones(2, 8), f"{KEY}.lora_up.weight": torch.ones(8, 2)}
+    for lengths, message in ((torch.ones(1, 8), "is for input columns"), (torch.ones(7, 1), r"shape \[7, 1\]")):
+        save_file(tensors | {f"{KEY}.dora_scale": lengths}, tmp_path / "odd.safetensors")
+        with pytest.raises(AdapterError, match=message):
+            read_kohya(tmp_path / "odd.safetensors")
+
+
 def test_one_alpha_for_all_since_diffusers_reads_only_one(sd, tmp_path):
     adapter = tiny.trained(sd, rank=lambda name: 2 + len(name) % 3, alpha=lambda name: 1.0 + len(name) % 4)
     tensors = load_file(write_kohya(adapter, tmp_path / "style.safetensors"))

@@ -6,6 +6,8 @@ An adapter of a diffusion pipeline is one `Adapter` whose layers are named by co
 
 from dataclasses import replace
 
+import torch
+
 from vislora.errors import AdapterError
 from vislora.lora import Adapter, LowRankWeights
 from vislora.targets.diffusers import FUSED
@@ -56,7 +58,7 @@ def as_in_files(adapter: Adapter) -> Adapter:
         parent, _, last = module.rpartition(".")
         if last in FUSED:
             for part, own in zip(FUSED[last], _unfused(weights.as_one_pair(), len(FUSED[last])), strict=True):
-                if own.lora_B.any():
+                if own.lora_B.any() or own.magnitude is not None:
                     layers[f"{component}.{parent}.{part}"] = own
         else:
             layers[f"{component}.{module}"] = weights.as_one_pair()
@@ -75,16 +77,15 @@ def by_component(adapter: Adapter) -> dict[str, Adapter]:
 
 
 def _unfused(weights: LowRankWeights, parts: int) -> list[LowRankWeights]:
-    """One pair for each part of a stacked layer: A as it is, B's own rows; ranks that only other parts use go."""
+    """One pair for each part of a stacked layer: B's own rows, and of A the ranks that they use."""
     height = weights.out // parts
     found = []
     for start in range(0, weights.out, height):
         b = weights.lora_B[start : start + height]
-        used = b.flatten(1).any(0)
-        if used.any():
-            scale, rank = weights.scale, int(used.sum())
-            a, b = weights.lora_A[used], b[:, used]
-            found.append(LowRankWeights(a, b, rank, scale * rank, height))
-        else:
-            found.append(LowRankWeights(weights.lora_A, b, weights.rank, weights.alpha, height, weights.rslora))
+        used = b.flatten(1).any(0) if b.any() else torch.ones(weights.rank, dtype=torch.bool)
+        rank = int(used.sum())
+        magnitude = None if weights.magnitude is None else weights.magnitude[start : start + height]
+        found.append(
+            LowRankWeights(weights.lora_A[used], b[:, used], rank, weights.scale * rank, height, magnitude=magnitude)
+        )
     return found

@@ -25,8 +25,9 @@ _METADATA = "lora_adapter_metadata"
 # How diffusers and PEFT have spelled the two matrices over time, in UNets and in text encoders.
 _DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", "_lora.down.weight")
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", "_lora.up.weight")
-_WRITTEN = (".lora_A.weight", ".lora_B.weight")
-_WRITTEN_TEXT = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
+_MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+_WRITTEN = (_DOWN[0], _UP[0], _MAGNITUDE[0])
+_WRITTEN_TEXT = (_DOWN[2], _UP[2], _MAGNITUDE[1])  # transformers finds magnitudes only under the longer name
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -44,15 +45,17 @@ def write_diffusers(adapter: Adapter, path: Path) -> Path:
     adapter = as_in_files(adapter)
     tensors: dict[str, Tensor] = {}
     for name, weights in adapter.layers.items():
-        text = name.startswith("text_encoder")
-        down, up = (
-            f".lora_linear_layer.{way}" if text else f".lora_{way}" for way in (("down", "up") if text else "AB")
-        )
-        tensors[f"{name}{down}.weight"] = weights.lora_A.contiguous()
-        tensors[f"{name}{up}.weight"] = (weights.lora_B * weights.scale).contiguous()
+        down, up, magnitude = _WRITTEN_TEXT if name.startswith("text_encoder") else _WRITTEN
+        tensors[f"{name}{down}"] = weights.lora_A.contiguous()
+        tensors[f"{name}{up}"] = (weights.lora_B * weights.scale).contiguous()
+        if weights.magnitude is not None:  # of a convolution in the shape of its output's channels, as PEFT has it
+            shape = (-1,) if weights.lora_A.dim() == 2 else (1, -1, 1, 1)
+            tensors[f"{name}{magnitude}"] = weights.magnitude.view(shape).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
     settings = {
-        f"{component}.{key}": value for component, part in by_component(adapter).items() for key, value in _config(part)
+        f"{component}.{key}": value
+        for component, part in by_component(adapter).items()
+        for key, value in _config(component, part).items()
     }
     header = {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True), ABOUT: json.dumps(adapter.about)}
     write_tensors(tensors, file, header)
@@ -77,10 +80,9 @@ def read_diffusers(path: Path) -> Adapter:
     for name, parts in found.items():
         component, _, module = name.partition(".")
         own = {k.removeprefix(f"{component}."): v for k, v in settings.items() if k.startswith(f"{component}.")}
-        alpha = float(parts["alpha"]) if "alpha" in parts else None
-        if own and alpha is not None:
+        if own and "alpha" in parts:
             raise AdapterError(f"{path}: {name} has an alpha of its own and one in the header; which one counts?")
-        weights = layer(name, parts.get("down"), parts.get("up"), alpha, path)
+        weights = layer(name, parts, path)
         if own:
             weights = replace(weights, alpha=alpha_of(own, module), rslora=bool(own.get("use_rslora")))
         layers[name] = weights
@@ -91,7 +93,7 @@ def read_diffusers(path: Path) -> Adapter:
 
 def _split(key: str, path: Path) -> tuple[str, str]:
     """The layer that a key belongs to, and which of its parts it is."""
-    for part, ends in (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",))):
+    for part, ends in (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",)), ("magnitude", _MAGNITUDE)):
         for end in ends:
             if key.endswith(end):
                 name = key.removesuffix(end).replace(".processor.", ".")
@@ -112,23 +114,29 @@ def _bare(name: str, path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: {error}") from None
 
 
-def _config(adapter: Adapter) -> list[tuple[str, Any]]:
+def _config(component: str, adapter: Adapter) -> dict[str, Any]:
     """PEFT's settings of one component, as its `LoraConfig` takes them; every scale is 1.
 
     PEFT matches names at their ends; without `text_model` they fit CLIP as transformers has it now and had it before.
+
+    Raises:
+        AdapterError: layers with and without DoRA, which PEFT can't hold in one model.
     """
+    dora = {weights.magnitude is not None for weights in adapter.layers.values()}
+    if len(dora) > 1:
+        raise AdapterError(f"diffusers can't hold layers with and without DoRA in one {component}")
     ranks = {name.removeprefix("text_model."): weights.rank for name, weights in adapter.layers.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     other = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
-    return [
-        ("r", common),
-        ("lora_alpha", common),
-        ("rank_pattern", other),
-        ("alpha_pattern", other),
-        ("target_modules", list(ranks)),
-        ("lora_dropout", adapter.dropout),
-        ("use_rslora", False),
-        ("use_dora", False),
-        ("bias", "none"),
-        ("peft_type", "LORA"),
-    ]
+    return {
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": list(ranks),
+        "lora_dropout": adapter.dropout,
+        "use_rslora": False,
+        "use_dora": dora.pop(),
+        "bias": "none",
+        "peft_type": "LORA",
+    }

@@ -1,7 +1,8 @@
 """The one-file format of kohya's sd-scripts, read by A1111, ComfyUI and diffusers.
 
 Every reader applies alpha / rank as the scale. diffusers reads one alpha for all attention layers: where layers differ
-in theirs, the file has one and the difference is folded into lora_up.
+in theirs, the file has one and the difference is folded into lora_up. DoRA's magnitudes are there as ComfyUI reads them
+(`dora_scale`); diffusers drops them from this format with a warning, so its own file is the one to give it.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from vislora.formats.kohya_names import PREFIXES, from_kohya, to_kohya
 from vislora.formats.single_file import ABOUT, check_writable, check_written, header_json, layer, read_tensors, refusal
 from vislora.lora import Adapter, LowRankWeights
 
-_ENDS = {"down": ".lora_down.weight", "up": ".lora_up.weight", "alpha": ".alpha"}
+_ENDS = {"down": ".lora_down.weight", "up": ".lora_up.weight", "alpha": ".alpha", "magnitude": ".dora_scale"}
 _VERSIONS = {
     1: ("sd_v1", "stable-diffusion-v1"),
     2: ("sd_v2", "stable-diffusion-v2-512"),
@@ -50,6 +51,8 @@ def write_kohya(adapter: Adapter, path: Path) -> Path:
         tensors[f"{key}.lora_down.weight"] = weights.lora_A.contiguous()
         tensors[f"{key}.lora_up.weight"] = up.contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(alpha)
+        if weights.magnitude is not None:
+            tensors[f"{key}.dora_scale"] = weights.magnitude.view(-1, *[1] * (weights.lora_A.dim() - 1)).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, file, _header(adapter, tensors, alpha, version, file.stem))
     check_written(adapter, file, read_kohya)
@@ -75,8 +78,9 @@ def read_kohya(path: Path) -> Adapter:
             name = from_kohya(key)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}; in this format Stable Diffusion 1, 2 and XL can be read") from None
-        alpha = float(parts["alpha"]) if "alpha" in parts else None
-        layers[name] = layer(key, parts.get("down"), parts.get("up"), alpha, path)
+        if "magnitude" in parts and parts["magnitude"].shape[0] == 1:
+            raise AdapterError(f"{path}: {key}.dora_scale is for input columns; DoRA's own is for output rows")
+        layers[name] = layer(key, parts, path)
     if not layers:
         raise AdapterError(f"{path} holds no low-rank matrices")
     return Adapter(layers, about=header_json(header, ABOUT, path))

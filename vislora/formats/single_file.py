@@ -31,8 +31,6 @@ _REFUSED = {
     ".b_norm": "a trained norm",
     "norm.": "a trained norm",
     ".bias": "a trained bias",
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
     "bundle_emb": "a text embedding bundled with the adapter",
 }
 
@@ -70,27 +68,24 @@ def header_json(header: dict[str, str], key: str, path: Path) -> dict[str, Any]:
 
 
 def check_writable(adapter: Adapter, what: str) -> None:
-    """Only low-rank pairs have a place in such a file.
+    """Only low-rank pairs and DoRA's magnitudes have a place in such a file.
 
     Raises:
         AdapterError: the adapter holds something else.
     """
-    others = {
-        "modules trained in full": adapter.trained,
-        "trained biases": adapter.biases,
-        "DoRA's magnitudes": [name for name, weights in adapter.layers.items() if weights.magnitude is not None],
-    }
-    for kind, names in others.items():
+    for kind, names in {"modules trained in full": adapter.trained, "trained biases": adapter.biases}.items():
         if names:
             raise AdapterError(f"{what} has no place for {kind}: {', '.join(list(names)[:8])}; write a PEFT folder")
 
 
-def layer(name: str, down: Tensor | None, up: Tensor | None, alpha: float | None, path: Path) -> LowRankWeights:
-    """One low-rank pair, checked; without an alpha its scale is 1, as in other readers.
+def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
+    """One low-rank pair from its `down` and `up` matrices, its `alpha` (without one its scale is 1, as in other
+    readers), and DoRA's `magnitude`.
 
     Raises:
-        AdapterError: one of the two is missing, or they don't fit together.
+        AdapterError: a matrix is missing, or they don't fit together.
     """
+    down, up, magnitude = (parts.get(part) for part in ("down", "up", "magnitude"))
     if down is None or up is None:
         missing = "down (lora_A)" if down is None else "up (lora_B)"
         raise AdapterError(f"{path}: {name} has no {missing} matrix")
@@ -98,8 +93,20 @@ def layer(name: str, down: Tensor | None, up: Tensor | None, alpha: float | None
         raise AdapterError(
             f"{path}: {name} has matrices of shapes {list(down.shape)} and {list(up.shape)}, which don't multiply"
         )
+    if magnitude is not None and magnitude.numel() != up.shape[0]:
+        raise AdapterError(
+            f"{path}: {name} has DoRA magnitudes of shape {list(magnitude.shape)}; expected one for each of its "
+            f"{up.shape[0]} output rows"
+        )
     rank = down.shape[0]
-    return LowRankWeights(down.float(), up.float(), rank, float(rank) if alpha is None else alpha, up.shape[0])
+    return LowRankWeights(
+        down.float(),
+        up.float(),
+        rank,
+        float(parts.get("alpha", rank)),
+        up.shape[0],
+        magnitude=None if magnitude is None else magnitude.float().flatten(),
+    )
 
 
 def refusal(key: str, path: Path) -> AdapterError:
@@ -124,5 +131,6 @@ def check_written(adapter: Adapter, path: Path, read: Callable[[Path], Adapter])
         same = torch.equal(found.lora_A, wanted.lora_A.float()) and torch.allclose(
             found.lora_B * found.scale, wanted.lora_B.float() * wanted.scale, rtol=1e-5, atol=0
         )
-        if not same:
+        magnitudes = [w.magnitude for w in (found, wanted) if w.magnitude is not None]
+        if not same or len(magnitudes) == 1 or (magnitudes and not torch.equal(*magnitudes)):
             raise AdapterError(f"{path}: {name} reads back differently; the disk or the file system is at fault")

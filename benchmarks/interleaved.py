@@ -1,0 +1,97 @@
+"""What a training step costs, by variants of one model that take turns in one run.
+
+Ratios are medians over rounds of (variant / limit in the same round), so that a machine whose speed drifts does them no
+harm. "saved" is what autograd keeps for backward, parameters aside.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+
+import torch
+from torch import Tensor, nn
+
+LIMIT = "frozen limit"
+HEADER = f"{'':28}{'precision':>10}{'ms':>9}{'x limit':>9}{'saved MB':>10}{'x limit':>9}"
+
+
+def compare(
+    name: str, models: dict[str, nn.Module], loss: Callable[[nn.Module], Tensor], precision: str, rounds: int
+) -> None:
+    """Print a line for each model; the one under `LIMIT` is what the others are measured against.
+
+    Args:
+        name: of the table.
+        models: variants by title.
+        loss: a scalar from a forward pass of one of them.
+        precision: what the lines call it.
+        rounds: turns of every model; two more warm up.
+    """
+    saved = {title: _saved_bytes(model, loss) for title, model in models.items()}
+    times: dict[str, list[float]] = {title: [] for title in models}
+    for turn in range(rounds + 2):
+        for title, model in models.items():
+            seconds = _step(model, loss)
+            if turn >= 2:
+                times[title].append(seconds)
+    print(name)
+    for title in models:
+        ratio = statistics.median(mine / base for mine, base in zip(times[title], times[LIMIT], strict=True))
+        print(
+            f"  {title:26}{precision:>10}{1e3 * statistics.median(times[title]):9.1f}"
+            f"{ratio:9.3f}{saved[title] / 1e6:10.1f}{saved[title] / saved[LIMIT]:9.3f}",
+            flush=True,
+        )
+
+
+def machine() -> str:
+    """Where and when this runs."""
+    if torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    else:
+        where = f"{_cpu()}, {torch.get_num_threads()} threads"
+    return f"{where}; torch {torch.__version__}; {date.today()}"
+
+
+def _step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+    _synchronize()
+    since = time.perf_counter()
+    loss(model).backward()
+    _synchronize()
+    seconds = time.perf_counter() - since
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def _saved_bytes(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
+    """Bytes of the distinct storages that the graph keeps for backward and that aren't parameters."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    nodes, seen = [loss(model).grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # built-in nodes show what they saved as _saved_*, autograd.Functions as saved_tensors
+        found = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for tensor in [*found, *getattr(node, "saved_tensors", ())]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in own:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        nodes += [following for following, _ in node.next_functions]
+    return sum(kept.values())
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,131 @@
+"""python benchmarks/unet_step.py [--models embedded sd15] [--rounds 10]
+
+What one training step of a diffusion UNet costs: the frozen limit, vislora and PEFT, interleaved in one run.
+
+The frozen limit is the least any adapter can cost: the forward pass, and the backward pass of activations from the loss
+to the first attention block. Adapters of rank 8 are on q, k, v and o of self and cross attention. The variants share
+the frozen weights, which are random.
+"""
+
+import argparse
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+
+import peft
+import torch
+from diffusers import UNet2DConditionModel
+from interleaved import HEADER, LIMIT, compare, machine
+from torch import Tensor, nn
+
+from vislora.lora import Adapters, LoraSettings
+from vislora.precision import cpu_has_bf16
+from vislora.targets.diffusers import find_targets
+
+RANK, ALPHA = 8, 8
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+def embedded() -> nn.Module:
+    """Of the size of the pipeline that ships: 6M parameters."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        attention_head_dim=(2, 3, 4),
+        cross_attention_dim=128,
+    )
+
+
+def sd15() -> nn.Module:
+    """Stable Diffusion 1.5's: 860M parameters."""
+    return UNet2DConditionModel(cross_attention_dim=768)
+
+
+# model: (how it is built, batch, side of the latents, tokens of the text)
+MODELS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
+    "embedded": (embedded, 16, 16, 24),
+    "sd15": (sd15, 1, 16, 77),
+}
+
+
+def limit(model: nn.Module) -> nn.Module:
+    model.requires_grad_(False)
+    # gradients flow down to the first attention block, as they must for adapters in it
+    first = model.down_blocks[0].resnets[0]
+    first.register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_())
+    return model
+
+
+def vislora(dropout: float) -> Callable[[nn.Module], nn.Module]:
+    def build(model: nn.Module) -> nn.Module:
+        targets = find_targets(model, ["q", "k", "v", "o"])
+        Adapters(model).add("default", targets, LoraSettings(RANK, ALPHA, dropout))
+        return model
+
+    return build
+
+
+def with_peft(dropout: float) -> Callable[[nn.Module], nn.Module]:
+    def build(model: nn.Module) -> nn.Module:
+        model.requires_grad_(False)
+        config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=TARGETS)
+        adapted = peft.inject_adapter_in_model(config, model)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:  # trained in float32 under autocast, whatever the frozen weights are in
+                parameter.data = parameter.data.float()
+        return adapted
+
+    return build
+
+
+VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    LIMIT: limit,
+    "vislora": vislora(0.0),
+    "vislora, dropout 0.1": vislora(0.1),
+    "PEFT": with_peft(0.0),
+    "PEFT, dropout 0.1": with_peft(0.1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="some of the rows")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precisions = ["fp32", "bf16"] if device.type == "cuda" or cpu_has_bf16() else ["fp32"]
+    print(f"{machine()}; peft {peft.__version__}")
+    print(HEADER)
+    for name in options.models:
+        build, batch, side, tokens = MODELS[name]
+        base = build().to(device).train().requires_grad_(False)
+        for precision in precisions:
+            if precision == "bf16":
+                base = base.to(torch.bfloat16)
+            shared = {id(parameter): parameter for parameter in base.parameters()}
+            models = {
+                title: make(deepcopy(base, dict(shared)))
+                for title, make in VARIANTS.items()
+                if title in {LIMIT, *options.only}
+            }
+            latents = torch.randn(batch, base.config.in_channels, side, side, device=device)
+            text = torch.randn(batch, tokens, base.config.cross_attention_dim, device=device)
+            loss = partial(_loss, latents=latents, text=text, precision=precision)
+            compare(f"{name}, batch {batch}, latents {side}x{side}", models, loss, precision, options.rounds)
+
+
+def _loss(model: nn.Module, latents: Tensor, text: Tensor, precision: str) -> Tensor:
+    timesteps = torch.full((len(latents),), 500, device=latents.device)
+    with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        predicted = model(latents, timesteps, text).sample
+    return (predicted.float() - latents).square().mean()
+
+
+if __name__ == "__main__":
+    main()
