@@ -21,7 +21,8 @@ def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
 
     The gradient of a random projection of the output must reach each pair's B (whose own zero start doesn't matter, its
     gradient being s * dy^T (A x)). Where parameters that start at or near zero (LayerScale gammas, heads, gates) block
-    it, the check is repeated with random numbers in their place; so a fresh model raises no false alarm.
+    it, the check is repeated with random numbers in their place and BatchNorm by the batch; so a fresh model raises no
+    false alarm.
 
     Args:
         model: with an active adapter.
@@ -100,18 +101,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _gates_opened(model: nn.Module) -> Iterator[None]:
-    """Random numbers in every parameter that is zero or nearly so, but lora_B."""
-    closed = {
-        parameter: parameter.detach().clone()
+    """Random numbers in every parameter that is zero or nearly so, but lora_B; and BatchNorm by the batch, since with
+    the statistics of a fresh model activations shrink from layer to layer, until products of them underflow."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    closed = [
+        parameter
         for name, parameter in model.named_parameters()
         if not name.endswith("lora_B") and parameter.numel() and parameter.abs().max() < _CLOSED
-    }
+    ]
+    before = {tensor: tensor.detach().clone() for tensor in [*closed, *(b for norm in norms for b in norm.buffers())]}
     with torch.no_grad():
         for parameter in closed:
             parameter.normal_(std=0.02)
+    for norm in norms:
+        norm.train()
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in closed.items():
-                parameter.copy_(value)
+            for tensor, value in before.items():
+                tensor.copy_(value)
