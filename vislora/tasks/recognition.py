@@ -19,9 +19,10 @@ from vislora.data.splits import Splits
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.evaluate import evaluate_split
 from vislora.formats.peft import write_peft
-from vislora.lora import Adapters, prove_alive
+from vislora.lora import Adapters
 from vislora.models.adapted import lora_settings
 from vislora.models.prefix import Prefix
+from vislora.models.smallest import prove_alive_cheaply
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
 from vislora.objectives.recognition import Recognition
 from vislora.precision import autocast_dtype
@@ -95,14 +96,11 @@ def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
     """
     head = head_names(model)
     if isinstance(config, LoraAdapter):
-        targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained=head)
+        trained = [*head, *find_trained(model, config.trained, head)]
+        targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained)
         adapters = Adapters(model)
-        adapters.add(
-            "default", targets, lora_settings(config), trained=[*head, *find_trained(model, config.trained, head)]
-        )
-        size = preprocessing(model).size
-        example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-        prove_alive(model, lambda: model(example))
+        adapters.add("default", targets, lora_settings(config), trained)
+        prove_alive_cheaply(model)
         return adapters
     model.requires_grad_(not isinstance(config, ProbeAdapter))
     for name in head:
