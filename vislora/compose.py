@@ -103,7 +103,7 @@ def _register() -> None:
 def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | list[str] | None]:
     """The words for Hydra, and the folder, or [folders], after `adapter=`. Hydra takes any `adapter=…` for the config
     group of that name, which only training has; a path needs no quotes this way, either."""
-    if name == "train":
+    if name in ("train", "preflight"):
         return list(words), None
     given = [word.removeprefix("adapter=") for word in words if word.startswith("adapter=")]
     rest = [word for word in words if not word.startswith("adapter=")]

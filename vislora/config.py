@@ -152,6 +152,7 @@ class CaptionsData(CaptionedData):
     root: str = MISSING
     prompt: str | None = None  # in place of captions, as "a photo of sks dog"
     val_fraction: float = 0.0  # share held out
+    quarantine: str | None = None  # a list of files to leave out, as `python -m vislora.preflight` writes it
 
 
 @dataclass
@@ -197,6 +198,7 @@ class ImageFolderData(DataConfig):
     """Class folders: root/{train,val,test}/CLASS/*, or root/CLASS/* with a val_fraction."""
 
     root: str = MISSING
+    quarantine: str | None = None  # a list of files to leave out, as `python -m vislora.preflight` writes it
 
 
 @dataclass
@@ -208,6 +210,7 @@ class CsvData(DataConfig):
     image_column: str = "image"
     label_column: str = "label"
     split_column: str | None = None  # holds train, val or test
+    quarantine: str | None = None  # as above
 
 
 @dataclass
@@ -226,6 +229,7 @@ class Cub200Data(DataConfig):
 
     root: str | None = None
     download: bool = True
+    quarantine: str | None = None  # as above
 
 
 @dataclass

@@ -1,13 +1,15 @@
 """Files that are either whole or not there: written beside the target, then moved onto it."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -16,14 +18,16 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write UTF-8 text, atomically."""
+    """Write UTF-8 text, atomically; bytes of a file's name that are no UTF-8 become JSON's escapes."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(part, path)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, atomically."""
+    from safetensors.torch import save_file  # here, so that what only writes text needn't wait for torch
+
     part = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
     os.replace(part, path)

@@ -6,7 +6,7 @@ checkpoints/ and adapter/ (or model/); for recognition evaluation/, for diffusio
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
 
     from vislora.logs import MetricLog, trackers
     from vislora.precision import resolve_precision
+    from vislora.report.preflight import headline
     from vislora.trainer import Trainer
 
     _make_paths_absolute(config)
@@ -99,8 +100,8 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained ({trainable / parameters:.2%}), "
         f"{precision.value} on {accelerator.device}, {task.about}"
     )
-    if task.problems:
-        accelerator.print(f"{len(task.problems)} files need a look: {out / 'data.json'}")
+    if (line := headline(task.preflight)) is not None:
+        accelerator.print(f"data: {line}; see {out / 'data.json'}")
 
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     last_step = config.trainer.epochs * task.order.steps_per_epoch
@@ -152,8 +153,9 @@ def _make_paths_absolute(config: TrainConfig) -> None:
         model.weights = _absolute(model.weights)
     if isinstance(model, settings.PipelineConfig) and model.name != "embedded" and Path(model.name).is_dir():
         model.name = _absolute(model.name)
-    if getattr(data, "root", None) is not None:
-        data.root = _absolute(data.root)
+    for name in ("root", "quarantine"):
+        if getattr(data, name, None) is not None:
+            setattr(data, name, _absolute(getattr(data, name)))
     if isinstance(data, settings.CaptionedData) and data.prior.images is not None:
         data.prior.images = _absolute(data.prior.images)
 
@@ -163,12 +165,12 @@ def _absolute(path: str) -> str:
 
 
 def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:
-    """The run's settings, and the files of its data that were left out or need a look."""
+    """The run's settings, and what was found out about its data."""
     from vislora.files import write_json, write_text
 
     out.mkdir(parents=True, exist_ok=True)
     write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
-    write_json([asdict(problem) | {"file": str(problem.file)} for problem in task.problems], out / "data.json")
+    write_json(task.preflight.to_dict(), out / "data.json")
 
 
 def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Precision) -> dict[str, Any]:

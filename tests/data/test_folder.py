@@ -70,7 +70,7 @@ def test_folders_that_can_not_be_trained_on_are_explained(tree, tmp_path):
     (tree / "test" / "wolf").rmdir()
     for file in (tree / "train" / "dog").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"'dog' has no usable picture to train on \(6 unreadable"):
+    with pytest.raises(DataError, match=r"'dog' has no usable picture to train on \(6 files were left out"):
         load_splits(ImageFolderData(root=str(tree)), 0)
 
 

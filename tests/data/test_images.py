@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vislora.data.images import check_images, read_image, upright_rgb
+from vislora.data.images import read_image, upright_rgb
+from vislora.data.inspection import check_images
 from vislora.errors import DataError
 from vislora.paths import cache_dir
 
@@ -217,7 +218,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("VISLORA_CACHE", str(tmp_path / "cache"))
     path = save(tmp_path / "a.png", Image.fromarray(PIXELS).convert("LA"))
     first = check_images([path])
-    (store,) = (cache_dir() / "checked").iterdir()
+    (store,) = (cache_dir() / "inspected").iterdir()
     store.write_text('{"a.png": ')
     assert check_images([path]) == first
     assert store.read_text().endswith("}\n")

@@ -6,13 +6,15 @@ Captions come from anywhere: they are text and nothing else, and a name in metad
 import json
 import random
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from vislora.config import CaptionsData
 from vislora.data.folder import SUFFIXES
-from vislora.data.images import Problem, check_images
+from vislora.data.images import Facts, Problem
+from vislora.data.inspection import inspect_files
+from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Chosen, Files, Pictures
 from vislora.errors import DataError
 
@@ -45,11 +47,17 @@ class Captioned:
 
 @dataclass(frozen=True)
 class CaptionedSplits:
-    """What is learned, what is validated on, and the files that were left out or need a look."""
+    """What is learned, and what is validated on.
+
+    Attributes:
+        problems: files that were left out or need a look.
+        facts: what is known about the pictures that lie in files, by name.
+    """
 
     train: Captioned
     val: Captioned | None = None
     problems: list[Problem] = field(default_factory=list)
+    facts: Mapping[str, Facts] = field(default_factory=dict)
 
 
 def captions_folder(config: CaptionsData) -> CaptionedSplits:
@@ -72,15 +80,34 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
         pairs = list(_from_metadata(root))
     else:
         pairs = [(path, _beside(path)) for path in _pictures(root)]
-    problems = check_images([path for path, _ in pairs])
-    unusable = {problem.file for problem in problems if not problem.usable}
-    pairs = [(path, text) for path, text in pairs if path not in unusable]
+    files, left_out = leave_out({"train": pairs}, config.quarantine, root)
+    found = inspect_files([path for path, _ in files["train"]])
+    problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
+    pairs = [(path, text) for path, text in files["train"] if found[path].usable]
     if not pairs:
-        because = f"; {len(unusable)} can't be decoded" if unusable else f" ({' '.join(SUFFIXES)})"
+        unusable = sum(not problem.usable for problem in problems)
+        because = f"; {unusable} were left out, {problems[0].what}" if unusable else f" ({' '.join(SUFFIXES)})"
         raise DataError(f"{root} holds no usable picture{because}")
     paths = [path for path, _ in pairs]
     whole = Captioned([text for _, text in pairs], [str(path) for path in paths], Files(paths))
-    return CaptionedSplits(*_hold_out(whole, config.val_fraction), problems)
+    facts = {str(path): facts for path, facts in found.items()}
+    return CaptionedSplits(*_hold_out(whole, config.val_fraction), problems, facts)
+
+
+def list_captions(config: CaptionsData) -> Labelled:
+    """The pictures of a folder with what stands in the .txt file beside each, whatever that is; "" where there is none.
+
+    Raises:
+        DataError: there is no such folder, or the captions are in a malformed metadata.jsonl.
+    """
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.root={root}: there is no such folder")
+    if config.prompt is None and (root / METADATA).is_file():
+        return {"train": list(_from_metadata(root))}
+    texts = {path: path.with_suffix(".txt") for path in _pictures(root)}
+    read = {path: file.read_text(encoding="utf-8-sig", errors="replace") for path, file in texts.items() if file.is_file()}
+    return {"train": [(path, read.get(path, "")) for path in texts]}
 
 
 def clean(text: str, where: str) -> str:

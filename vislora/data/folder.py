@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vislora.config import ImageFolderData
+from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
@@ -17,24 +18,37 @@ def image_folder(config: ImageFolderData) -> Splits:
         DataError: no such folder, fewer than two classes, a class without a usable picture to train on, or a class that
             training doesn't know.
     """
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"data.root={root}: there is no such folder")
-    folders = _split_folders(root)
+    folders = _split_folders(config)
     classes = tuple(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
         raise DataError(
             f"{folders['train']} holds {len(classes)} class folders, and at least two are needed: "
             "root/CLASS/*.jpg, or root/train/CLASS/*.jpg with val and test beside train"
         )
-    files = {name: _labelled_files(folder, classes) for name, folder in folders.items()}
+    for child in (child for folder in folders.values() for child in _subfolders(folder)):
+        if child.name not in classes:
+            raise DataError(f"{child}: class {child.name!r} is unknown to train, which has {', '.join(classes)}")
+    files = list_folder(config)
     if empty := set(classes) - {label for _, label in files["train"]}:
         raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
-    return splits_of_files(files, classes)
+    files, left_out = leave_out(files, config.quarantine, Path(config.root).expanduser())
+    return splits_of_files(files, classes, left_out)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def list_folder(config: ImageFolderData) -> Labelled:
+    """The pictures by split, with the names of their classes, whatever is in them.
+
+    Raises:
+        DataError: no such folder, or none to train on.
+    """
+    return {name: _labelled_files(folder) for name, folder in _split_folders(config).items()}
+
+
+def _split_folders(config: ImageFolderData) -> dict[str, Path]:
     """The folders of the splits there are; root alone where it holds the classes."""
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.root={root}: there is no such folder")
     found: dict[str, Path] = {}
     for name, spellings in _SPLITS.items():
         if folders := [root / spelling for spelling in spellings if (root / spelling).is_dir()]:
@@ -48,11 +62,9 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _labelled_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, str]]:
+def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
     pairs = []
     for child in _subfolders(folder):
-        if child.name not in classes:
-            raise DataError(f"{child}: class {child.name!r} is unknown to train, which has {', '.join(classes)}")
         pairs += [(path, child.name) for path in sorted(child.rglob("*")) if _is_picture(path, child)]
     return pairs
 

@@ -1,24 +1,19 @@
-"""Pictures as people have them, read as upright 8-bit RGB; and the check that names the ones that can't be."""
+"""Pictures as people have them: read as upright 8-bit RGB, or looked into once to tell what they are."""
 
-import hashlib
-import json
-import os
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL
 from PIL import ExifTags, Image
-from PIL.Image import Transpose
-from tqdm import tqdm
+from PIL.Image import Resampling, Transpose
 
 from vislora.errors import DataError
-from vislora.files import write_json
-from vislora.paths import cache_dir
+
+THUMBNAIL = 12  # pixels of a side
+_DRAFT = 48  # pixels that a JPEG keeps at least where only its thumbnail is wanted
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _UPRIGHT = {  # by EXIF orientation
@@ -30,15 +25,53 @@ _UPRIGHT = {  # by EXIF orientation
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+_FORMATS = {  # by suffix, as Pillow calls them; MPO is what phones write as .jpg
+    ".jpg": ("JPEG", "MPO"),
+    ".jpeg": ("JPEG", "MPO"),
+    ".png": ("PNG",),
+    ".webp": ("WEBP",),
+    ".bmp": ("BMP",),
+    ".gif": ("GIF",),
+    ".tif": ("TIFF",),
+    ".tiff": ("TIFF",),
+    ".ppm": ("PPM",),
+    ".pgm": ("PPM",),
+}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that needs a look: left out of the data set unless `usable`."""
+    """A file that needs a look: left out of the data set unless `usable`.
+
+    Attributes:
+        kinds: what is wrong or odd about it, in single words, as "damaged" or "rotated".
+    """
 
     file: Path
     what: str
     usable: bool
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decoding a file once has told.
+
+    Attributes:
+        problem: what is wrong or odd about it.
+        width, height: pixels, upright; 0 where it can't be used.
+        thumbnail: grey values [THUMBNAIL * THUMBNAIL] to know copies by, the picture squeezed to a square; empty where
+            it can't be used.
+    """
+
+    problem: Problem | None
+    width: int = 0
+    height: int = 0
+    thumbnail: bytes = b""
+
+    @property
+    def usable(self) -> bool:
+        return self.problem is None or self.problem.usable
 
 
 def read_image(path: Path) -> Image.Image:
@@ -47,7 +80,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         DataError: the file is missing, empty, truncated, too large or no image.
     """
-    with _no_warnings(), _opened(path) as picture:
+    with no_warnings(), _opened(path) as picture:
         return upright_rgb(picture)
 
 
@@ -71,68 +104,33 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     return rgb
 
 
-def check_images(paths: Sequence[Path]) -> list[Problem]:
-    """Decode every file once, in parallel; name those that can't be used, and those that are used with a reservation.
+def inspect(path: Path) -> Facts:
+    """Decode a file, and tell what it holds or why it can't be used.
 
-    What was found about usable files is kept in the cache, one list for each folder, and holds while their size and
-    time of change do. Unusable ones are tried again each time: a disk or a permission may have been the cause.
+    A JPEG is decoded to the end but at a reduced scale: its damage shows as well, in less time.
     """
-    folders: dict[Path, list[Path]] = {}
-    for path in dict.fromkeys(paths):
-        folders.setdefault(path.absolute().parent, []).append(path)
-    problems: dict[Path, Problem] = {}
-    threads = min(8, (os.cpu_count() or 1) + 1)  # Pillow decodes without holding the interpreter's lock
-    bar = tqdm(total=len(paths), desc="checking images", unit="", delay=2, leave=False, disable=None)
-    with _no_warnings(), bar, ThreadPoolExecutor(threads) as pool:
-        for folder, files in folders.items():
-            problems |= {problem.file: problem for problem in _check_folder(folder, files, pool)}
-            bar.update(len(files))
-    return [problems[path] for path in dict.fromkeys(paths) if path in problems]
-
-
-def _check_folder(folder: Path, files: list[Path], pool: ThreadPoolExecutor) -> Iterator[Problem]:
-    # what is odd, and what can be decoded, depends on Pillow, hence its version
-    key = hashlib.sha256(f"{folder} {PIL.__version__}".encode()).hexdigest()[:24]
-    store = cache_dir() / "checked" / f"{key}.json"
-    known = _read_store(store)
-    states = {path: _state(path) for path in files}
-    fresh = [path for path, state in states.items() if state is None or known.get(path.name, {}).get("state") != state]
-    found = dict(zip(fresh, pool.map(_inspect, fresh), strict=True))
-    usable = {path.name: {"state": states[path], "odd": odd} for path, odd in found.items() if isinstance(odd, str)}
-    if usable:
-        known |= usable
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_json(known, store)
-    for path in files:
-        if isinstance(reason := found.get(path), DataError):
-            yield Problem(path, str(reason), usable=False)
-        elif odd := known[path.name]["odd"]:
-            yield Problem(path, odd, usable=True)
-
-
-def _read_store(store: Path) -> dict[str, dict]:
-    try:
-        return json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or damaged: the files are decoded again
-        return {}
-
-
-def _state(path: Path) -> list[int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _inspect(path: Path) -> str | DataError:
-    """What is odd about a usable file, "" for nothing; or why it can't be used."""
     try:
         with _opened(path) as picture:
-            upright_rgb(picture)
-            return ", ".join(_oddities(picture))
-    except DataError as reason:
-        return reason
+            size = picture.size
+            picture.draft(None, (_DRAFT, _DRAFT))
+            small = thumbnail(upright_rgb(picture))
+            odd = dict(_oddities(picture, size, path.suffix.lower()))
+            width, height = reversed(size) if _orientation(picture) >= 5 else size
+    except _UnreadableError as reason:
+        return Facts(Problem(path, str(reason), usable=False, kinds=(reason.kind,)))
+    problem = Problem(path, ", ".join(odd.values()), usable=True, kinds=tuple(odd)) if odd else None
+    return Facts(problem, width, height, small)
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """Grey values [THUMBNAIL * THUMBNAIL] of an RGB picture squeezed to a square."""
+    return picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS, reducing_gap=2.0).tobytes()
+
+
+class _UnreadableError(DataError):
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
 
 
 @contextmanager
@@ -140,35 +138,40 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """The file as Pillow opens it; any error on the way, and in the block, is a DataError."""
     try:
         if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty")
+            raise _UnreadableError("empty", f"{path} is empty")
         with Image.open(path) as picture:
             yield picture
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path} is missing") from None
+        raise _UnreadableError("missing", f"{path} is missing") from None
     except Image.UnidentifiedImageError:
-        raise DataError(f"{path} is no image, or of an unknown kind") from None
+        raise _UnreadableError("unknown", f"{path} is no image, or of an unknown kind") from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large to be decoded safely ({error}); scale it down") from None
+        what = f"{path} is too large to be decoded safely ({error}); scale it down"
+        raise _UnreadableError("huge", what) from None
     except Exception as error:  # Pillow's decoders raise many classes on malformed files, struct.error among them
-        raise DataError(f"{path} can't be decoded: {error}") from None
+        raise _UnreadableError("damaged", f"{path} can't be decoded: {error}") from None
 
 
-def _oddities(picture: Image.Image) -> Iterator[str]:
+def _oddities(picture: Image.Image, size: tuple[int, int], suffix: str) -> Iterator[tuple[str, str]]:
+    if suffix in _FORMATS and picture.format not in _FORMATS[suffix]:
+        yield "suffix", f"a {picture.format} file, although its name ends in {suffix}"
+    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+        yield "large", f"{size[0]} x {size[1]} pixels, slow to decode"
     try:
         if (frames := getattr(picture, "n_frames", 1)) > 1:
-            yield f"the first of {frames} frames is used"
+            yield "animated", f"the first of {frames} frames is used"
     except Exception:  # as in `_opened`; what can't be counted won't be read either
-        yield "damaged after the first frame, which is used"
+        yield "animated", "damaged after the first frame, which is used"
     if picture.mode in _DEEP:
-        yield "more than 8 bits per channel, scaled to 8"
+        yield "deep", "more than 8 bits per channel, scaled to 8"
     elif picture.has_transparency_data:
-        yield "transparent, composited on white"
+        yield "transparent", "transparent, composited on white"
     elif picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        yield f"{picture.mode} colours, converted to RGB"
+        yield "colours", f"{picture.mode} colours, converted to RGB"
     if _orientation(picture) in _UPRIGHT:
-        yield "turned upright as its EXIF orientation says"
+        yield "rotated", "turned upright as its EXIF orientation says"
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -188,7 +191,7 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _no_warnings() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     """Keep Pillow's remarks on odd metadata and large pictures to itself: what matters becomes a Problem."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from vislora.config import (
+    BaseData,
     BirdsCaptionsData,
     BirdsData,
     CaptionedData,
@@ -17,12 +18,13 @@ from vislora.config import (
     ImageFolderData,
     TorchvisionData,
 )
-from vislora.data.captions import CaptionedSplits, captions_folder
+from vislora.data.captions import CaptionedSplits, captions_folder, list_captions
 from vislora.data.drawn import drawn_birds, drawn_captions
-from vislora.data.folder import image_folder
+from vislora.data.folder import image_folder, list_folder
 from vislora.data.public import cub200, hub_set, torchvision_set
+from vislora.data.quarantine import Labelled
 from vislora.data.splits import Splits, hold_out
-from vislora.data.table import image_table
+from vislora.data.table import image_table, list_table
 from vislora.errors import ConfigError, DataError
 
 _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
@@ -71,3 +73,15 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         train, val = hold_out(splits.train, config.val_fraction, seed)
         splits = replace(splits, train=train, val=val)
     return splits
+
+
+def list_files(config: BaseData) -> Labelled | None:
+    """The files of a data set as they are, with labels or captions, also where loading refuses them.
+
+    Returns:
+        (file, label or caption) pairs by split; None for a data set that isn't in files.
+
+    Raises:
+        DataError: they can't even be listed.
+    """
+    return _LISTS[type(config)](config) if type(config) in _LISTS else None

@@ -14,6 +14,7 @@ from torchvision.datasets.utils import check_integrity, download_url, extract_ar
 
 from vislora.config import Cub200Data, HfData, TorchvisionData
 from vislora.data.images import upright_rgb
+from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import ImageSplit, Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import cache_dir
@@ -91,13 +92,14 @@ def cub200(config: Cub200Data) -> Splits:
         _unpack(archive, folder)
     classes = {key: name.partition(".")[2].replace("_", " ") for key, name in _column(folder / "classes.txt").items()}
     labels, training = _column(folder / "image_class_labels.txt"), _column(folder / "train_test_split.txt")
-    files: dict[str, list[tuple[Path, str]]] = {"train": [], "test": []}
+    files: Labelled = {"train": [], "test": []}
     try:
         for key, name in _column(folder / "images.txt").items():
             files["train" if training[key] == "1" else "test"].append((folder / "images" / name, classes[labels[key]]))
     except KeyError as key:
         raise DataError(f"the tables in {folder} don't fit together at {key}; delete it to unpack it again") from None
-    return splits_of_files(files, tuple(classes.values()))
+    files, left_out = leave_out(files, config.quarantine, folder / "images")
+    return splits_of_files(files, tuple(classes.values()), left_out)
 
 
 def hub_set(config: HfData) -> Splits:

@@ -1,7 +1,7 @@
 """A labelled set of pictures, and the splits of a data set."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vislora.data.images import Problem, check_images, read_image
+from vislora.data.images import Facts, Problem, read_image
+from vislora.data.inspection import inspect_files
 from vislora.errors import DataError
 
 
@@ -90,44 +91,52 @@ class ImageSplit:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set; `problems` are files that were left out or need a look."""
+    """A data set.
+
+    Attributes:
+        problems: files that were left out or need a look.
+        facts: what is known about the pictures that lie in files, by name.
+    """
 
     train: ImageSplit
     val: ImageSplit | None = None
     test: ImageSplit | None = None
     problems: list[Problem] = field(default_factory=list)
+    facts: Mapping[str, Facts] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
 
 
-def splits_of_files(files: dict[str, list[tuple[Path, str]]], classes: tuple[str, ...]) -> Splits:
+def splits_of_files(
+    files: dict[str, list[tuple[Path, str]]], classes: tuple[str, ...], left_out: Sequence[Problem] = ()
+) -> Splits:
     """Splits from (file, class name) pairs by split, without the files that can't be decoded.
 
     Args:
         files: by "train", "val" and "test"; a split without a usable file is left out.
+        left_out: the files of the data set that aren't among them, to be told with the rest.
 
     Raises:
         DataError: a class without a usable file to train on.
     """
     column = {name: k for k, name in enumerate(classes)}
-    problems: list[Problem] = []
+    found = inspect_files([path for pairs in files.values() for path, _ in pairs])
     splits: dict[str, ImageSplit] = {}
     for name, pairs in files.items():
-        found = check_images([path for path, _ in pairs])
-        problems += found
-        unusable = {problem.file for problem in found if not problem.usable}
-        usable = [(path, column[label]) for path, label in pairs if path not in unusable]
+        usable = [(path, column[label]) for path, label in pairs if found[path].usable]
         if usable:
             paths, labels = [path for path, _ in usable], [label for _, label in usable]
             splits[name] = ImageSplit(classes, labels, [str(path) for path in paths], Files(paths))
+    problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
     present = set(splits["train"].labels) if "train" in splits else set()
     if absent := [name for name, k in column.items() if k not in present]:
         bad = [problem for problem in problems if not problem.usable]
-        because = f" ({len(bad)} unreadable files were left out; {bad[0].what})" if bad else ""
+        because = f" ({len(bad)} files were left out; {bad[0].what})" if bad else ""
         raise DataError(f"class {absent[0]!r} has no usable picture to train on{because}")
-    return Splits(splits["train"], splits.get("val"), splits.get("test"), problems)
+    facts = {str(path): facts for path, facts in found.items()}
+    return Splits(splits["train"], splits.get("val"), splits.get("test"), problems, facts)
 
 
 def hold_out(split: ImageSplit, fraction: float, seed: int) -> tuple[ImageSplit, ImageSplit]:

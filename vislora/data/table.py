@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vislora.config import CsvData
+from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
@@ -17,6 +18,26 @@ def image_table(config: CsvData) -> Splits:
     Raises:
         DataError: the table, one of its columns, a picture or a label is missing, a split has another name than train,
             val or test, a picture is in two splits, or a class isn't in train.
+    """
+    files = list_table(config)
+    table = Path(config.root).expanduser() / config.table
+    classes = tuple(sorted({label for _, label in files.get("train", [])}))
+    if len(classes) < 2:
+        raise DataError(f"{table} has {len(classes)} classes to train on, and at least two are needed")
+    known = set(classes)
+    for path, label in (pair for pairs in files.values() for pair in pairs):
+        if label not in known:
+            raise DataError(f"{table}: class {label!r} of {path} isn't among those to train on, {', '.join(classes)}")
+    files, left_out = leave_out(files, config.quarantine, Path(config.root).expanduser())
+    return splits_of_files(files, classes, left_out)
+
+
+def list_table(config: CsvData) -> Labelled:
+    """The pictures by split, with the names of their classes, whatever is in them.
+
+    Raises:
+        DataError: the table, one of its columns, a picture or a label is missing, a split has another name than train,
+            val or test, or a picture is in two splits.
     """
     root = Path(config.root).expanduser()
     table = root / config.table
@@ -37,14 +58,7 @@ def image_table(config: CsvData) -> Splits:
         if split_of.setdefault(path, split) != split:
             raise DataError(f"{where}: {path} is in {split_of[path]} already, and must not be in {split} too")
         files.setdefault(split, []).append((path, cells["label"]))
-    classes = tuple(sorted({label for _, label in files.get("train", [])}))
-    if len(classes) < 2:
-        raise DataError(f"{table} has {len(classes)} classes to train on, and at least two are needed")
-    known = set(classes)
-    for path, label in (pair for pairs in files.values() for pair in pairs):
-        if label not in known:
-            raise DataError(f"{table}: class {label!r} of {path} isn't among those to train on, {', '.join(classes)}")
-    return splits_of_files(files, classes)
+    return files
 
 
 def _rows(table: Path, config: CsvData) -> Iterator[tuple[int, dict[str, str]]]:

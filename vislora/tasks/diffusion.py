@@ -15,6 +15,7 @@ from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.load import load_captions
+from vislora.data.preflight import captioned_rows_of, examine
 from vislora.data.order import MicroBatches, Order, SampleKey
 from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
@@ -93,9 +94,9 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         about=f"{len(splits.train)} pictures"
         + (f", {len(learned) - len(splits.train)} of the class" if len(learned) > len(splits.train) else "")
         + f" of {side} pixels",
+        preflight=examine(captioned_rows_of(splits), splits.problems, side),
         finish=finish,
         preview=preview,
-        problems=splits.problems,
     )
 
 

@@ -15,6 +15,7 @@ from vislora.config import AdapterConfig, LoraAdapter, Precision, PrefixCache, P
 from vislora.data.features import Features, check_deterministic, compute_features
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
+from vislora.data.preflight import examine, rows_of
 from vislora.data.splits import Splits
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.evaluate import evaluate_split
@@ -81,10 +82,10 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         batches=batches,
         validation=validation,
         about=f"{len(splits.train)} images, {len(splits.classes)} classes",
+        preflight=examine(rows_of(splits), splits.problems, images.size),
         finish=finish,
         head=tuple(f"{name}." for name in head_names(model)),
         training=entered,
-        problems=splits.problems,
     )
 
 

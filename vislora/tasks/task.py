@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from vislora.data.images import Problem
     from vislora.data.order import Order
+    from vislora.data.preflight import Preflight
     from vislora.metrics.recognition import Evaluation
     from vislora.trainer import Objective
 
@@ -36,11 +36,11 @@ class Task:
         batches: micro-batches of this process from one step to another.
         validation: batches of this process to validate on, or None.
         about: the data in a few words, for the run's first line.
+        preflight: what was found out about the data.
         finish: exports what was trained into the run folder, and evaluates it.
         head: prefixes of the names of parameters that learn at `optim.head_lr`.
         preview: draws into a file what the model can do so far.
         training: entered while the trainer runs.
-        problems: files of the data that were left out or need a look.
     """
 
     model: nn.Module
@@ -49,8 +49,8 @@ class Task:
     batches: Callable[[int, int], Iterable]
     validation: Iterable | None
     about: str
+    preflight: Preflight
     finish: Callable[[], Outcome]
     head: tuple[str, ...] = ()
     preview: Callable[[Path], None] | None = None
     training: AbstractContextManager = field(default_factory=nullcontext)
-    problems: list[Problem] = field(default_factory=list)

@@ -1,0 +1,130 @@
+"""Many files looked into: in parallel, each once, and what was found kept in the cache."""
+
+import base64
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import PIL
+from tqdm import tqdm
+
+from vislora.data.images import Facts, Problem, inspect, no_warnings
+from vislora.paths import cache_dir
+
+_PROCESSES_FROM = 2000  # files; threads, which share the interpreter, are done with fewer before processes have started
+_BATCH = 32  # files; each is in the cache when it is done, so that an interrupted run goes on from there
+
+
+def check_images(paths: Sequence[Path]) -> list[Problem]:
+    """The files that can't be used, and those that are used with a reservation; see `inspect_files`."""
+    return [facts.problem for facts in inspect_files(paths).values() if facts.problem is not None]
+
+
+def inspect_files(paths: Sequence[Path]) -> dict[Path, Facts]:
+    """Decode every file once, on all cores, and tell what each holds, in the order of `paths`.
+
+    What was found about usable files is kept in the cache, one list for each folder, and holds while their size and
+    time of change do. Unusable ones are tried again each time: a disk or a permission may have been the cause.
+    """
+    states = {path: _state(path) for path in paths}
+    known = {folder: _Store(folder) for folder in {path.absolute().parent for path in states}}
+    found = {path: known[path.absolute().parent].look_up(path, state) for path, state in states.items()}
+    fresh = [path for path, facts in found.items() if facts is None]
+    with tqdm(total=len(fresh), desc="checking images", unit="", delay=2, leave=False, disable=None) as bar:
+        for batch in _inspected(fresh):
+            for facts, path in batch:
+                found[path] = facts
+            by_folder: dict[Path, dict[Path, Facts]] = {}
+            for facts, path in batch:
+                if facts.usable and states[path] is not None:
+                    by_folder.setdefault(path.absolute().parent, {})[path] = facts
+            for folder, usable in by_folder.items():
+                known[folder].add(usable, states)
+            bar.update(len(batch))
+    return found
+
+
+def _inspected(paths: list[Path]) -> Iterator[list[tuple[Facts, Path]]]:
+    batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
+    cores, done = os.cpu_count() or 1, 0
+    if len(paths) >= _PROCESSES_FROM and cores > 1:
+        try:
+            # not forked: the threads of torch, once started, don't survive a fork in any defined state
+            with ProcessPoolExecutor(cores, get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
+                for batch in _results(pool, batches):
+                    yield batch
+                    done += 1
+        except BrokenProcessPool:
+            pass  # a script without `if __name__ == "__main__":` can't be started anew: threads do it
+    with no_warnings(), ThreadPoolExecutor(min(8, cores + 1)) as pool:
+        yield from _results(pool, batches[done:])
+
+
+def _results(pool: Executor, batches: list[list[Path]]) -> Iterator[list[tuple[Facts, Path]]]:
+    for batch, facts in zip(batches, pool.map(_inspect_batch, batches), strict=True):
+        yield list(zip(facts, batch, strict=True))
+
+
+def _inspect_batch(paths: list[Path]) -> list[Facts]:
+    return [inspect(path) for path in paths]
+
+
+def _state(path: Path) -> list[int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+class _Store:
+    """What is known about the files of a folder: a line of JSON each, the last one counts."""
+
+    def __init__(self, folder: Path) -> None:
+        # what is odd, and what can be decoded, depends on Pillow, hence its version
+        key = hashlib.sha256(f"{folder} {PIL.__version__}".encode(errors="surrogateescape")).hexdigest()[:24]
+        self.path = cache_dir() / "inspected" / f"{key}.jsonl"
+        self.rows = dict(self._read())
+
+    def look_up(self, path: Path, state: list[int] | None) -> Facts | None:
+        row = self.rows.get(path.name)
+        if row is None or state is None or row["state"] != state:
+            return None
+        problem = Problem(path, row["what"], usable=True, kinds=tuple(row["kinds"])) if row["kinds"] else None
+        return Facts(problem, *row["size"], base64.b64decode(row["thumbnail"]))
+
+    def add(self, found: dict[Path, Facts], states: dict[Path, list[int] | None]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [_line(path.name, states[path], facts) for path, facts in found.items()]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" + "".join(lines))  # a line that was cut short by an interruption ends here
+
+    def _read(self) -> Iterator[tuple[str, dict]]:
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):  # not there yet, or damaged: the files are decoded again
+            return
+        for line in lines:
+            try:
+                row = json.loads(line)
+                yield row["name"], {key: row[key] for key in ("state", "what", "kinds", "size", "thumbnail")}
+            except (ValueError, KeyError, TypeError):
+                continue
+
+
+def _line(name: str, state: list[int] | None, facts: Facts) -> str:
+    row = {
+        "name": name,
+        "state": state,
+        "kinds": facts.problem.kinds if facts.problem else [],
+        "what": facts.problem.what if facts.problem else "",
+        "size": [facts.width, facts.height],
+        "thumbnail": base64.b64encode(facts.thumbnail).decode(),
+    }
+    return json.dumps(row) + "\n"
