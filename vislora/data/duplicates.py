@@ -14,7 +14,7 @@ _BITS = 6
 _DIFFERENCE = 0.06
 _LEAST_CONTRAST = 4.0  # grey levels, so that the noise of almost blank pictures doesn't count for much
 
-_ONES = np.array([value.bit_count() for value in range(2**16)], dtype=np.uint8)
+_ROWS = 1024  # hashes that are compared with all others of a band's value at once, which bounds the memory
 
 
 def copies(thumbnails: Sequence[bytes]) -> list[list[int]]:
@@ -54,18 +54,14 @@ def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
     for low, high in pairwise(np.linspace(0, 64, bits + 2).astype(int).tolist()):
         band = (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)
         order = np.argsort(band, kind="stable")
-        ordered, offset, first = band[order], 1, np.arange(len(hashes))
-        while (first := first[: np.searchsorted(first, len(hashes) - offset)]).size:
-            first = first[ordered[first] == ordered[first + offset]]
-            pairs = np.stack([order[first], order[first + offset]], axis=1)
-            found.append(pairs[_distances(hashes, pairs) <= bits])
-            offset += 1
+        starts = np.flatnonzero(np.diff(band[order], prepend=band.max(initial=0) + np.uint64(1)))
+        for start, stop in pairwise([*starts.tolist(), len(hashes)]):
+            for row in range(start, stop, _ROWS):
+                members = order[row:stop]
+                different = hashes[members[:_ROWS], None] ^ hashes[members]
+                first, second = np.nonzero(np.bitwise_count(different) <= bits)
+                found.append(np.stack([members[first], members[second]], axis=1)[first < second])
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-
-
-def _distances(hashes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    different = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
-    return _ONES[different.view(np.uint16).reshape(-1, 4)].sum(axis=1)
 
 
 def _differences(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
