@@ -31,6 +31,7 @@ _SCHEMAS = [
     (None, "evaluate_schema", settings.EvaluateConfig),
     (None, "predict_schema", settings.PredictConfig),
     (None, "export_schema", settings.ExportConfig),
+    (None, "generate_schema", settings.GenerateConfig),
     (None, "extract_schema", settings.ExtractConfig),
     (None, "resize_schema", settings.ResizeConfig),
     (None, "blend_schema", settings.BlendConfig),
@@ -115,8 +116,12 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
 def _typed(config: DictConfig, adapter: str | list[str] | None) -> Any:
     """The dataclasses behind a composed config; a missing value and a key smuggled in with `+` are refused."""
     if adapter is not None:
+        several = adapter if isinstance(adapter, list) else [adapter]
         try:
-            config.adapter = adapter
+            if _adapter_type(config) is settings.UsedAdapters:
+                config.adapter.files = several
+            else:
+                config.adapter = adapter
         except OmegaConfBaseException:
             raise ConfigError(f"adapter={adapter}: this command takes {_one_or_several(config)}") from None
     missing = sorted(OmegaConf.missing_keys(config))
@@ -127,8 +132,12 @@ def _typed(config: DictConfig, adapter: str | list[str] | None) -> Any:
 
 
 def _one_or_several(config: DictConfig) -> str:
-    several = OmegaConf.get_type(config).__dataclass_fields__["adapter"].type == list[str]
+    several = _adapter_type(config) == list[str]
     return "several adapters, adapter=[FOLDER,FOLDER]" if several else "one adapter's folder"
+
+
+def _adapter_type(config: DictConfig) -> Any:
+    return OmegaConf.get_type(config).__dataclass_fields__["adapter"].type
 
 
 def _check_keys(config: DictConfig, prefix: str) -> None:

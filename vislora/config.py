@@ -418,13 +418,48 @@ class PredictConfig:
     precision: Precision = Precision.fp32
 
 
+class ExportTo(Enum):
+    """What `python -m vislora.export` writes."""
+
+    merged = "merged"  # a timm model with the adapter folded in
+    peft = "peft"  # a PEFT folder; of a pipeline's adapter one for each component
+    diffusers = "diffusers"  # pytorch_lora_weights.safetensors of a pipeline's adapter
+    kohya = "kohya"  # one file for ComfyUI, A1111 and their kin
+
+
 @dataclass
 class ExportConfig:
     """`python -m vislora.export`"""
 
-    adapter: str = MISSING
+    adapter: str = MISSING  # of any format
+    to: ExportTo = ExportTo.merged
     weights: str | None = None
     out: str = MISSING
+
+
+@dataclass
+class UsedAdapters:
+    """Adapters of a pipeline at work: `adapter=FILE adapter.scale=0.8`, or `adapter=[FILE,FILE]`."""
+
+    files: list[str] = field(default_factory=list)  # of any format; none: the base model
+    scale: float = 1.0  # 0: the base model, 1: as trained
+
+
+@dataclass
+class GenerateConfig:
+    """`python -m vislora.generate`"""
+
+    prompt: list[str] = MISSING
+    adapter: UsedAdapters = field(default_factory=UsedAdapters)
+    weights: list[float] | None = None  # a factor for each of several adapters; 1 by default
+    scales: list[float] | None = None  # draw every picture at each of these, in place of adapter.scale
+    model: PipelineConfig = MISSING  # name=auto: what the adapter was trained on
+    seeds: list[int] = field(default_factory=lambda: [0])
+    steps: int = 25
+    guidance: float = 5.0
+    negative_prompt: str | None = None
+    size: int | None = None  # pixels of a side; what the pipeline was made for by default
+    precision: Precision = Precision.auto  # of the weights, on a GPU; float32 on a CPU
 
 
 @dataclass

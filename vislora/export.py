@@ -1,6 +1,6 @@
-"""python -m vislora.export adapter=runs/…/adapter out=FOLDER
+"""python -m vislora.export adapter=runs/…/adapter out=FOLDER [to=merged|peft|diffusers|kohya]
 
-Folds an adapter into its base model and writes plain weights that timm opens:
+Writes an adapter in another format; or folds it into its base model and writes plain weights that timm opens:
 timm.create_model("local-dir:FOLDER", pretrained=True).
 """
 
@@ -9,20 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from vislora.compose import command
-from vislora.config import ExportConfig
+from vislora.config import ExportConfig, ExportTo
 from vislora.errors import ConfigError
 
 
 def export(config: ExportConfig) -> Path:
-    """Write the merged model into `config.out`; returns that folder.
+    """Write the adapter, or the merged model, into `config.out`; returns the file or folder.
 
     Raises:
-        VisloraError: a mistake in the settings or the adapter, or a folder that holds a model already.
+        VisloraError: a mistake in the settings or the adapter, something that the format can't hold, or a place that is
+            taken.
     """
+    out = Path(config.out)
+    return _merged(config, out) if config.to is ExportTo.merged else _converted(config, out)
+
+
+def _merged(config: ExportConfig, out: Path) -> Path:
+    from vislora.formats.diffusers import FILE
     from vislora.models.vit import save_vit
     from vislora.recognizer import load_recognizer
 
-    out = Path(config.out)
+    if config.adapter.endswith(".safetensors") or (Path(config.adapter) / FILE).is_file():
+        raise ConfigError(
+            f"adapter={config.adapter} is of a pipeline, and to=merged writes timm models; choose to=diffusers, "
+            "kohya or peft"
+        )
     if (out / "model.safetensors").exists():
         raise ConfigError(f"out={out} holds a model already; choose another folder")
     recognizer = load_recognizer(config.adapter, config.weights)
@@ -35,9 +46,26 @@ def export(config: ExportConfig) -> Path:
     return out
 
 
+def _converted(config: ExportConfig, out: Path) -> Path:
+    from vislora.formats.components import is_pipelines
+    from vislora.formats.detect import read_adapter, write_adapter
+    from vislora.formats.peft import write_peft
+
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"out={out} is there already; choose another place")
+    adapter = read_adapter(config.adapter)
+    if config.to is ExportTo.peft and not is_pipelines(adapter):
+        write_peft(adapter, out)
+        return out
+    return write_adapter(adapter, config.to.value, out)
+
+
 def _main(config: ExportConfig, _out: Path) -> None:
     out = export(config)
-    print(f'merged model: {out}; timm.create_model("local-dir:{out}", pretrained=True) opens it')
+    if config.to is ExportTo.merged:
+        print(f'merged model: {out}; timm.create_model("local-dir:{out}", pretrained=True) opens it')
+    else:
+        print(f"adapter: {out}")
 
 
 if __name__ == "__main__":

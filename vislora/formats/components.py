@@ -22,6 +22,11 @@ _BARE = {
 }
 
 
+def is_pipelines(adapter: Adapter) -> bool:
+    """Whether the layers are named by component, so that the adapter is a pipeline's and not a single model's."""
+    return all(name.partition(".")[0] in COMPONENTS for name in adapter.layers)
+
+
 def named_by_component(adapter: Adapter) -> Adapter:
     """The adapter with a component before every name; a single model's gets the one its layers can only belong to.
 

@@ -1,0 +1,187 @@
+"""python -m vislora.generate adapter=FILE prompt="a blue jay on a branch" [adapter.scale=0.8] [key=value …]
+
+Draws pictures with a pipeline, with one adapter or several (`adapter=[A,B] weights=[0.7,0.4]`) of any format. Every PNG
+holds the settings that draw it again; of several pictures there is a sheet too, grid.png, with a column for each scale
+of `scales=[0,0.5,1]`, or for each prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vislora import __version__
+from vislora.compose import command
+from vislora.config import GenerateConfig, PipelineConfig, Precision
+from vislora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vislora.lora import Adapter
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A picture, how it came about, and where it is."""
+
+    image: Image.Image
+    settings: dict[str, Any]
+    file: Path
+
+
+def generate(config: GenerateConfig, out: Path) -> list[Generated]:
+    """Draw `config.prompt` with each seed at each scale, into the folder `out`.
+
+    Raises:
+        VisloraError: a mistake in the settings, the adapter or the model.
+    """
+    _check(config)
+
+    import torch
+
+    from vislora.formats.detect import read_adapter
+    from vislora.models.diffusion import load_pipeline
+    from vislora.pipeline import apply
+    from vislora.precision import autocast_dtype, resolve_precision
+    from vislora.report.samples import save_grid
+
+    files, scales = config.adapter.files, config.scales or [config.adapter.scale]
+    adapters = [read_adapter(file) for file in files]
+    model = _model(config.model, files, adapters)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(config.precision, device) if device.type == "cuda" else Precision.fp32
+    pipe = load_pipeline(model, autocast_dtype(precision) or torch.float32).to(device)
+    applied = apply(pipe, adapters if len(adapters) > 1 else adapters[0], weights=config.weights) if adapters else None
+
+    out.mkdir(parents=True, exist_ok=True)
+    about = _about(config, model)
+    drawn: list[Generated] = []
+    for prompt in config.prompt:
+        for seed in config.seeds:
+            for scale in scales:
+                if applied is not None:
+                    applied.scale = scale
+                image = _draw(pipe, config, prompt, seed)
+                settings = {"prompt": prompt, "seed": seed, "scale": scale, **about, "size": list(image.size)}
+                file = out / f"{len(drawn):04d}_seed{seed}{f'_scale{scale:g}' if adapters else ''}.png"
+                _save(image, settings, file)
+                drawn.append(Generated(image, settings, file))
+    if len(drawn) > 1:
+        save_grid(*_grid([picture.image for picture in drawn], config, scales), out / "grid.png")
+    return drawn
+
+
+def _check(config: GenerateConfig) -> None:
+    for name, values in (("prompt", config.prompt), ("seeds", config.seeds), ("scales", config.scales)):
+        if values is not None and not values:
+            raise ConfigError(f"{name} is empty; give at least one")
+    if config.scales and not config.adapter.files:
+        raise ConfigError("scales=[…] are an adapter's; give one with adapter=FILE")
+    count = len(config.adapter.files)
+    if config.weights is not None and (count < 2 or len(config.weights) != count):
+        raise ConfigError(f"weights={config.weights} for {count} adapters; weights are for several, one for each")
+
+
+def _model(config: PipelineConfig, files: Sequence[str], adapters: Sequence[Adapter]) -> PipelineConfig:
+    """The pipeline to draw with: the given one, or that on which all the adapters were trained."""
+    if config.name != "auto":
+        return config
+    if not adapters:
+        return PipelineConfig(name="embedded")
+    bases = []
+    for file, adapter in zip(files, adapters, strict=True):
+        base = adapter.about.get("model")
+        if not isinstance(base, dict) or not isinstance(base.get("name"), str):
+            raise ConfigError(f"{file} doesn't say what model it belongs to; give model.name=FOLDER or a hub's name")
+        bases.append(PipelineConfig(base["name"], base.get("revision"), base.get("variant")))
+    if other := [(file, base) for file, base in zip(files, bases, strict=True) if base != bases[0]]:
+        raise ConfigError(
+            f"{other[0][0]} was trained on {other[0][1].name}, {files[0]} on {bases[0].name}; choose with model.name=…"
+        )
+    return bases[0]
+
+
+def _draw(pipe: Any, config: GenerateConfig, prompt: str, seed: int) -> Image.Image:
+    import torch
+
+    options = {} if config.negative_prompt is None else {"negative_prompt": config.negative_prompt}
+    return pipe(
+        prompt,
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance,
+        height=config.size,
+        width=config.size,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    ).images[0]
+
+
+def _about(config: GenerateConfig, model: PipelineConfig) -> dict[str, Any]:
+    """What all pictures of a run have in common."""
+    import diffusers
+
+    weights = config.weights or [1.0] * len(config.adapter.files)
+    return {
+        "negative_prompt": config.negative_prompt,
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "adapters": [{"file": f, "weight": w} for f, w in zip(config.adapter.files, weights, strict=True)],
+        "model": {key: value for key, value in asdict(model).items() if key in ("name", "revision", "variant")},
+        "vislora": __version__,
+        "diffusers": diffusers.__version__,
+    }
+
+
+def _save(image: Image.Image, settings: dict[str, Any], file: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", _parameters(settings))
+    info.add_text("vislora", json.dumps(settings, ensure_ascii=True))
+    image.save(file, pnginfo=info)
+
+
+def _parameters(settings: dict[str, Any]) -> str:
+    """The settings in the words that viewers of generated pictures look for."""
+    lines = [settings["prompt"]]
+    if settings["negative_prompt"] is not None:
+        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    width, height = settings["size"]
+    lines.append(
+        f"Steps: {settings['steps']}, CFG scale: {settings['guidance']}, Seed: {settings['seed']}, "
+        f"Size: {width}x{height}, Model: {settings['model']['name']}"
+    )
+    return "\n".join(lines)
+
+
+def _grid(
+    images: list[Image.Image], config: GenerateConfig, scales: Sequence[float]
+) -> tuple[list[list[Image.Image]], list[str]]:
+    """Rows of pictures and the captions of their columns: scales, or where there is one scale, prompts."""
+    if len(scales) > 1:
+        rows = [images[i : i + len(scales)] for i in range(0, len(images), len(scales))]
+        return rows, [f"scale {scale:g}" for scale in scales]
+    seeds = len(config.seeds)
+    return [images[seed::seeds] for seed in range(seeds)], list(config.prompt)
+
+
+def _main(config: GenerateConfig, out: Path) -> None:
+    drawn = generate(config, out)
+    print(f"{len(drawn)} pictures: {out}" if len(drawn) > 1 else f"picture: {drawn[0].file}")
+
+
+def _quoted(word: str) -> str:
+    """A bare prompt as a list of one for Hydra, which would take its commas and brackets apart."""
+    text = word.removeprefix("prompt=")
+    if text == word or text.startswith(("[", "'", '"')):
+        return word
+    return "prompt=['" + text.replace("\\", "\\\\").replace("'", "\\'") + "']"
+
+
+if __name__ == "__main__":
+    command("generate", _main, [_quoted(word) for word in sys.argv[1:]])
