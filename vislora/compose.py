@@ -35,6 +35,7 @@ _SCHEMAS = [
     (None, "extract_schema", settings.ExtractConfig),
     (None, "resize_schema", settings.ResizeConfig),
     (None, "blend_schema", settings.BlendConfig),
+    (None, "doctor_schema", settings.DoctorConfig),
     ("model", "schema", settings.ModelConfig),
     ("model", "pipeline_schema", settings.PipelineConfig),
     *(("data", f"{option}_schema", schema) for option, schema in settings.DATA_OPTIONS.items()),

@@ -505,6 +505,15 @@ class BlendConfig:
     out: str = MISSING
 
 
+@dataclass
+class DoctorConfig:
+    """`python -m vislora.doctor`"""
+
+    models: str = "*"  # a pattern of timm's names
+    real: int | None = 1  # how many of each attention class are run with weights, the smallest first; null: all
+    workers: int = 2  # processes, each with one thread; 0: this one
+
+
 DATA_OPTIONS: dict[str, type[BaseData]] = {
     "birds": BirdsData,
     "imagefolder": ImageFolderData,

@@ -408,7 +408,7 @@ class Adapters:
             )
         if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
             raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
-        if plain is nn.Conv2d and (reason := _unlike_a_product(layer)):
+        if plain is nn.Conv2d and (reason := unlike_a_product(layer)):
             raise AdapterError(f"{path} can't be adapted: {reason}")
         return layer
 
@@ -465,7 +465,7 @@ def _fits(pattern: str, name: str) -> bool:
         raise AdapterError(f"the pattern {pattern!r} isn't a regular expression: {error}") from None
 
 
-def _unlike_a_product(layer: nn.Conv2d) -> str | None:
+def unlike_a_product(layer: nn.Conv2d) -> str | None:
     """Why a convolution's update can't be written as an A of its own geometry and a 1x1 B."""
     if layer.groups != 1:
         return f"a convolution in {layer.groups} groups, of which each sees its own channels, while A sees all"

@@ -74,9 +74,10 @@ def preprocessing(model: nn.Module, crop_pct: float | None = None) -> Preprocess
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the classifier modules, usually ["head"]."""
+    """Names of the classifier modules, usually ["head"]; none in an encoder of features."""
     names = model.pretrained_cfg.get("classifier") or ()
-    return [names] if isinstance(names, str) else list(names)
+    there = dict(model.named_modules())
+    return [name for name in ([names] if isinstance(names, str) else names) if name in there]
 
 
 def weights_hash(config: ModelConfig) -> str | None:

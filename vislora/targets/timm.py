@@ -10,6 +10,7 @@ from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
+from vislora.lora.inject import unlike_a_product
 from vislora.targets.blocks import Blocks, choose_blocks
 from vislora.targets.families import ATTENTION, GATES
 from vislora.targets.layouts import QKV, Held
@@ -20,6 +21,7 @@ _ATTENTION_CLASS = re.compile(r"Attn|Attention|MSA$|MHA$")
 _ATTENTION_LAYERS = ({"qkv"}, {"q", "k", "v"}, {"q_proj", "k_proj"}, {"to_q", "to_k"}, {"query", "key"})
 _MLP_CLASS = re.compile(r"Mlp|MLP|GLU|FFN|MBConv$")
 _MLP_NAMES = ("mlp", "ffn")
+_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
 
 def find_targets(
@@ -62,10 +64,36 @@ def find_targets(
             layers += [TargetLayer(name) for name in _other_convolutions(model, chosen, blocks, by_block, attentions)]
         if chosen and not layers:
             raise AdapterError(_told_missing(model, projection, held))
+        if other := [name for name in (layer.name for layer in layers) if not isinstance(_get(model, name), _LAYERS)]:
+            kind = type(_get(model, other[0])).__name__
+            raise AdapterError(
+                f"{projection} of {other[0]} is a {kind}, which can't be adapted; leave {projection} out"
+            )
         for layer in layers:
             found[layer.name] = _joined(found.get(layer.name), layer)
     left_out = tuple(f"{name}." for name in trained)
     return [found[n] for n, _ in model.named_modules() if n in found and not f"{n}.".startswith(left_out)]
+
+
+def attention_classes(model: nn.Module) -> tuple[str, ...]:
+    """The attention classes of a model, sorted, by the names that `vislora.targets.families` has them under.
+
+    Raises:
+        AdapterError: attention of a family without a row.
+    """
+    return tuple(sorted({_family(module) for module in _attentions(model).values()}))
+
+
+def available(model: nn.Module) -> tuple[str, ...]:
+    """Those of q, k, v, o, mlp and conv that `find_targets` finds in a model."""
+
+    def has(projection: str) -> bool:
+        try:
+            return bool(find_targets(model, [projection]))
+        except AdapterError:
+            return False
+
+    return tuple(projection for projection in PROJECTIONS[1:] if has(projection))
 
 
 def _checked(projections: Sequence[str]) -> list[str]:
@@ -110,9 +138,13 @@ def _attentions(model: nn.Module) -> dict[str, nn.Module]:
     return known
 
 
+def _family(module: nn.Module) -> str | None:
+    """The first class among a module's own and its bases that has a row."""
+    return next((name for name in map(_class_name, type(module).__mro__) if name in ATTENTION), None)
+
+
 def _layout(module: nn.Module) -> Sequence[Held]:
-    names = map(_class_name, type(module).__mro__)
-    return next((ATTENTION[name] for name in names if name in ATTENTION), ())
+    return ATTENTION.get(_family(module), ())
 
 
 def _looks_like_attention(module: nn.Module) -> bool:
@@ -209,8 +241,7 @@ def _other_convolutions(
 
 
 def _adaptable_convolution(layer: nn.Module) -> bool:
-    plain = type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return plain and layer.groups == 1
+    return type(layer) is nn.Conv2d and unlike_a_product(layer) is None
 
 
 def _get(model: nn.Module, path: str) -> nn.Module | None:
