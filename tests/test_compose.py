@@ -46,11 +46,27 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
         ("trainer.epochs", "write key=value"),
         ("data=[", "write key=value"),
         ("data=imagefolder", "data.root has no value"),
+        ("adapter.bias=some", r"expected one of \[none, lora_only, all\]"),
+        ("adapter.rank_pattern={qkv:many}", "adapter.rank_pattern"),
     ],
 )
 def test_a_wrong_override_is_answered_with_one_sentence(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         configure("train", [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapter=pissa", "adapter.dora=true"], "adapter.pissa and adapter.dora exclude each other"),
+        (["adapter=pissa", "adapter.dropout=0.1"], "adapter.dropout=0.1 would drop principal parts"),
+        (["adapter.trained=['norm[']"], r"adapter.trained: 'norm\[' isn't a regular expression"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        configure("train", overrides)
     assert "\n" not in str(caught.value)
 
 
