@@ -134,8 +134,8 @@ def test_peft_opens_the_adapter_with_the_same_logits(run, photos, weights):
 
 VARIANTS = {
     "dora": ["adapter=dora", "adapter.dropout=0.1", "adapter.bias=lora_only"],
-    "pissa": ["adapter=pissa", "adapter.rslora=true", "adapter.alpha_pattern={proj:5}", "optim.b_lr_ratio=4"],
-    "all": ["adapter.bias=all", "adapter.trained=[norms,patch_embed]", "adapter.rank_pattern={qkv:3}"],
+    "pissa": ["adapter=pissa", "adapter.rslora=true", "+adapter.alpha_pattern={proj:5}", "optim.b_lr_ratio=4"],
+    "all": ["adapter.bias=all", "adapter.trained=[norms,patch_embed]", "+adapter.rank_pattern={qkv:3}"],
 }
 
 

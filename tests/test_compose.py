@@ -47,7 +47,8 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
         ("data=[", "write key=value"),
         ("data=imagefolder", "data.root has no value"),
         ("adapter.bias=some", r"expected one of \[none, lora_only, all\]"),
-        ("adapter.rank_pattern={qkv:many}", "adapter.rank_pattern"),
+        ("+adapter.rank_pattern={qkv:many}", r"rank_pattern=\{qkv:many\} can't be used"),
+        ("adapter.rank_pattern={qkv:4}", r"write \+adapter.rank_pattern=… to add it"),
     ],
 )
 def test_a_wrong_override_is_answered_with_one_sentence(override, message):
@@ -84,6 +85,15 @@ def test_the_command_refuses_quickly_with_exit_code_2(override, tmp_path):
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.rglob("*.*")) == []
     assert min(results) < 1.0  # the quickest of three: the machine may be busy
+
+
+def test_a_recipe_gives_ranks_by_pattern(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    text = "# @package _global_\nadapter:\n  rank_pattern:\n    'blocks\\.1[01]\\.attn\\.qkv': 16\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine", "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert r"blocks\.1[01]\.attn\.qkv: 16" in done.stdout, done.stderr
 
 
 def test_a_users_own_recipes_come_from_a_folder_of_theirs(tmp_path):
