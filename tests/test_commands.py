@@ -132,6 +132,29 @@ def test_peft_opens_the_adapter_with_the_same_logits(run, photos, weights):
         assert (mine.model(images) - theirs(images)).abs().max() > 1e-2  # the adapter does matter
 
 
+VARIANTS = {
+    "dora": ["adapter=dora", "adapter.dropout=0.1", "adapter.bias=lora_only"],
+    "pissa": ["adapter=pissa", "adapter.rslora=true", "+adapter.alpha_pattern={proj:5}", "optim.b_lr_ratio=4"],
+    "all": ["adapter.bias=all", "adapter.trained=[norms,patch_embed]", "+adapter.rank_pattern={qkv:3}"],
+}
+
+
+@pytest.mark.parametrize("words", VARIANTS.values(), ids=VARIANTS.keys())
+def test_peft_opens_what_the_variants_trained_and_the_merged_export_is_the_same(words, photos, weights, tmp_path):
+    words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", *words]
+    run = train(configure("train", [*words, "trainer.epochs=1", "logger.trackers=[]"]), tmp_path / "run")
+    mine = load_recognizer(run.artifact)
+    theirs = peft.PeftModel.from_pretrained(build_vit(ModelConfig(**mine.about["model"]), 3), run.artifact).eval()
+    merged = load_recognizer(export(ExportConfig(adapter=str(run.artifact), out=str(tmp_path / "merged"))))
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        logits = mine.model(images)
+        assert (logits - theirs(images)).abs().max() <= 1e-5
+        assert (logits - merged.model(images)).abs().max() <= 1e-5
+        mine.adapters.deactivate()
+        assert (logits - mine.model(images)).abs().max() > 1e-2
+
+
 def test_the_merged_export_is_a_timm_model_with_the_same_logits_and_labels(run, tmp_path):
     out, _ = run
     folder = export(ExportConfig(adapter=str(out / "adapter"), out=str(tmp_path / "merged")))

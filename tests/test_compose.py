@@ -50,11 +50,28 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
         ("trainer.epochs", "write key=value"),
         ("data=[", "write key=value"),
         ("data=imagefolder", "data.root has no value"),
+        ("adapter.bias=some", r"expected one of \[none, lora_only, all\]"),
+        ("+adapter.rank_pattern={qkv:many}", r"rank_pattern=\{qkv:many\} can't be used"),
+        ("adapter.rank_pattern={qkv:4}", r"write \+adapter.rank_pattern=… to add it"),
     ],
 )
 def test_a_wrong_override_is_answered_with_one_sentence(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         configure("train", [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapter=pissa", "adapter.dora=true"], "adapter.pissa and adapter.dora exclude each other"),
+        (["adapter=pissa", "adapter.dropout=0.1"], "adapter.dropout=0.1 would drop principal parts"),
+        (["adapter.trained=['norm[']"], r"adapter.trained: 'norm\[' isn't a regular expression"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        configure("train", overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -72,6 +89,15 @@ def test_the_command_refuses_quickly_with_exit_code_2(override, tmp_path):
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.rglob("*.*")) == []
     assert min(results) < 1.0  # the quickest of three: the machine may be busy
+
+
+def test_a_recipe_gives_ranks_by_pattern(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    text = "# @package _global_\nadapter:\n  rank_pattern:\n    'blocks\\.1[01]\\.attn\\.qkv': 16\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine", "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert r"blocks\.1[01]\.attn\.qkv: 16" in done.stdout, done.stderr
 
 
 def test_a_users_own_recipes_come_from_a_folder_of_theirs(tmp_path):

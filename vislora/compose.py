@@ -160,6 +160,8 @@ def _explained(error: Exception) -> ConfigError:
     """One sentence for what Hydra and OmegaConf tell in several lines."""
     text = str(error)
     if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
+        if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
+            return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
         return _unknown_key(found[1])
     if found := re.search(r"Error merging override (.+)", text):
         cause = str(error.__cause__ or "").splitlines()

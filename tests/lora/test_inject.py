@@ -425,3 +425,52 @@ def test_fully_trained_module_without_parameters_is_refused_or_harmless():
 def test_rows_past_the_layers_end_are_refused():
     with pytest.raises(AdapterError):
         Adapters(vit()).add("birds", [TargetLayer("blocks.0.attn.qkv", ((96, 192),))], SETTINGS)
+
+
+def test_pattern_that_fits_no_adapted_layer_is_refused():
+    for patterns in ({"rank_pattern": {"qk": 2}}, {"alpha_pattern": {"blocks.7.attn.qkv": 2.0}}):
+        with pytest.raises(AdapterError, match=r"fits none of the 2 adapted layers: blocks\.0"):
+            Adapters(vit()).add("birds", BOTH_QKV, LoraSettings(4, 6.0, **patterns))
+    with pytest.raises(AdapterError, match=r"'qkv\(' isn't a regular expression"):
+        Adapters(vit()).add("birds", BOTH_QKV, LoraSettings(4, 6.0, rank_pattern={"qkv(": 2}))
+
+
+def test_each_adapter_has_its_own_biases_and_the_base_gets_its_back(images):
+    model = vit()
+    before, logits = state(model), model(images)
+    adapters = Adapters(model)
+    found = {}
+    for name, bias in (("some", "lora_only"), ("all", "all")):
+        adapters.add(name, BOTH_QKV, LoraSettings(4, 6.0, bias=bias), ["head"])
+        train(model, seed=len(name))
+        found[name] = model(images)
+        assert not torch.allclose(found[name], logits, atol=1e-2)
+    for name in ("some", "all", "some"):
+        adapters.activate(name)
+        assert torch.equal(model(images), found[name])
+    assert adapters.adapter("some").biases.keys() == {"blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias"}
+    assert "head.bias" not in adapters.adapter("all").biases  # it is trained with the head
+    copy_of = adapters.adapter("all")
+    other = vit()
+    Adapters(other).load("all", copy_of)
+    assert torch.equal(other(images), found["all"])
+    adapters.remove("some")
+    adapters.remove("all")
+    assert same_bits(state(model), before)
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.equal(model(images), logits)
+
+
+def test_bias_of_another_model_or_of_none_is_refused(images):
+    bare = nn.Sequential(nn.Linear(4, 4, bias=False))
+    with pytest.raises(AdapterError, match="bias=lora_only: none of the layers concerned has a bias"):
+        Adapters(bare).add("birds", [TargetLayer("0")], LoraSettings(2, 2.0, bias="lora_only"))
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapters = Adapters(model)
+    adapters.add("birds", [TargetLayer("0")], LoraSettings(2, 2.0, bias="lora_only"))
+    value = adapters.adapter("birds")
+    with pytest.raises(AdapterError, match="another model: 0 has no bias"):
+        Adapters(nn.Sequential(nn.Linear(4, 4, bias=False))).load("birds", value)
+    value.biases["0.bias"] = torch.ones(3)
+    with pytest.raises(AdapterError, match=r"0.bias has shape \[3\], the model needs \[4\]"):
+        Adapters(nn.Sequential(nn.Linear(4, 4))).load("birds", value)

@@ -592,6 +592,66 @@ def test_backward_outside_the_autocast_context_gives_the_same_gradients():
         assert torch.equal(mine, theirs)
 
 
+# --- Trained biases, padding by name ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_trained_bias_gets_its_gradient_and_the_others_stay(kind, dora):
+    if kind == "linear":
+        layer, x, axes = nn.Linear(IN, OUT), torch.randn(2, 5, IN), (0, 1)
+    else:
+        layer, x, axes = nn.Conv2d(3, 6, 3, padding=1), torch.randn(2, 3, 5, 5), (0, 2, 3)
+    model = nn.Sequential(layer)
+    adapters = Adapters(model)
+    adapters.add("frozen", [TargetLayer("0")], LoraSettings(4, 6.0, dora=dora))
+    base = layer.bias
+    adapters.add("trained", [TargetLayer("0")], LoraSettings(4, 6.0, dora=dora, bias="lora_only"))
+    nn.init.normal_(layer.lora.lora_B, std=0.3)
+    assert layer.bias is not base
+    y = model(x)
+    dy = torch.randn(y.shape)
+    y.backward(dy)
+    assert torch.allclose(layer.bias.grad, dy.sum(axes), atol=1e-4)
+    trained = {name: p.grad.clone() for name, p in layer.lora.named_parameters()}
+    with torch.no_grad():
+        layer.bias.requires_grad_(False)
+    layer.lora.zero_grad()
+    same = model(x)
+    same.backward(dy)
+    assert torch.allclose(same, y, atol=1e-6)
+    for name, p in layer.lora.named_parameters():
+        assert relative_error(p.grad, trained[name]) < 1e-5
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(("padding", "kernel", "dilation"), [("same", (3, 5), 1), ("same", 3, 2), ("valid", 3, 1)])
+def test_padding_by_name_is_padding_by_number(padding, kernel, dilation, dora):
+    peft = pytest.importorskip("peft")
+    base = nn.Sequential(nn.Conv2d(3, 6, kernel, padding=padding, dilation=dilation))
+    model = copy.deepcopy(base)
+    adapters = Adapters(model)
+    adapters.add("it", [TargetLayer("0")], LoraSettings(4, 6.0, dora=dora))
+    nn.init.normal_(model[0].lora.lora_B, std=0.3)
+    x = torch.randn(2, 3, 7, 9, requires_grad=True)
+    y = model(x)
+    y.square().sum().backward()
+    found = [y.detach(), x.grad, model[0].lora.lora_A.grad]
+    if dilation == 1:  # PEFT's A isn't dilated
+        theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=6, target_modules=["0"], use_dora=dora))
+        layer = theirs.base_model.model[0]
+        with torch.no_grad():
+            layer.lora_A["default"].weight.copy_(model[0].lora.lora_A)
+            layer.lora_B["default"].weight.copy_(model[0].lora.lora_B)
+        x.grad = None
+        y = theirs(x)
+        y.square().sum().backward()
+        for mine, its in zip(found, [y.detach(), x.grad, layer.lora_A["default"].weight.grad], strict=True):
+            assert relative_error(mine, its) < 1e-5
+    adapters.merge()
+    assert torch.allclose(model(x), found[0], atol=1e-5)
+
+
 # --- PEFT on the same weights -----------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from vislora.lora.layers import (
     LowRank,
     _compute_dtype,
     _dropout_mask,
+    _folded,
     _masked,
     _Normalised,
     _Settings,
@@ -123,13 +124,13 @@ class _FoldedLinear(torch.autograd.Function):
         dtype = settings.dtype
         with _without_autocast(x.device.type):
             flat = x.to(dtype).reshape(-1, x.shape[-1])
-            w = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-            for pair in settings.pairs:
-                w[pair.rows].addmm_(lora_B[pair.b], lora_A[pair.a], alpha=settings.scale)
+            w = _summed(weight, lora_A, lora_B, settings)
             gain = magnitude / row_norms(w).clamp_min(_TINY)
             w = w.mul_(gain[:, None]).to(dtype)
             y = F.linear(flat, w, None if bias is None else bias.to(dtype))
-        ctx.save_for_backward(w, bias, lora_A, lora_B, magnitude, gain, y, *(norm or [flat]))
+        # W is kept only where a cast copy of the frozen weight would be kept anyway; else it is made again
+        ctx.again = dtype == weight.dtype
+        ctx.save_for_backward(weight if ctx.again else w, bias, lora_A, lora_B, magnitude, gain, y, *(norm or [flat]))
         ctx.settings, ctx.x_dtype, ctx.x_shape = settings, x.dtype, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -154,8 +155,18 @@ class _FoldedLinear(torch.autograd.Function):
             if bias is not None:
                 dm -= bias * dbias
             dm = torch.where(magnitude == 0, 0.0, dm / magnitude)
-            dx = (dy @ w).view(ctx.x_shape).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+            dx = None
+            if ctx.needs_input_grad[0]:
+                if ctx.again:
+                    w = _summed(w, lora_A, lora_B, settings).mul_(gain[:, None]).to(dtype)
+                dx = (dy @ w).view(ctx.x_shape).to(ctx.x_dtype)
         return dx, None, dbias if ctx.needs_input_grad[2] else None, da, db, dm, None, None
+
+
+def _summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, settings: _Settings) -> Tensor:
+    """W0 + s B A, a new tensor in float32 or wider."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return _folded(wide, lora_A, lora_B, settings.pairs, settings.scale)
 
 
 def _column_products(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:

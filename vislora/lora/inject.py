@@ -129,7 +129,8 @@ class Adapters:
         for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
             if not any(_fits(pattern, path) for path in layers):
                 raise AdapterError(
-                    f"the rank or alpha pattern {pattern!r} fits none of the adapted layers {', '.join(layers)}"
+                    f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
+                    f"{', '.join(list(layers)[:4])}, …"
                 )
         trained = {path: copy.deepcopy(self._base(path)) for path in trained}
         biases = self._biases(settings.bias, layers, trained)
