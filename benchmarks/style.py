@@ -1,0 +1,122 @@
+"""python benchmarks/style.py [--adapter FOLDER] [--seeds 0,1,2,3,4] [OVERRIDES of vislora.train recipe=sketch_style …]
+
+Whether a style adapter gives the style and keeps the subject: the embedded pipeline draws each species once per seed,
+and two classifiers trained on drawings, never on generated pictures, say in which style and of which species they are.
+The base model and the adapter at scale 0 stand beside it, and drawings that the classifiers have not seen: what they
+make of those is the most that can be expected. Trains recipe=sketch_style first unless an adapter is given.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import vislora
+from vislora.compose import configure
+from vislora.config import PipelineConfig
+from vislora.data.birds import SPECIES, STYLES, caption, picture, seeded_scene
+from vislora.data.order import mix
+from vislora.models.diffusion import load_pipeline
+from vislora.recognizer import Recognizer, load_recognizer
+from vislora.report.samples import draw_samples, save_grid
+from vislora.train import train
+
+DIFFICULTY = 0.1
+TRAIN, TEST = 1, 2  # parts of the drawings' seeds that the pipelines' own data don't touch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=25, help="of sampling")
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--out", type=Path, help="a folder for sheets of the pictures, and the runs")
+    parser.add_argument("overrides", nargs="*", help="as for vislora.train recipe=sketch_style")
+    options = parser.parse_args()
+    out = options.out or Path(tempfile.mkdtemp(prefix="vislora-style-"))
+    config = configure("train", ["recipe=sketch_style", *options.overrides])
+    species, style = config.data.species, config.data.style
+
+    seconds, adapter = 0.0, options.adapter
+    if adapter is None:
+        since = time.perf_counter()
+        adapter = train(config, out / "adapter_run").artifact
+        seconds = time.perf_counter() - since
+    by_species = classifier(out / "species", species_drawings(species, style))
+    by_style = classifier(out / "style", style_drawings(species))
+
+    prompts = [caption(SPECIES[name], seeded_scene(SPECIES[name], 7, DIFFICULTY)) for name in species]
+    pipe = load_pipeline(PipelineConfig("embedded"))
+    print(f"torch {torch.__version__}; {date.today()}; {len(species)} species, seeds {options.seeds}, ", end="")
+    print(f"{options.steps} steps, guidance {options.guidance}; adapter trained in {seconds:.0f} s")
+    print(f"{'':24}{style:>10}  {'by seed':^27}{'species':>10}  {'by seed':^27}", flush=True)
+
+    def row(title: str, rows: Sequence[Sequence[Image.Image]]) -> None:
+        styles = [share(by_style, images, [style] * len(images)) for images in rows]
+        kinds = [share(by_species, images, species) for images in rows]
+        cells = (f"{statistics.mean(v):>10.1%}  {' '.join(f'{x:.2f}' for x in v):^27}" for v in (styles, kinds))
+        print(f"{title:24}{''.join(cells)}", flush=True)
+        save_grid(rows, prompts, out / f"{title.replace(' ', '_')}.png")
+
+    def drawn() -> list[list[Image.Image]]:
+        return draw_samples(pipe, prompts, options.seeds, options.steps, options.guidance)
+
+    for kind in dict.fromkeys(("natural", style)):
+        seen = [[unseen(name, seed, kind) for name in species] for seed in options.seeds]
+        row(f"drawings, {kind}", seen)
+    row("base model", drawn())
+    applied = vislora.apply(pipe, adapter, scale=0.0)
+    row("adapter, scale 0", drawn())
+    for scale in (0.5, 1.0):
+        applied.scale = scale
+        row(f"adapter, scale {scale:g}", drawn())
+    print(f"pictures: {out}")
+
+
+def share(classify: Recognizer, images: Sequence[Image.Image], wanted: Sequence[str]) -> float:
+    """Share of the images that are taken for what was wanted."""
+    with torch.no_grad():
+        best = classify(images).argmax(1).tolist()
+    return statistics.mean(classify.classes[k] == name for k, name in zip(best, wanted, strict=True))
+
+
+def unseen(name: str, seed: int, style: str) -> Image.Image:
+    """A drawing that neither a classifier nor an adapter has learned from."""
+    return picture(SPECIES[name], mix(TEST, seed), DIFFICULTY, style)
+
+
+def species_drawings(species: Sequence[str], style: str) -> Iterator[tuple[str, Image.Image]]:
+    """Drawings of each species in the natural and in the adapter's style, by species."""
+    for name in species:
+        for i in range(30):
+            for kind in dict.fromkeys(("natural", style)):
+                yield name, picture(SPECIES[name], mix(TRAIN, i), DIFFICULTY, kind)
+
+
+def style_drawings(species: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
+    """Drawings of all species in every style, by style."""
+    for style in STYLES:
+        for name in species:
+            for i in range(3):
+                yield style, picture(SPECIES[name], mix(TRAIN, 100 + i), DIFFICULTY, style)
+
+
+def classifier(folder: Path, drawings: Iterator[tuple[str, Image.Image]]) -> Recognizer:
+    """A vision transformer tuned to tell the drawings' names."""
+    for number, (name, image) in enumerate(drawings):
+        (folder / "data" / name).mkdir(parents=True, exist_ok=True)
+        image.save(folder / "data" / name / f"{number:05d}.png")
+    settings = ["recipe=vit_birds", "data=imagefolder", f"data.root={folder / 'data'}", "data.val_fraction=0.1"]
+    settings += ["data.augment.crop_scale=0.7", "data.crop_pct=1.0", "logger.trackers=[]"]
+    return load_recognizer(train(configure("train", settings), folder / "run").artifact)
+
+
+if __name__ == "__main__":
+    main()
