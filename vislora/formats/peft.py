@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vislora.errors import AdapterError
 from vislora.files import write_json, write_tensors
+from vislora.formats.peft_attention import as_units, is_part, own_name, peft_name
 from vislora.lora import Adapter, LowRankWeights
 
 CONFIG = "adapter_config.json"
@@ -40,7 +41,8 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     """Write an adapter folder that `peft.PeftModel.from_pretrained` opens; then read it back and compare.
 
     Pairs over parts of a fused projection are widened to one pair (`LowRankWeights.as_one_pair`), since PEFT has no
-    partial ones: the same output, with zero rows in B.
+    partial ones: the same output, with zero rows in B. The same goes for ranks within an nn.MultiheadAttention, see
+    `vislora.formats.peft_attention`.
 
     Raises:
         AdapterError: the adapter has no low-rank layers, mixes LoRA, rsLoRA and DoRA, or reads back differently.
@@ -49,9 +51,10 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         raise AdapterError(
             "a PEFT folder needs at least one LoRA layer; export a probe or a full model as timm weights"
         )
-    wide = replace(adapter, layers={name: w.as_one_pair() for name, w in adapter.layers.items()})
+    wide = replace(adapter, layers=as_units({name: w.as_one_pair() for name, w in adapter.layers.items()}))
     tensors: dict[str, Tensor] = {}
-    for name, weights in wide.layers.items():
+    for layer, weights in wide.layers.items():
+        name = peft_name(layer, wide.layers)
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = weights.lora_A.contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = weights.lora_B.contiguous()
         if weights.magnitude is not None:
@@ -147,11 +150,11 @@ def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) ->
             raise AdapterError(
                 f"{folder / TENSORS}: {module}.lora_magnitude_vector {found}; use_dora needs one of {b.shape[0]} rows"
             )
-        layers[module] = LowRankWeights(
+        layers[own_name(module)] = LowRankWeights(
             a.float(),
             b.float(),
             a.shape[0],
-            alpha_of(config, module),
+            alpha_of(config, module.removesuffix(".base_layer.out_proj")),
             b.shape[0],
             bool(config.get("use_rslora")),
             magnitude=None if magnitude is None else magnitude.float().flatten(),
@@ -180,7 +183,7 @@ def _is_copy(key: str, tensors: dict[str, Tensor]) -> bool:
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
-    layers = adapter.layers
+    layers = {name: w for name, w in adapter.layers.items() if not is_part(name, adapter.layers)}
     if len({w.rslora for w in layers.values()}) > 1:
         raise AdapterError("PEFT can't hold LoRA and rsLoRA layers in one adapter")
     if len({w.magnitude is None for w in layers.values()}) > 1:

@@ -203,7 +203,7 @@ def _mlp_layers(model: nn.Module, block: str, attentions: Iterable[str]) -> Iter
     for path in found:
         for inner, layer in model.get_submodule(path).named_modules():
             if isinstance(layer, nn.Linear) or _adaptable_convolution(layer):
-                yield f"{path}.{inner}"
+                yield f"{path}.{inner}" if inner else path
 
 
 def _mlps(model: nn.Module, block: str, attentions: Iterable[str]) -> Iterator[str]:
