@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -25,6 +26,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from vislora.checkpoint import find_checkpoint, load_trainable_state
 from vislora.compose import configure
 from vislora.config import BirdsData, Precision
 from vislora.data.birds import SPECIES, caption, seeded_scene
@@ -199,6 +201,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain_diffusion"))
     parser.add_argument("--resume", type=Path, help="the folder of a run that was stopped")
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--export", type=Path, help="write the averages of this run's last checkpoint, and stop")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     resume = [f"trainer.resume={options.resume}"] if options.resume else []
@@ -216,6 +219,11 @@ def main() -> None:
     with accelerator.main_process_first():
         tokenizer = make_tokenizer(captions["train"], PIPELINE / "tokenizer")
     pipe = make_pipeline(tokenizer)
+    model = Denoiser(pipe, text=True)
+    if options.export:
+        load_trainable_state(model, load_file(find_checkpoint(options.export) / "ema.safetensors"))
+        export(pipe)
+        return
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.unet.set_attn_processor(AttnProcessor())  # the fused attention's backward pass is slower on a CPU
     tokens = {name: tokenize(pipe, texts)["input_ids"] for name, texts in captions.items()}
@@ -237,7 +245,6 @@ def main() -> None:
             (keys,) = order.micro_batches(step)
             yield batch_of(latents["train"], tokens["train"], [key.index for key in keys], [mix(*key) for key in keys])
 
-    model = Denoiser(pipe, text=True)
     Trainer(
         model=model,
         objective=Diffusion(schedule(pipe.scheduler), tokenize(pipe, [""]), caption_dropout=0.1),

@@ -101,6 +101,17 @@ def test_the_cache_changes_nothing_but_the_time(sd, photos, tmp_path):
     assert losses(tmp_path / "without") == pytest.approx(losses(tmp_path / "with"), rel=1e-3)
 
 
+@pytest.mark.parametrize("build", [tiny.stable_diffusion_3, tiny.flux])
+def test_transformers_learn_a_flow(build, photos, tmp_path):
+    build(tmp_path / "words").save_pretrained(tmp_path / "pipe")
+    result = run(tmp_path / "pipe", photos, tmp_path / "run", "data.size=16", "objective.min_snr_gamma=null")
+    with pytest.raises(ConfigError, match=r"flow matching: set objective\.min_snr_gamma=null"):
+        run(tmp_path / "pipe", photos, tmp_path / "run", "data.size=16")
+    adapter = read_adapter(result.artifact)
+    assert all(name.startswith("transformer.") and weights.lora_B.any() for name, weights in adapter.layers.items())
+    vislora.apply(build(tmp_path / "words"), adapter)
+
+
 def test_text_encoders_learn_too_where_they_are_asked_to(sd, photos, tmp_path):
     adapter = read_adapter(run(sd, photos, tmp_path, "adapter.text_encoder=true").artifact)
     text = [weights for name, weights in adapter.layers.items() if name.startswith("text_encoder.")]

@@ -60,8 +60,8 @@ def clip(cls: type[nn.Module] = transformers.CLIPTextModel) -> nn.Module:
     return _seeded(lambda: cls(config))
 
 
-def t5(feed_forward: str = "gated-gelu") -> nn.Module:
-    size = {"vocab_size": 54, "d_model": WIDTH, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+def t5(feed_forward: str = "gated-gelu", width: int = WIDTH) -> nn.Module:
+    size = {"vocab_size": 54, "d_model": width, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
     config = transformers.T5Config(**size, feed_forward_proj=feed_forward)
     return _seeded(lambda: transformers.T5EncoderModel(config))
 
@@ -106,6 +106,63 @@ def stable_diffusion_xl(folder: Path) -> diffusers.StableDiffusionXLPipeline:
     return pipe
 
 
+def stable_diffusion_3(folder: Path) -> diffusers.StableDiffusion3Pipeline:
+    words = tokenizer(folder)
+    transformer = lambda: diffusers.SD3Transformer2DModel(  # noqa: E731
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * WIDTH,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
+    pipe = diffusers.StableDiffusion3Pipeline(
+        vae=_vae(shift_factor=0.1),
+        text_encoder=clip(transformers.CLIPTextModelWithProjection),
+        text_encoder_2=clip(transformers.CLIPTextModelWithProjection),
+        text_encoder_3=t5(width=2 * WIDTH),
+        tokenizer=words,
+        tokenizer_2=words,
+        tokenizer_3=words,
+        transformer=_seeded(transformer),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux(folder: Path) -> diffusers.FluxPipeline:
+    words = tokenizer(folder)
+    transformer = lambda: diffusers.FluxTransformer2DModel(  # noqa: E731
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+    pipe = diffusers.FluxPipeline(
+        vae=_vae(shift_factor=0.1),
+        text_encoder=clip(),
+        text_encoder_2=t5(),
+        tokenizer=words,
+        tokenizer_2=words,
+        transformer=_seeded(transformer),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def draw(pipe: diffusers.DiffusionPipeline, **arguments) -> Tensor:
     """One image of the pipeline in [0, 1], [1, h, w, 3], the same for the same weights."""
     settings = {"num_inference_steps": 2, "guidance_scale": 4.0, "height": 16, "width": 16, "output_type": "np"}
@@ -142,10 +199,10 @@ def delta(weights: LowRankWeights) -> Tensor:
     return weights.scale * weights.lora_B.flatten(1) @ weights.lora_A.flatten(1)
 
 
-def _vae() -> nn.Module:
+def _vae(**changes: float) -> nn.Module:
     size = {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 16}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return _seeded(lambda: diffusers.AutoencoderKL(**size, **blocks))
+    return _seeded(lambda: diffusers.AutoencoderKL(**size, **blocks, **changes))
 
 
 def _scheduler() -> diffusers.SchedulerMixin:

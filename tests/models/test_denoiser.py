@@ -1,5 +1,6 @@
 """The denoiser is given what the pipelines give their UNets, and latents are those they decode."""
 
+import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
@@ -9,7 +10,12 @@ from vislora.errors import ModelError
 from vislora.models.denoiser import Denoiser, encode_images, encode_text, text_encoders, tokenize
 
 PROMPTS = ["a blue jay", "an owl at night and some more words than there is room for"]
-PIPELINES = {"sd": tiny.stable_diffusion, "sdxl": tiny.stable_diffusion_xl}
+PIPELINES = {
+    "sd": tiny.stable_diffusion,
+    "sdxl": tiny.stable_diffusion_xl,
+    "sd3": tiny.stable_diffusion_3,
+    "flux": tiny.flux,
+}
 
 
 @pytest.fixture(params=PIPELINES)
@@ -19,33 +25,48 @@ def pipe(request, tmp_path):
 
 @torch.no_grad()
 def test_captions_are_encoded_as_the_pipeline_encodes_prompts(pipe):
-    encoders = {name: getattr(pipe, name) for name in text_encoders(pipe)}
-    text = encode_text(encoders, tokenize(pipe, PROMPTS))
-    embeds, _, *pooled = pipe.encode_prompt(
-        prompt=PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    torch.testing.assert_close(text["prompt_embeds"], embeds)
-    if pooled:
-        torch.testing.assert_close(text["pooled_prompt_embeds"], pooled[0])
+    text = encode_text(pipe, tokenize(pipe, PROMPTS))
+    guided = {} if isinstance(pipe, diffusers.FluxPipeline) else {"do_classifier_free_guidance": False}
+    more = {f"prompt_{i}": PROMPTS for i in (2, 3) if hasattr(pipe, f"tokenizer_{i}")}
+    found = pipe.encode_prompt(prompt=PROMPTS, device="cpu", num_images_per_prompt=1, **more, **guided)
+    expected = [tensor for tensor in found if tensor is not None][: len(text)]
+    torch.testing.assert_close(list(text.values()), expected)
 
 
 @torch.no_grad()
 def test_the_prediction_is_the_one_the_pipeline_samples_with(pipe):
-    seen = []
-    pipe.unet.register_forward_hook(
+    component = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    seen, latents = [], torch.randn(1, 4, 8, 8)
+    component.register_forward_hook(
         lambda module, args, kwargs, output: seen.append((args, kwargs, output[0])), with_kwargs=True
     )
-    pipe(PROMPTS[0], num_inference_steps=1, guidance_scale=0.0, height=16, width=16, output_type="latent")
-    ((latents, timestep), _, expected) = seen.pop()
+    given, guidance = latents, 0.0
+    if isinstance(pipe, diffusers.FluxPipeline):
+        given, guidance = pipe._pack_latents(latents, 1, 4, 8, 8), 3.5
+    pipe(
+        PROMPTS[0],
+        num_inference_steps=1,
+        guidance_scale=guidance,
+        height=16,
+        width=16,
+        latents=given,
+        output_type="latent",
+    )
+    ((args, kwargs, expected),) = seen
+    timestep = kwargs["timestep"].flatten() if "timestep" in kwargs else args[1].flatten()
+    if isinstance(pipe, diffusers.FluxPipeline):
+        timestep, expected = 1000 * timestep, pipe._unpack_latents(expected, 16, 16, pipe.vae_scale_factor)
+    latents = latents * getattr(pipe.scheduler, "init_noise_sigma", 1.0)
     text = tokenize(pipe, PROMPTS[:1]) | {"time_ids": torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]])}
-    found = Denoiser(pipe, text=True)(latents, timestep.expand(1), text)
+    found = Denoiser(pipe, text=True)(latents, timestep, text)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_bear_the_names_of_the_pipelines_components(pipe):
     firsts = {name.partition(".")[0] for name, _ in Denoiser(pipe, text=True).named_parameters()}
-    assert firsts == {"unet", *text_encoders(pipe)}
-    assert {name.partition(".")[0] for name, _ in Denoiser(pipe, text=False).named_parameters()} == {"unet"}
+    denoiser = "unet" if hasattr(pipe, "unet") else "transformer"
+    assert firsts == {denoiser, *text_encoders(pipe)}
+    assert {name.partition(".")[0] for name, _ in Denoiser(pipe, text=False).named_parameters()} == {denoiser}
 
 
 @torch.no_grad()

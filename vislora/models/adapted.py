@@ -7,23 +7,25 @@ from torch import Tensor
 
 from vislora.config import LoraAdapter, PipelineLora
 from vislora.lora import Adapters, LoraSettings, TargetLayer, prove_alive
-from vislora.models.denoiser import Denoiser, text_encoders, tokenize
+from vislora.models.denoiser import Denoiser, encode_text, text_encoders, tokenize
 from vislora.targets.diffusers import find_targets
 
 
 def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
-    """Freeze a pipeline and put adapters into its UNet and, if wanted, its text encoders; prove that each one acts.
+    """Freeze a pipeline and put adapters into its denoiser and, if wanted, its text encoders; prove that each one acts.
 
     Returns:
         the adapters, holding one named "default", its layers named by component: `unet.mid_block.…`.
 
     Raises:
         AdapterError: targets that aren't there, or that can't move the prediction.
+        ModelError: a pipeline of a family that isn't known.
     """
     model = Denoiser(pipe, config.text_encoder)
-    words = [target.value for target in config.targets]
-    found = find_targets(pipe.unet, words, _blocks(config), [kind.value for kind in config.attention])
-    targets = [TargetLayer(f"unet.{target.name}", target.rows) for target in found]
+    component = model.family.component
+    words, kinds = [target.value for target in config.targets], [kind.value for kind in config.attention]
+    found = find_targets(getattr(pipe, component), words, _blocks(config), kinds)
+    targets = [TargetLayer(f"{component}.{target.name}", target.rows) for target in found]
     for name in text_encoders(pipe) if config.text_encoder else ():
         chosen = find_targets(getattr(pipe, name), ["qkv", "o"])
         targets += [TargetLayer(f"{name}.{target.name}", target.rows) for target in chosen]
@@ -56,16 +58,13 @@ def _blocks(config: PipelineLora) -> list[int | str] | None:
 
 def _example(model: Denoiser, pipe: Any, text_encoder: bool) -> Tensor:
     """The prediction for two small noises and two captions."""
-    unet = pipe.unet.config
-    weight = next(pipe.unet.parameters())
-    side = 2 ** (len(unet.block_out_channels) - 1) * 2
-    latents = torch.randn(2, unet.in_channels, side, side, dtype=weight.dtype, device=weight.device)
-    if text_encoder:
-        text = {name: rows.to(weight.device) for name, rows in tokenize(pipe, ["a bird", "two"]).items()}
-    else:
-        text = {"prompt_embeds": torch.randn(2, 8, unet.cross_attention_dim).to(weight)}
-        if unet.addition_embed_type == "text_time":
-            pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
-            text["pooled_prompt_embeds"] = torch.randn(2, pooled).to(weight)
-    text["time_ids"] = torch.full((2, 6), 64.0).to(weight)
-    return model(latents, torch.tensor([100, 700], device=weight.device), text)
+    weight = next(getattr(pipe, model.family.component).parameters())
+    latents = torch.randn(2, pipe.vae.config.latent_channels, 16, 16, dtype=weight.dtype, device=weight.device)
+    encoder = next(getattr(pipe, text_encoders(pipe)[0]).parameters())
+    text = {key: ids.to(encoder.device) for key, ids in tokenize(pipe, ["a bird", "two"]).items()}
+    if not text_encoder:
+        with torch.no_grad():
+            text = encode_text(pipe, text)
+    text["time_ids"] = torch.full((2, 6), 64.0, dtype=weight.dtype)
+    text = {key: value.to(weight.device) for key, value in text.items()}
+    return model(latents, torch.tensor([100.0, 700.0], dtype=weight.dtype, device=weight.device), text)

@@ -14,6 +14,7 @@ from vislora.config import PipelineConfig
 from vislora.data.cache import weights_key
 from vislora.errors import ModelError
 from vislora.models.denoiser import encode_images, encode_text, text_encoders, tokenize
+from vislora.models.families import family_of
 from vislora.models.hub import offline_if_unreachable
 from vislora.paths import ASSETS
 
@@ -51,7 +52,7 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
         if isinstance(module, nn.Module):
             module.eval().requires_grad_(False)
     if config.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
+        getattr(pipe, family_of(pipe).component).enable_gradient_checkpointing()
     return pipe
 
 
@@ -60,10 +61,10 @@ class PipelineEncoder:
 
     def __init__(self, pipe: Any, device: torch.device) -> None:
         self.pipe, self.device = pipe, device
-        self._encoders = {name: getattr(pipe, name) for name in text_encoders(pipe)}
+        encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
         self.image_key = weights_key([pipe.vae]) + str(sorted(_scales(pipe.vae).items()))
-        self.text_key = weights_key(self._encoders.values())
-        for module in (pipe.vae, *self._encoders.values()):
+        self.text_key = weights_key(encoders)
+        for module in (pipe.vae, *encoders):
             module.to(device)
 
     def images(self, images: Tensor) -> Tensor:
@@ -79,12 +80,13 @@ class PipelineEncoder:
 
     @torch.no_grad()
     def text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        return encode_text(self._encoders, {name: value.to(self.device) for name, value in tokens.items()})
+        return encode_text(self.pipe, {name: value.to(self.device) for name, value in tokens.items()})
 
 
 def resolution(pipe: Any) -> int:
     """Pixels of a side of the square that the pipeline was made for."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+    denoiser = getattr(pipe, family_of(pipe).component)
+    return (getattr(denoiser.config, "sample_size", None) or pipe.default_sample_size) * pipe.vae_scale_factor
 
 
 @contextlib.contextmanager

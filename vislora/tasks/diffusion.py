@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from vislora import __version__
-from vislora.config import CaptionedData, Precision, TrainConfig, data_to_dict
+from vislora.config import CaptionedData, Precision, PrefixCache, TrainConfig, data_to_dict
 from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
@@ -23,7 +23,7 @@ from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import PipelineEncoder, load_pipeline, resolution
 from vislora.objectives.diffusion import Diffusion
-from vislora.objectives.schedules import schedule
+from vislora.objectives.schedules import Flow, schedule
 from vislora.precision import autocast_dtype
 from vislora.report.samples import draw_samples, save_grid
 from vislora.tasks.prior import with_prior
@@ -41,6 +41,11 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     settings, data, device = config.trainer, config.data, accelerator.device
     on_gpu = device.type == "cuda"
     pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
+    noises = schedule(pipe.scheduler)
+    if isinstance(noises, Flow) and config.objective.min_snr_gamma is not None:
+        raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
+    if settings.prefix_cache is not PrefixCache.off:
+        raise ConfigError("trainer.prefix_cache is for timm models; pipelines cache their latents (data.cache)")
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
         learned, weights, shown = with_prior(pipe, splits.train, data, device)
@@ -80,7 +85,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     return Task(
         model=model,
         objective=Diffusion(
-            schedule(pipe.scheduler),
+            noises,
             no_text,
             None if data.cache else encoder,
             not trains_text,

@@ -14,6 +14,7 @@ from vislora.data.captions import Captioned, captions_folder, clean
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
 from vislora.errors import ConfigError
+from vislora.models.families import family_of
 from vislora.paths import cache_dir
 from vislora.report.samples import draw_samples
 
@@ -67,7 +68,7 @@ def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     if data.prior.count < 1:
         raise ConfigError(f"data.prior.count={data.prior.count}: expected 1 or more")
     prompt = clean(data.prior.prompt, "data.prior.prompt")
-    key = content_key(prompt, data.size, weights_key([pipe.unet, pipe.vae]))
+    key = content_key(prompt, data.size, weights_key([getattr(pipe, family_of(pipe).component), pipe.vae]))
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(device)
