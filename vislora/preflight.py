@@ -1,7 +1,7 @@
 """python -m vislora.preflight data=imagefolder data.root=pictures [what else the training will be given]
 
 Looks a data set through before a training: files that can't be used or are odd, copies of one picture, also across
-splits, labels misspelled, classes and captions that are few or uneven, sizes against the model's input. Writes
+splits, labels misspelled, classes and captions that are few or odd, sizes against the model's input. Writes
 preflight.json, and quarantine.txt for `data.quarantine=…`. The exit code is 2 where the data can't be trained on.
 """
 
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vislora.compose import command
-from vislora.config import TrainConfig
+from vislora.config import BaseData, CaptionedData, ModelConfig, PipelineConfig, TrainConfig
 from vislora.errors import DataError
 
 if TYPE_CHECKING:
-    from vislora.data.images import Facts
+    from vislora.data.captions import Captioned
+    from vislora.data.findings import Row
+    from vislora.data.images import Facts, Problem
     from vislora.data.preflight import Preflight
-    from vislora.data.splits import Splits
+    from vislora.data.splits import ImageSplit
 
 
 def preflight(config: TrainConfig) -> Preflight:
@@ -31,55 +33,87 @@ def preflight(config: TrainConfig) -> Preflight:
     Raises:
         VisloraError: the data can't even be listed, or a setting can't be used.
     """
-    from vislora.data.inspection import inspect_files
-    from vislora.data.load import list_files, load_splits
-    from vislora.data.preflight import Row, examine, rows_of
+    from vislora.data.load import list_files
+    from vislora.data.preflight import examine
 
-    size = _input_size(config)
     data = config.data
     if getattr(data, "root", None) is not None:
         data = replace(data, root=str(Path(data.root).expanduser().absolute()))
+    size = _input_size(config)
     try:
-        splits = load_splits(data, config.seed)
+        rows, problems = _loaded(data, config.seed)
     except DataError as error:
-        if (listed := list_files(data)) is None:
+        if list_files(data) is None:
             raise
-        found = inspect_files([path for pairs in listed.values() for path, _ in pairs])
-        rows = [
-            Row(str(path), split, label, facts=found[path])
-            for split, pairs in listed.items()
-            for path, label in pairs
-            if found[path].usable
-        ]
-        problems = [facts.problem for facts in found.values() if facts.problem is not None]
+        rows, problems = _listed(data)
         return examine(rows, problems, size, str(error))
+    return examine(rows, problems, size)
+
+
+def _loaded(data: BaseData, seed: int) -> tuple[list[Row], list[Problem]]:
+    """The usable pictures as training will have them."""
+    from vislora.data.load import load_captions, load_splits
+    from vislora.data.preflight import captioned_rows_of, rows_of
+
+    captioned = isinstance(data, CaptionedData)
+    splits = load_captions(data) if captioned else load_splits(data, seed)
     if not splits.facts:
-        splits = replace(splits, facts=_facts_in_memory(splits))
-    return examine(rows_of(splits), splits.problems, size)
+        parts = [splits.train, splits.val] if captioned else [splits.train, splits.val, splits.test]
+        facts = [_facts_in_memory(part) for part in parts if part is not None]
+        splits = replace(splits, facts={name: fact for part in facts for name, fact in part.items()})
+    return captioned_rows_of(splits) if captioned else rows_of(splits), splits.problems
 
 
-def _input_size(config: TrainConfig) -> int:
-    """Pixels of a side of the model's input; the model is built without its weights."""
+def _listed(data: BaseData) -> tuple[list[Row], list[Problem]]:
+    """The usable pictures as they lie there."""
+    from vislora.data.findings import Row
+    from vislora.data.inspection import inspect_files
+    from vislora.data.load import list_files
+
+    listed = list_files(data)
+    found = inspect_files([path for pairs in listed.values() for path, _ in pairs])
+    kind = "caption" if isinstance(data, CaptionedData) else "label"
+    rows = [
+        Row(str(path), split, facts=found[path], **{kind: text})
+        for split, pairs in listed.items()
+        for path, text in pairs
+        if found[path].usable
+    ]
+    return rows, [facts.problem for facts in found.values() if facts.problem is not None]
+
+
+def _facts_in_memory(part: ImageSplit | Captioned) -> dict[str, Facts]:
+    """Of pictures that don't lie in files of their own, by name."""
+    from vislora.data.images import Facts, thumbnail
+
+    def look(index: int) -> Facts:
+        try:
+            picture = part.pictures[index]
+        except Exception as error:  # decoders of other packages raise many classes, and most don't name the picture
+            raise DataError(f"{part.names[index]} can't be decoded: {error}") from error
+        return Facts(None, *picture.size, thumbnail(picture))
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(part.names, pool.map(look, range(len(part))), strict=True))
+
+
+def _input_size(config: TrainConfig) -> int | None:
+    """Pixels of a side of what the model sees; None where the model isn't one for the data."""
+    if isinstance(config.data, CaptionedData):
+        if config.data.size is None and isinstance(config.model, PipelineConfig):
+            from vislora.models.diffusion import load_pipeline, resolution
+
+            return resolution(load_pipeline(config.model))
+        return config.data.size
+    if not isinstance(config.model, ModelConfig):
+        return None
+
     import torch
 
     from vislora.models.vit import build_vit, preprocessing
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # which has no weights
         return preprocessing(build_vit(replace(config.model, weights="random"), 2)).size
-
-
-def _facts_in_memory(splits: Splits) -> dict[str, Facts]:
-    """Of pictures that don't lie in files of their own."""
-    from vislora.data.images import Facts, thumbnail
-
-    def look(part_and_index):
-        part, index = part_and_index
-        picture = part.image(index)
-        return part.names[index], Facts(None, *picture.size, thumbnail(picture))
-
-    parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
-    with ThreadPoolExecutor() as pool:
-        return dict(pool.map(look, ((part, index) for part in parts for index in range(len(part)))))
 
 
 def _main(config: TrainConfig, out: Path) -> None:

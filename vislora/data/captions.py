@@ -106,7 +106,9 @@ def list_captions(config: CaptionsData) -> Labelled:
     if config.prompt is None and (root / METADATA).is_file():
         return {"train": list(_from_metadata(root))}
     texts = {path: path.with_suffix(".txt") for path in _pictures(root)}
-    read = {path: file.read_text(encoding="utf-8-sig", errors="replace") for path, file in texts.items() if file.is_file()}
+    read = {
+        path: file.read_text(encoding="utf-8-sig", errors="replace") for path, file in texts.items() if file.is_file()
+    }
     return {"train": [(path, read.get(path, "")) for path in texts]}
 
 

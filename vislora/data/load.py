@@ -41,6 +41,12 @@ _CAPTIONED: dict[type[CaptionedData], Callable[..., CaptionedSplits]] = {
     BirdsCaptionsData: drawn_captions,
 }
 
+_LISTS: dict[type[BaseData], Callable[..., Labelled]] = {
+    ImageFolderData: list_folder,
+    CsvData: list_table,
+    CaptionsData: list_captions,
+}
+
 
 def load_captions(config: CaptionedData) -> CaptionedSplits:
     """Captioned pictures to learn from and to validate on.

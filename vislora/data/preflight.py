@@ -45,7 +45,7 @@ class Preflight:
         pictures: usable ones by split.
         classes: usable pictures by class and split.
         sizes: of the pictures, where they are known.
-        input_size: pixels of a side of the model's input.
+        input_size: pixels of a side of the model's input, where it is known.
         captions: figures of the captions, where there are any.
         findings: worst first.
         leave_out: files that should be left out, with the reason.
@@ -55,7 +55,7 @@ class Preflight:
     pictures: dict[str, int]
     classes: dict[str, dict[str, int]]
     sizes: Sizes | None
-    input_size: int
+    input_size: int | None
     captions: CaptionFigures | None
     findings: tuple[Finding, ...]
     leave_out: dict[str, str]
@@ -91,13 +91,15 @@ def captioned_rows_of(splits: CaptionedSplits) -> list[Row]:
     ]
 
 
-def examine(rows: Sequence[Row], problems: Sequence[Problem], input_size: int, error: str | None = None) -> Preflight:
+def examine(
+    rows: Sequence[Row], problems: Sequence[Problem], input_size: int | None, error: str | None = None
+) -> Preflight:
     """Look through a data set, without opening a file.
 
     Args:
         rows: the usable pictures.
         problems: files that can't be used, or are odd.
-        input_size: pixels of a side of the model's input.
+        input_size: pixels of a side of the model's input, where it is known.
         error: why the data set as a whole can't be used.
     """
     classes: dict[str, dict[str, int]] = defaultdict(dict)
@@ -113,7 +115,7 @@ def examine(rows: Sequence[Row], problems: Sequence[Problem], input_size: int, e
         *about_classes(classes),
         *about_names(rows),
         *(about_captions(captions, captioned) if captions is not None else ()),
-        *about_sizes(sides, input_size),
+        *(about_sizes(sides, input_size) if input_size is not None else ()),
     ]
     unusable = {str(problem.file): problem.kinds[0] for problem in problems if problem.kinds[0] in UNUSABLE}
     return Preflight(

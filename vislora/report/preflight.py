@@ -31,8 +31,8 @@ def _contents(found: Preflight) -> str:
         train = [counts.get("train", 0) for counts in found.classes.values()]
         line += f" of {len(found.classes):,} classes, {min(train):,} to {max(train):,} each to train on"
     if (s := found.sizes) is not None:
-        line += f"\nshorter sides of {s.smallest} to {s.largest} pixels, median {s.median:g}; "
-        line += f"the model's are {found.input_size}"
+        line += f"\nshorter sides of {s.smallest} to {s.largest} pixels, median {s.median:g}"
+        line += f"; the model's are {found.input_size}" if found.input_size is not None else ""
     if (c := found.captions) is not None:
         line += f"\n{c.distinct:,} different captions of {c.shortest} to {c.longest} words, median {c.median:g}"
         line += "".join(f"\n  {count:,} begin with {word!r}" for word, count in c.first_words[:3])

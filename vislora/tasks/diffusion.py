@@ -15,8 +15,8 @@ from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.load import load_captions
-from vislora.data.preflight import captioned_rows_of, examine
 from vislora.data.order import MicroBatches, Order, SampleKey
+from vislora.data.preflight import captioned_rows_of, examine
 from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
 from vislora.models.adapted import adapt_pipeline
