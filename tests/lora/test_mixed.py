@@ -160,6 +160,93 @@ def test_windows_folded_into_the_batch_belong_to_their_sample(kind):
         assert torch.allclose(model(images), wanted, atol=1e-4)
 
 
+# Weights that are read, class attention, cross-covariance, 1x1 convolutions, folded patches, pooled keys, windows.
+FAMILIES = {
+    "eva02_tiny_patch14_224": {"img_size": 56, "depth": 2},
+    "beit_base_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3},
+    "cait_xxs24_224": {"img_size": 64, "depth": 2},
+    "xcit_nano_12_p16_224": {"img_size": 64},
+    "efficientvit_b0": {},
+    "mobilevit_xxs": {},
+    "pvt_v2_b0": {},
+    "swinv2_tiny_window8_256": {
+        "img_size": 64,
+        "window_size": 4,
+        "depths": (1, 2),
+        "num_heads": (2, 2),
+        "embed_dim": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_each_sample_what_it_gets_alone(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4, **FAMILIES[name]).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.abs().max() < 0.02:  # gammas that start at nearly zero would hide a difference
+                p.normal_(std=0.3)
+    adapters = Adapters(model)
+    for kind in ("lora", "dora"):
+        adapters.add(kind, find_targets(model, ["qkv", "o"]), KINDS[kind])
+        fill(model)
+    size = FAMILIES[name].get("img_size", model.pretrained_cfg["input_size"][-1])
+    images, names = torch.randn(3, 3, size, size), ["dora", None, "lora"]
+    adapters.deactivate()
+    with torch.no_grad():
+        base, wanted = model(images), torch.cat(alone(adapters, names, images))
+        with adapters.per_sample(names):
+            found = model(images)
+    assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
+    assert (base - wanted).abs().amax(1).gt(1e-3 * wanted.abs().max()).tolist() == [True, False, True]
+
+
+class Patches(nn.Module):
+    """A convolution and a norm over the quarters of each picture, folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarters = x.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        return self.norm(self.conv(quarters)).unflatten(0, (len(x), 4))
+
+
+def test_convolutions_and_trained_modules_see_windows_too():
+    adapters = Adapters(model := Patches().eval())
+    for name in ("one", "other"):
+        adapters.add(name, [TargetLayer("conv")], KINDS["dora"], ["norm"])
+        fill(model)
+    images, names = torch.randn(3, 3, 8, 8), ["other", None, "one"]
+    wanted = torch.cat(alone(adapters, names, images))
+    with adapters.per_sample(names):
+        assert torch.allclose(model(images), wanted, atol=1e-5)
+
+
+class ReadsTheSum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.fc.weight.t()
+
+
+def test_a_weight_that_is_read_as_a_whole_is_refused_by_name():
+    adapters = Adapters(model := ReadsTheSum())
+    adapters.add("one", [TargetLayer("fc")], KINDS["lora"])
+    with adapters.per_sample(["one", None]), pytest.raises(AdapterError, match="the weight of fc is read as a whole"):
+        model(torch.randn(2, 3, 6))
+    adapters.add("other", [TargetLayer("attention")], KINDS["lora"])
+    with pytest.raises(AdapterError, match=r"attention \(MultiheadAttention\) can't have an adapter for each sample"):
+        adapters.per_sample(["other", None]).__enter__()
+    assert adapters.active == "other"
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("dora", [False, True])
 def test_dropout_leaves_the_expectation_and_samples_without_it_alone(kind, dora):
