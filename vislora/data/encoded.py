@@ -159,6 +159,6 @@ def _mirrorings(hflip: float) -> Sequence[bool]:
 def _sample(gallery: Gallery, key: SampleKey, picture: int, where: Tensor, text: dict[str, Tensor]) -> dict[str, Any]:
     return {
         "seed": mix(*key),
-        "weight": float(gallery.weights[picture]),
+        "weight": torch.tensor(gallery.weights[picture]),
         "text": text | {"time_ids": where.float()},
     }

@@ -62,9 +62,14 @@ class PipelineEncoder:
     def __init__(self, pipe: Any, device: torch.device) -> None:
         self.pipe, self.device = pipe, device
         encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
+        self._modules = [pipe.vae, *encoders]
         self.image_key = weights_key([pipe.vae]) + str(sorted(_scales(pipe.vae).items()))
         self.text_key = weights_key(encoders)
-        for module in (pipe.vae, *encoders):
+        self.move(device)
+
+    def move(self, device: torch.device) -> None:
+        """Put the autoencoder and the text encoders on a device: on the CPU they leave the GPU's memory to training."""
+        for module in self._modules:
             module.to(device)
 
     def images(self, images: Tensor) -> Tensor:

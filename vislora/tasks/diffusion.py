@@ -67,6 +67,9 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     no_text = encoder.tokens([""])
     if not trains_text:
         no_text = encoder.text(no_text)
+    spared = data.cache and not trains_text  # nothing is left to encode
+    if spared:
+        encoder.move(torch.device("cpu"))
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
     def preview(file: Path) -> None:
@@ -74,6 +77,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             pipe.to(device), prompts, range(2), config.objective.preview_steps, config.objective.guidance
         )
         save_grid(images, prompts, file)
+        if spared:
+            encoder.move(torch.device("cpu"))
 
     def finish() -> Outcome:
         if accelerator.is_main_process:
