@@ -1,0 +1,176 @@
+"""Pictures come out as the settings in them say, adapters act as apply says, and mistakes are told."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_diffusion as tiny
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+import vislora
+from vislora.compose import configure
+from vislora.errors import ConfigError
+from vislora.export import export
+from vislora.formats.detect import read_adapter, write_adapter
+from vislora.generate import Generated, generate
+
+PROMPT = "a blue jay, facing left"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """The folder of a tiny Stable Diffusion pipeline."""
+    folder = tmp_path_factory.mktemp("sd")
+    tiny.stable_diffusion(folder / "words").save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.fixture(scope="module")
+def style(base, tmp_path_factory) -> Path:
+    """An adapter's file that says what it was trained on."""
+    adapter = tiny.trained(tiny.stable_diffusion(tmp_path_factory.mktemp("words")))
+    adapter = replace(adapter, about={"model": {"name": str(base), "revision": None, "variant": None}})
+    return write_adapter(adapter, "diffusers", tmp_path_factory.mktemp("style") / "style.safetensors")
+
+
+def run(out: Path, *words: str) -> list[Generated]:
+    common = ["steps=2", "size=16", f"prompt=['{PROMPT}']"]
+    return generate(configure("generate", [*common, *words]), out)
+
+
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file))
+
+
+def test_settings_in_a_picture_draw_it_again(base, style, tmp_path):
+    (picture,) = run(tmp_path, f"adapter={style}", "adapter.scale=0.7", "seeds=[5]", "negative_prompt=blurred")
+    settings = json.loads(Image.open(picture.file).text["vislora"])
+    assert settings == picture.settings
+    pipe = StableDiffusionPipeline.from_pretrained(settings["model"]["name"], safety_checker=None)
+    vislora.apply(pipe, settings["adapters"][0]["file"], scale=settings["scale"])
+    again = pipe(
+        settings["prompt"],
+        negative_prompt=settings["negative_prompt"],
+        num_inference_steps=settings["steps"],
+        guidance_scale=settings["guidance"],
+        height=settings["size"][1],
+        width=settings["size"][0],
+        generator=torch.Generator().manual_seed(settings["seed"]),
+    ).images[0]
+    assert np.array_equal(pixels(picture.file), np.asarray(again))
+
+
+def test_settings_are_told_in_the_words_that_viewers_look_for(style, tmp_path):
+    (picture,) = run(tmp_path, f"adapter={style}", "negative_prompt=blurred", "seeds=[3]")
+    lines = Image.open(picture.file).text["parameters"].splitlines()
+    assert lines[:2] == [PROMPT, "Negative prompt: blurred"]
+    assert lines[2].startswith("Steps: 2, CFG scale: 5.0, Seed: 3, Size: 16x16, Model: ")
+
+
+def test_sweep_draws_every_seed_at_every_scale_and_a_sheet(base, style, tmp_path):
+    drawn = run(tmp_path / "swept", f"adapter={style}", "scales=[0,0.5,1]", "seeds=[1,2]")
+    assert [(p.settings["seed"], p.settings["scale"]) for p in drawn] == [(s, x) for s in (1, 2) for x in (0, 0.5, 1)]
+    assert (tmp_path / "swept" / "grid.png").is_file()
+    plain = run(tmp_path / "plain", f"model.name={base}", "seeds=[1,2]")
+    alone = run(tmp_path / "alone", f"adapter={style}", "adapter.scale=0.5", "seeds=[2]")
+    images = [pixels(picture.file) for picture in drawn]
+    for one, other in ((images[0], plain[0]), (images[3], plain[1]), (images[4], alone[0])):
+        assert np.array_equal(one, pixels(other.file))
+    assert not np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[1], images[2])
+
+
+def test_sheet_has_the_pictures_in_its_cells(base, tmp_path):
+    drawn = run(tmp_path, f"model.name={base}", "prompt=[one,two]", "seeds=[1,2]")
+    sheet = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
+    side = 160 + 4
+    for picture in drawn:
+        column, row = ["one", "two"].index(picture.settings["prompt"]), picture.settings["seed"] - 1
+        cell = sheet[row * side : row * side + 160, column * side : column * side + 160]
+        enlarged = Image.open(picture.file).resize((160, 160), Image.Resampling.BICUBIC)
+        assert np.array_equal(cell, np.asarray(enlarged))
+
+
+def test_several_adapters_act_with_their_weights(base, style, tmp_path):
+    other = tiny.trained(tiny.stable_diffusion(tmp_path / "words"), components=["unet"], alpha=lambda name: 2.0)
+    file = write_adapter(other, "kohya", tmp_path / "other.safetensors")
+    (picture,) = run(
+        tmp_path, f"adapter=[{style},{file}]", "weights=[0.5,-1]", "adapter.scale=0.9", f"model.name={base}"
+    )
+    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    vislora.apply(pipe, [style, other], scale=0.9, weights=[0.5, -1])
+    noise = torch.Generator().manual_seed(0)
+    wanted = pipe(PROMPT, num_inference_steps=2, guidance_scale=5.0, height=16, width=16, generator=noise).images[0]
+    assert np.array_equal(pixels(picture.file), np.asarray(wanted))
+
+
+def test_command_takes_a_prompt_with_commas_as_it_is(style, tmp_path):
+    words = [f"adapter={style}", "prompt=it's a jay, facing left [really]", "steps=1", "size=16"]
+    words.append(f"hydra.run.dir={tmp_path / 'out'}")
+    done = subprocess.run([sys.executable, "-m", "vislora.generate", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "out").glob("*.png")
+    assert str(file) in done.stdout
+    assert json.loads(Image.open(file).text["vislora"])["prompt"] == "it's a jay, facing left [really]"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["weights=[1]"], r"weights=\[1.0\] for 1 adapters; weights are for several, one for each"),
+        (["scales=[]"], "scales is empty"),
+        (["prompt=[]"], "prompt is empty"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(style, tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "out", f"adapter={style}", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scales_without_an_adapter_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"scales=.* are an adapter's; give one with adapter=FILE"):
+        run(tmp_path, "scales=[0,1]")
+
+
+def test_model_is_asked_for_where_no_adapter_says_it(base, style, tmp_path):
+    adapter = read_adapter(style)
+    silent = write_adapter(replace(adapter, about={}), "kohya", tmp_path / "silent.safetensors")
+    with pytest.raises(ConfigError, match=r"silent.safetensors doesn't say what model it belongs to; give model.name"):
+        run(tmp_path, f"adapter={silent}")
+    about = {"model": {"name": "somewhere/else"}}
+    other = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"was trained on somewhere/else, .*; choose with model.name"):
+        run(tmp_path, f"adapter=[{style},{other}]")
+
+
+# --- Export to another format -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["kohya", "diffusers", "peft"])
+def test_exported_adapter_draws_the_same_pictures(base, style, tmp_path, to):
+    out = export(configure("export", [f"adapter={style}", f"to={to}", f"out={tmp_path / 'exported'}"]))
+    pictures = [
+        run(tmp_path / name, f"adapter={file}", f"model.name={base}")[0].file
+        for name, file in (("as trained", style), ("exported as another", out))
+    ]
+    assert np.abs(pixels(pictures[0]).astype(int) - pixels(pictures[1])).max() <= 1
+    assert read_adapter(out).about == read_adapter(style).about
+
+
+def test_place_that_is_taken_is_not_overwritten(style, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match=r"x.safetensors is there already; choose another place"):
+        export(configure("export", [f"adapter={style}", "to=kohya", f"out={tmp_path / 'x.safetensors'}"]))
+    assert (tmp_path / "x.safetensors").read_bytes() == b"precious"
+
+
+def test_pipelines_adapter_is_not_merged_into_a_timm_model(style, tmp_path):
+    with pytest.raises(ConfigError, match="is of a pipeline, and to=merged writes timm models; choose to=diffusers"):
+        export(configure("export", [f"adapter={style}", f"out={tmp_path / 'out'}"]))
