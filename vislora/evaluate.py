@@ -266,8 +266,8 @@ def _what_changed(recognizer: Recognizer, split: ImageSplit, config: EvaluateCon
 
     updates = []
     if recognizer.adapters is not None:
-        weights = dict(recognizer.model.named_parameters())
-        updates = layer_updates(recognizer.adapters.adapter(recognizer.adapters.active), weights)
+        adapter = recognizer.adapters.adapter(recognizer.adapters.active)
+        updates = layer_updates(adapter, recognizer.model)
     if config.map_images:
         pictures = [(path, read_image(Path(path))) for path in config.map_images]
     else:

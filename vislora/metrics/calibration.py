@@ -78,7 +78,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     found = minimize_scalar(nll, bounds=(-_LOG_RANGE, _LOG_RANGE), method="bounded", options={"xatol": 1e-9})
     if abs(found.x) > 0.99 * _LOG_RANGE:
         raise DataError(
-            f"no temperature fits the {len(labels)} validation images: the likelihood has no peak, as where none or all "
-            "of the predictions are wrong; validate on more images, or leave calibrate out"
+            f"no temperature fits the {len(labels)} validation images: the likelihood has no peak, as where no "
+            "prediction is wrong, or all are; validate on more images, or leave calibrate out"
         )
     return float(np.exp(found.x))

@@ -87,7 +87,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "
         for row in rows
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    rows_html = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table>{title}{rows_html}</table></div>'
 
 
 def details(summary: str, html: str) -> str:
@@ -128,7 +129,8 @@ def slider(before: Path, after: Path, alt: str) -> str:
     return (
         f'<figure><div class="slider"><img src="{_embedded(after)}" alt="{escape(alt)}, after">'
         f'<img class="before" src="{_embedded(before)}" alt="{escape(alt)}, before">'
-        f'<input type="range" min="0" max="100" value="50" aria-label="{escape(alt)}: share of the picture before"></div>'
+        f'<input type="range" min="0" max="100" value="50" aria-label="{escape(alt)}: how much of the picture before">'
+        "</div>"
         f"<figcaption>{escape(alt)}: before on the left, after on the right</figcaption></figure>"
     )
 

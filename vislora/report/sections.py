@@ -37,7 +37,7 @@ def run_figures(run: Path) -> Section | None:
     if (summary := _json(run / "summary.json")) is None:
         return None
     scores = _json(run / "evaluation" / "evaluation.json")
-    figures = [] if scores is None else _scored(scores)
+    figures = [] if scores is None else _scored(scores)[:1]
     share = summary["trainable"] / summary["parameters"]
     figures += [
         ("trained parameters", f"{summary['trainable']:,}", f"{share:.2%} of {summary['parameters']:,}"),
@@ -269,7 +269,7 @@ def _json(file: Path) -> Any:
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.1%} ({interval[0] * 100:.1f}–{interval[1] * 100:.1f})"
+    return f"{value:.1%} ({interval[0] * 100:.1f} to {interval[1] * 100:.1f})"
 
 
 def _signed(value: float, low: float, high: float) -> str:

@@ -157,4 +157,4 @@ def _export(model: nn.Module, adapters: Adapters | None, about: dict[str, Any], 
         return
     adapter = adapters.adapter("default")
     write_peft(replace(adapter, about=about), artifact)
-    write_updates(layer_updates(adapter, dict(model.named_parameters())), artifact.parent)
+    write_updates(layer_updates(adapter, model), artifact.parent)
