@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from vislora.errors import DataError
-from vislora.metrics.calibration import BINS, calibration, fit_temperature
+from vislora.metrics.calibration import BINS, calibration, confidence_bins, fit_temperature
 
 
 def drawn(n=500, k=7, sharpness=2.0):
@@ -28,8 +28,6 @@ def test_bins_hold_their_right_edge_and_what_is_certain():
     assert found.images[-1] == 2
     assert found.accuracy[-1] == 0.5
     edges = np.array([i / BINS for i in range(1, BINS + 1)])
-    from vislora.metrics.calibration import confidence_bins
-
     assert confidence_bins(edges).tolist() == list(range(BINS))
     assert confidence_bins(edges[:-1] + 1e-9).tolist() == list(range(1, BINS))
 
@@ -60,6 +58,7 @@ def test_the_fitted_temperature_is_a_minimum_of_scikit_learns_log_loss_and_undoe
     assert calibration(logits, labels, best).nll == pytest.approx(at[best], abs=1e-6)
 
 
-def test_without_a_mistake_no_temperature_fits():
+@pytest.mark.parametrize("logits", [5 * torch.eye(3), -torch.eye(3)])
+def test_where_none_or_all_are_wrong_no_temperature_fits(logits):
     with pytest.raises(DataError, match="no temperature fits the 3 validation images"):
-        fit_temperature(5 * torch.eye(3), torch.arange(3))
+        fit_temperature(logits, torch.arange(3))

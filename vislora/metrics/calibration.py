@@ -1,10 +1,10 @@
 """Whether a classifier's probabilities mean what they say."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from vislora.errors import DataError
 
 BINS = 15
-_LOG_RANGE = 5.0  # of temperatures, to both sides of 1: e^-5 to e^5
+_LOG_RANGE = 12.0  # temperatures are looked for from e^-12 to e^12
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,20 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature that makes labels [N] most likely under logits [N, K] divided by it; it changes no ranking.
 
     Raises:
-        DataError: there is none, as where no prediction is wrong.
+        DataError: there is none: no prediction is wrong, so that colder is always better, or they are no better than
+            chance, so that hotter is.
     """
     logits = logits.double()
+    true = logits.gather(1, labels[:, None])[:, 0]
+    # the likelihood has one peak: these are its slopes at an infinite temperature, and at zero
+    if (true - logits.mean(1)).mean() <= 0 or (logits.amax(1) - true).mean() <= 0:
+        raise DataError(
+            f"no temperature fits the {len(labels)} validation images, of which none or nearly all are classified "
+            "wrongly; validate on more images, or leave calibrate out"
+        )
 
     def nll(log_temperature: float) -> float:
-        return F.cross_entropy(logits / torch.tensor(log_temperature).exp(), labels).item()
+        return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
-    # the likelihood has a single peak in the temperature
     found = minimize_scalar(nll, bounds=(-_LOG_RANGE, _LOG_RANGE), method="bounded", options={"xatol": 1e-9})
-    if abs(found.x) > 0.99 * _LOG_RANGE:
-        raise DataError(
-            f"no temperature fits the {len(labels)} validation images: the likelihood has no peak, as where no "
-            "prediction is wrong, or all are; validate on more images, or leave calibrate out"
-        )
-    return float(np.exp(found.x))
+    return math.exp(found.x)
