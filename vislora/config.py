@@ -211,6 +211,28 @@ class CsvData(DataConfig):
 
 
 @dataclass
+class MetadataData(DataConfig):
+    """Hugging Face's image folders: root/{train,val,test}/metadata.jsonl, or root/metadata.jsonl with a val_fraction; a
+    line is {"file_name": …, "label": …}."""
+
+    root: str = MISSING
+    label_key: str = "label"
+
+
+@dataclass
+class ShardsData(DataConfig):
+    """Tar files as webdataset packs them: NAME.jpg beside NAME.cls or NAME.json. A split is a pattern of files in root:
+    'train-*.tar', or 'train-{000..012}.tar'."""
+
+    root: str = MISSING
+    train: str = "train*.tar"
+    val: str | None = None
+    test: str | None = None
+    label_key: str = "label"  # of NAME.json
+    classes: list[str] | None = None  # names of labels that are numbers, from 0
+
+
+@dataclass
 class TorchvisionData(DataConfig):
     """Any classification set of torchvision.datasets by its class name."""
 
@@ -497,6 +519,8 @@ DATA_OPTIONS: dict[str, type[BaseData]] = {
     "birds": BirdsData,
     "imagefolder": ImageFolderData,
     "csv": CsvData,
+    "metadata": MetadataData,
+    "shards": ShardsData,
     "torchvision": TorchvisionData,
     "cub200": Cub200Data,
     "hf": HfData,

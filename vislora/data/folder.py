@@ -20,7 +20,7 @@ def image_folder(config: ImageFolderData) -> Splits:
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
-    folders = _split_folders(root)
+    folders = split_folders(root)
     classes = tuple(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
         raise DataError(
@@ -33,7 +33,7 @@ def image_folder(config: ImageFolderData) -> Splits:
     return splits_of_files(files, classes)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
     """The folders of the splits there are; root alone where it holds the classes."""
     found: dict[str, Path] = {}
     for name, spellings in _SPLITS.items():

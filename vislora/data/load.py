@@ -15,12 +15,16 @@ from vislora.config import (
     DataConfig,
     HfData,
     ImageFolderData,
+    MetadataData,
+    ShardsData,
     TorchvisionData,
 )
 from vislora.data.captions import CaptionedSplits, captions_folder
 from vislora.data.drawn import drawn_birds, drawn_captions
 from vislora.data.folder import image_folder
+from vislora.data.metadata import metadata_folder
 from vislora.data.public import cub200, hub_set, torchvision_set
+from vislora.data.shards import image_shards
 from vislora.data.splits import Splits, hold_out
 from vislora.data.table import image_table
 from vislora.errors import ConfigError, DataError
@@ -29,6 +33,8 @@ _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
     BirdsData: drawn_birds,
     ImageFolderData: image_folder,
     CsvData: image_table,
+    MetadataData: metadata_folder,
+    ShardsData: image_shards,
     TorchvisionData: torchvision_set,
     Cub200Data: cub200,
     HfData: hub_set,
