@@ -1,5 +1,6 @@
 """Figures as files, PNG for slides and SVG for pages; how they look."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ def new_figure(width: float = 5.0, height: float = 3.1) -> Figure:
 
 def save(figure: Figure, stem: Path) -> None:
     """Write STEM.png and STEM.svg."""
-    with styled():
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in the PNG; the SVG has the text itself
         figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=130)
         figure.savefig(stem.with_name(f"{stem.name}.svg"), metadata={"Date": None})

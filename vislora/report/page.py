@@ -190,8 +190,9 @@ figcaption{font-size:.82rem;color:var(--soft);margin-top:8px}
 .scroll{overflow-x:auto;max-height:80vh;overflow-y:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;width:100%}
 caption{text-align:left;color:var(--soft);font-size:.82rem;padding-bottom:6px}
-th,td{padding:6px 12px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th,td{padding:6px 12px;text-align:right;border-bottom:1px solid var(--line);white-space:pre}
 th:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:9em}
+td{font-size:.76rem;color:var(--soft)}td::first-line{color:var(--ink);font-size:.88rem}
 thead th{position:sticky;top:0;background:var(--bg);color:var(--soft);font-weight:600}
 tbody th{font-weight:500}
 pre{overflow:auto;max-height:70vh;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px;

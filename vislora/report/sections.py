@@ -269,11 +269,11 @@ def _json(file: Path) -> Any:
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.1%} ({interval[0] * 100:.1f} to {interval[1] * 100:.1f})"
+    return f"{value:.1%}\n{interval[0] * 100:.1f} to {interval[1] * 100:.1f}"
 
 
 def _signed(value: float, low: float, high: float) -> str:
-    return f"{value * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f})"
+    return f"{value * 100:+.1f}\n{low * 100:+.1f} to {high * 100:+.1f}"
 
 
 def _duration(seconds: float) -> str:
