@@ -77,6 +77,7 @@ def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, 
     out, printed = run
     assert {p.name for p in out.iterdir()} == {
         "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "adapter", "evaluation",
+        "summary.json", "figures", "updates.json", "updates.svg", "updates.png", "report.html",
     }  # fmt: skip
     (problem,) = json.loads((out / "data.json").read_text())
     assert problem["file"] == str(photos / "train" / "red" / "broken.jpg")
@@ -98,8 +99,11 @@ def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, 
 
 def test_evaluating_the_adapter_again_gives_the_figures_of_the_run(run):
     out, _ = run
-    again = evaluate(EvaluateConfig(adapter=str(out / "adapter"), precision=Precision.fp32))
-    assert again.to_dict()["per_class"] == json.loads((out / "evaluation" / "evaluation.json").read_text())["per_class"]
+    (again,) = evaluate(EvaluateConfig(adapter=[str(out / "adapter")], precision=Precision.fp32))
+    assert (
+        again.evaluation.to_dict()["per_class"]
+        == json.loads((out / "evaluation" / "evaluation.json").read_text())["per_class"]
+    )
 
 
 def test_the_evaluate_command_scores_another_folder(run, photos, tmp_path):
@@ -109,7 +113,9 @@ def test_the_evaluate_command_scores_another_folder(run, photos, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "of 24 images" in done.stdout
-    assert {p.name for p in (tmp_path / "scores").iterdir()} == {"evaluation.json", "confusion.csv", "confusion.png"}
+    assert {p.name for p in (tmp_path / "scores").iterdir()} >= {"scores.csv", "scores.json", "report.html"}
+    (row,) = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert {p.name for p in (tmp_path / "scores" / row["folder"]).iterdir()} >= {"evaluation.json", "confusion.csv"}
 
 
 def test_peft_opens_the_adapter_with_the_same_logits(run, photos, weights):
@@ -199,8 +205,8 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         same = torch.equal(model.state_dict()["blocks.0.attn.qkv.weight"], base["blocks.0.attn.qkv.weight"])
         assert same is not changes
         assert (result.trainable == result.parameters) is changes
-        again = evaluate(EvaluateConfig(adapter=str(result.artifact), precision=Precision.fp32))
-        assert again.top1 == result.test.top1
+        (again,) = evaluate(EvaluateConfig(adapter=[str(result.artifact)], precision=Precision.fp32))
+        assert again.evaluation.top1 == result.test.top1
 
 
 def test_an_adapter_on_other_base_weights_is_refused(run, weights, tmp_path):
@@ -220,12 +226,12 @@ def test_mistakes_of_evaluation_and_prediction_are_explained(run, photos, tmp_pa
     with pytest.raises(AdapterError, match="isn't a folder"):
         load_recognizer(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"split=dev: the data has train, val, test"):
-        evaluate(EvaluateConfig(adapter=adapter, split="dev"))
+        evaluate(EvaluateConfig(adapter=[adapter], split="dev"))
     for name in ("red", "violet"):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), name).save(tmp_path / "data" / name / "1.png")
     with pytest.raises(DataError, match="class 'violet' of the data is unknown to the adapter"):
-        evaluate(EvaluateConfig(adapter=adapter, data=ImageFolderData(root=str(tmp_path / "data")), split="train"))
+        evaluate(EvaluateConfig(adapter=[adapter], data=ImageFolderData(root=str(tmp_path / "data")), split="train"))
     with pytest.raises(DataError, match=r"nothing\.jpg"):
         predict(PredictConfig(adapter=adapter, images=[str(tmp_path / "nothing.jpg")]))
 

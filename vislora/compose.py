@@ -111,6 +111,8 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
     rest = [word for word in words if not word.startswith("adapter=")]
     if given and given[-1].startswith("[") and given[-1].endswith("]"):
         return rest, [folder.strip(" '\"") for folder in given[-1][1:-1].split(",")]
+    if given and name == "evaluate":  # one, or several
+        return rest, given[-1:]
     return rest, given[-1] if given else None
 
 
@@ -149,6 +151,9 @@ def _check_keys(config: DictConfig, prefix: str) -> None:
         child = config._get_node(key)
         if isinstance(child, DictConfig) and is_dataclass(OmegaConf.get_type(child)):
             _check_keys(child, f"{prefix}{key}.")
+        elif f"{prefix}{key}" == "sets":
+            for name in child:
+                _check_keys(child._get_node(name), f"sets.{name}.")
 
 
 def _refuse(error: VisloraError) -> None:

@@ -214,6 +214,29 @@ class CsvData(DataConfig):
 
 
 @dataclass
+class MetadataData(DataConfig):
+    """Hugging Face's image folders: root/{train,val,test}/metadata.jsonl, or root/metadata.jsonl with a val_fraction; a
+    line is {"file_name": …, "label": …}."""
+
+    root: str = MISSING
+    label_key: str = "label"
+    quarantine: str | None = None  # as above
+
+
+@dataclass
+class ShardsData(DataConfig):
+    """Tar files as webdataset packs them: NAME.jpg beside NAME.cls or NAME.json. A split is a pattern of files in root:
+    'train-*.tar', or 'train-{000..012}.tar'."""
+
+    root: str = MISSING
+    train: str = "train*.tar"
+    val: str | None = None
+    test: str | None = None
+    label_key: str = "label"  # of NAME.json
+    classes: list[str] | None = None  # names of labels that are numbers, from 0
+
+
+@dataclass
 class TorchvisionData(DataConfig):
     """Any classification set of torchvision.datasets by its class name."""
 
@@ -393,14 +416,41 @@ class TrainConfig:
     logger: LoggerConfig = MISSING
 
 
+class Baseline(Enum):
+    """What an adapter is compared with."""
+
+    zero = "zero"  # the base model with the adapter's head
+    probe = "probe"  # the base model with a linear classifier fitted to its features of the training images
+
+
+class Corruption(Enum):
+    """What is done to pictures to see what a classifier bears; each in five strengths."""
+
+    noise = "noise"
+    blur = "blur"
+    brightness = "brightness"
+    contrast = "contrast"
+    jpeg = "jpeg"
+    pixelate = "pixelate"
+
+
 @dataclass
 class EvaluateConfig:
     """`python -m vislora.evaluate`"""
 
-    adapter: str = MISSING  # an adapter folder, or a merged or fully tuned model's
+    adapter: list[str] = MISSING  # folders of adapters, or of merged or fully tuned models; one needs no brackets
     weights: str | None = None  # where the base weights are now, if not where the adapter was trained
-    data: DataConfig | None = None  # what the adapter was trained on by default
+    data: DataConfig | None = None  # what each adapter was trained on by default
+    sets: dict[str, DataConfig] = field(default_factory=dict)  # further ones by name: +data@sets.NAME=OPTION
     split: str = "test"
+    baselines: list[Baseline] = field(default_factory=list)
+    calibrate: bool = False  # fit a temperature on the validation split
+    corruptions: list[Corruption] = field(default_factory=list)
+    maps: int = 6  # pictures to show what the classifier looked at in; 0 for none
+    map_images: list[str] = field(default_factory=list)  # files to show that of instead
+    mistakes: int = 24  # the most confident ones to show
+    resamples: int = 2000  # of the images, for the intervals
+    seed: int = 0
     batch_size: int = 64
     precision: Precision = Precision.auto
     workers: int = 0
@@ -518,6 +568,8 @@ DATA_OPTIONS: dict[str, type[BaseData]] = {
     "birds": BirdsData,
     "imagefolder": ImageFolderData,
     "csv": CsvData,
+    "metadata": MetadataData,
+    "shards": ShardsData,
     "torchvision": TorchvisionData,
     "cub200": Cub200Data,
     "hf": HfData,

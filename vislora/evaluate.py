@@ -1,53 +1,97 @@
 """python -m vislora.evaluate adapter=runs/…/adapter [data=imagefolder data.root=…] [split=test]
 
-Scores an adapter (or a merged or fully tuned model) over a data set; writes evaluation.json, confusion.csv and
-confusion.png. Without data=… it is the data set of the training.
+Scores adapters (or merged or fully tuned models) over data sets: scores.csv and scores.json hold all of them as one
+table, a folder for each row its figures and pictures, report.html everything. Without data=… each is scored on the data
+set of its training.
+
+    adapter=[A,B]                          several, compared on the same images
+    +data@sets.photos=imagefolder sets.photos.root=PHOTOS    a further data set, under a name of its own
+    baselines=[zero,probe]                 beside each: the base model with the adapter's head; a linear probe of it
+    calibrate=true                         fit a temperature on the validation split
+    corruptions=[noise,blur,brightness,contrast,jpeg,pixelate]    top-1 under five strengths of each
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vislora.compose import command
-from vislora.config import EvaluateConfig, Precision, data_from_dict
+from vislora.config import (
+    Baseline,
+    Corruption,
+    DataConfig,
+    EvaluateConfig,
+    Precision,
+    data_from_dict,
+    data_to_dict,
+)
 from vislora.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from vislora.data.splits import ImageSplit
-    from vislora.metrics.recognition import Evaluation
+    from vislora.data.splits import ImageSplit, Splits
+    from vislora.inference import Inference
+    from vislora.metrics.recognition import Evaluation, Predictions
     from vislora.recognizer import Recognizer
 
 
-def evaluate(config: EvaluateConfig, out: Path | None = None) -> Evaluation:
-    """Score what `config.adapter` holds over a split; write the figures into `out` if given.
+@dataclass(frozen=True)
+class Scored:
+    """A row of the table.
+
+    Attributes:
+        name: of what was scored: the adapter's, with the baseline's behind it.
+        data: name of the data set.
+        evaluation: its figures.
+        robustness: top-1 by corruption, at strengths 1 to 5; empty where none was tried.
+    """
+
+    name: str
+    data: str
+    evaluation: Evaluation
+    robustness: dict[Corruption, list[float]]
+
+
+def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
+    """Score each of `config.adapter`, and its baselines, over each data set; write the figures and a report into `out`
+    if given.
 
     Raises:
         VisloraError: a mistake in the settings, the data or the adapter.
     """
     from accelerate import Accelerator
 
-    from vislora.data.load import load_splits
+    from vislora.inference import Inference
     from vislora.precision import resolve_precision
     from vislora.recognizer import load_recognizer
+    from vislora.report.scores import Adapted, write_scores
 
     accelerator = Accelerator(mixed_precision="no")
-    recognizer = load_recognizer(config.adapter, config.weights)
-    data = config.data if config.data is not None else data_from_dict(recognizer.about["data"])
-    splits = load_splits(data, seed=0)
-    split = {"train": splits.train, "val": splits.val, "test": splits.test}.get(config.split)
-    if split is None:
-        there = [name for name in ("train", "val", "test") if getattr(splits, name) is not None]
-        raise ConfigError(f"split={config.split}: the data has {', '.join(there)}")
-    recognizer.model.to(accelerator.device)
     precision = resolve_precision(config.precision, accelerator.device)
-    figures = evaluate_split(recognizer, split, config.batch_size, precision, config.workers, accelerator)
+    inference = Inference(config.batch_size, precision, config.workers, accelerator)
+    rows: list[Scored] = []
+    adapted: list[Adapted] = []
+    loaded: dict[str, Splits] = {}
+    for name, folder in zip(short_names(config.adapter), config.adapter, strict=True):
+        recognizer = load_recognizer(folder, config.weights)
+        recognizer.model.to(accelerator.device)
+        for i, (title, data) in enumerate(_data_sets(config, recognizer)):
+            splits = _load(title, data, loaded, accelerator)
+            split = _split(splits, config.split)
+            for variant, entered in _variants(name, recognizer, splits, config, inference):
+                with entered as scored:
+                    rows.append(_score(variant, title, scored, splits, split, config, inference))
+            if i == 0 and out is not None:
+                adapted.append(Adapted(name, *_what_changed(recognizer, split, config, accelerator.device)))
     if out is not None and accelerator.is_main_process:
-        figures.write(out)
-    return figures
+        write_scores(rows, adapted, config, out)
+    accelerator.wait_for_everyone()
+    return rows
 
 
 def evaluate_split(
@@ -64,13 +108,23 @@ def evaluate_split(
     Raises:
         DataError: the split has a class the recognizer doesn't know.
     """
-    import torch
-    from accelerate.utils import gather_object
+    from vislora.inference import Inference
+    from vislora.metrics.recognition import evaluate_predictions
 
-    from vislora.data.order import eval_loader
-    from vislora.data.transforms import eval_transform
-    from vislora.metrics.recognition import evaluate_probabilities
-    from vislora.precision import autocast_dtype
+    predictions = predict_split(recognizer, split, Inference(batch_size, precision, workers, accelerator))
+    evaluation = evaluate_predictions(predictions)
+    return replace(evaluation, mistakes=_mistakes(predictions, split, 24))
+
+
+def predict_split(recognizer: Recognizer, split: ImageSplit, inference: Inference) -> Predictions:
+    """What the recognizer says about every image of a split.
+
+    Raises:
+        DataError: the split has a class the recognizer doesn't know.
+    """
+    import torch
+
+    from vislora.metrics.recognition import Predictions
 
     column = {name: k for k, name in enumerate(recognizer.classes)}
     if unknown := [name for name in split.classes if name not in column]:
@@ -78,24 +132,160 @@ def evaluate_split(
             f"class {unknown[0]!r} of the data is unknown to the adapter, whose classes are "
             f"{', '.join(recognizer.classes[:8])}{', …' if len(recognizer.classes) > 8 else ''}"
         )
-    transform = eval_transform(recognizer.preprocessing)
-    loader = eval_loader(split, transform, batch_size, workers, accelerator.process_index, accelerator.num_processes)
-    dtype = autocast_dtype(precision)
-    mine, since = [], time.perf_counter()
-    with torch.inference_mode(), torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None):
-        for images, labels, indices in loader:
-            probabilities = recognizer.model(images.to(accelerator.device)).float().softmax(1).cpu()
-            mine += zip(indices.tolist(), labels.tolist(), probabilities, strict=True)
-    rows = sorted(gather_object(mine), key=lambda row: row[0])
-    speed = round(len(rows) / (time.perf_counter() - since), 1)
-    labels = torch.tensor([column[split.classes[label]] for _, label, _ in rows])
-    return evaluate_probabilities(torch.stack([p for _, _, p in rows]), labels, recognizer.classes, speed)
+    logits, speed = inference.outputs(recognizer.model, split, recognizer.preprocessing)
+    labels = torch.tensor([column[split.classes[label]] for label in split.labels])
+    return Predictions(recognizer.classes, logits, labels, list(split.names), speed)
+
+
+def short_names(folders: list[str]) -> list[str]:
+    """A name for each folder: its own, or the run's it is in, with as much before it as tells them apart.
+
+    Raises:
+        ConfigError: a folder is named twice.
+    """
+    paths = [Path(folder).absolute() for folder in folders]
+    if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
+        raise ConfigError(f"adapter: {twice[0]} is named twice")
+    parts = [(p.parent if p.name in ("adapter", "model") else p).parts for p in paths]
+    names = [p[-1] for p in parts]
+    while any(names.count(name) > 1 for name in names):
+        length = len(Path(names[0]).parts) + 1
+        if length > max(map(len, parts)):
+            return [str(path) for path in paths]  # RUN/adapter and RUN/model
+        names = ["/".join(p[-length:]) for p in parts]
+    return names
+
+
+def _data_sets(config: EvaluateConfig, recognizer: Recognizer) -> list[tuple[str, DataConfig]]:
+    """The data sets by name: those of the command line, or that of the training."""
+    named = list(config.sets.items())
+    if config.data is not None:
+        return [(data_to_dict(config.data)["option"], config.data), *named]
+    if named:
+        return named
+    own = data_from_dict(recognizer.about["data"])
+    return [(data_to_dict(own)["option"], own)]
+
+
+def _load(title: str, data: DataConfig, loaded: dict[str, Splits], accelerator: Accelerator) -> Splits:
+    from vislora.data.load import load_splits
+
+    key = f"{title} {data}"
+    if key not in loaded:
+        with accelerator.main_process_first():  # so that one process prepares the caches
+            loaded[key] = load_splits(data, seed=0)
+    return loaded[key]
+
+
+def _split(splits: Splits, wanted: str) -> ImageSplit:
+    split = {"train": splits.train, "val": splits.val, "test": splits.test}.get(wanted)
+    if split is None:
+        there = [name for name in ("train", "val", "test") if getattr(splits, name) is not None]
+        raise ConfigError(f"split={wanted}: the data has {', '.join(there)}")
+    return split
+
+
+def _variants(
+    name: str, recognizer: Recognizer, splits: Splits, config: EvaluateConfig, inference: Inference
+) -> Iterator[tuple[str, AbstractContextManager[Recognizer]]]:
+    """The recognizer and its baselines by name, each in the context it is to be run in."""
+    from vislora.baselines import linear_probe, without_update
+
+    yield name, nullcontext(recognizer)
+    if Baseline.zero in config.baselines:
+        yield f"{name}, zero adapter", without_update(recognizer)
+    if Baseline.probe in config.baselines:
+        yield f"{name}, linear probe", nullcontext(linear_probe(recognizer, splits.train, config.weights, inference))
+
+
+def _score(
+    name: str,
+    title: str,
+    recognizer: Recognizer,
+    splits: Splits,
+    split: ImageSplit,
+    config: EvaluateConfig,
+    inference: Inference,
+) -> Scored:
+    from vislora.metrics.calibration import fit_temperature
+    from vislora.metrics.recognition import evaluate_predictions
+
+    temperature = None
+    if config.calibrate:
+        if splits.val is None:
+            raise ConfigError(f"calibrate=true: {title} has no validation split; give data.val_fraction")
+        validation = predict_split(recognizer, splits.val, inference)
+        temperature = fit_temperature(validation.logits, validation.labels)
+    predictions = predict_split(recognizer, split, inference)
+    evaluation = evaluate_predictions(predictions, temperature, config.resamples, config.seed)
+    evaluation = replace(evaluation, mistakes=_mistakes(predictions, split, config.mistakes))
+    return Scored(name, title, evaluation, _robustness(recognizer, split, config.corruptions, inference))
+
+
+def _robustness(
+    recognizer: Recognizer, split: ImageSplit, kinds: list[Corruption], inference: Inference
+) -> dict[Corruption, list[float]]:
+    """Top-1 at strengths 1 to 5 of each kind of corruption."""
+    from vislora.data.corruptions import STRENGTHS, corrupted
+
+    fitted = replace(recognizer.preprocessing, crop_pct=1.0)  # the pictures come at the model's size
+    found: dict[Corruption, list[float]] = {}
+    for kind in kinds:
+        found[kind] = []
+        for strength in range(1, STRENGTHS + 1):
+            spoiled = corrupted(split, kind, strength, recognizer.preprocessing)
+            predictions = predict_split(replace(recognizer, preprocessing=fitted), spoiled, inference)
+            correct = predictions.logits.argmax(1) == predictions.labels
+            found[kind].append(correct.double().mean().item())
+    return found
+
+
+def _mistakes(predictions: Predictions, split: ImageSplit, count: int) -> list:
+    from vislora.metrics.recognition import Mistake, worst_mistakes
+    from vislora.report.sheets import fitted
+
+    best = predictions.probabilities().max(1)
+    names = predictions.classes
+    return [
+        Mistake(
+            name=predictions.names[i],
+            true=names[predictions.labels[i]],
+            predicted=names[best.indices[i]],
+            probability=best.values[i].item(),
+            picture=fitted(split.image(i), 192),
+        )
+        for i in worst_mistakes(predictions, count)
+    ]
+
+
+def _what_changed(recognizer: Recognizer, split: ImageSplit, config: EvaluateConfig, device) -> tuple:
+    """The norms of the updates, and maps of what was looked at before and after."""
+    from vislora.attention import draw_maps
+    from vislora.data.images import read_image
+    from vislora.metrics.updates import layer_updates
+
+    updates = []
+    if recognizer.adapters is not None:
+        adapter = recognizer.adapters.adapter(recognizer.adapters.active)
+        updates = layer_updates(adapter, recognizer.model)
+    if config.map_images:
+        pictures = [(path, read_image(Path(path))) for path in config.map_images]
+    else:
+        count = min(config.maps, len(split))
+        chosen = [(2 * i + 1) * len(split) // (2 * count) for i in range(count)]
+        pictures = [(split.classes[split.labels[i]], split.image(i)) for i in chosen]
+    return updates, draw_maps(recognizer, pictures, device) if pictures else None
 
 
 def _main(config: EvaluateConfig, out: Path) -> None:
-    figures = evaluate(config, out)
-    print(figures.table())
-    print(f"{figures.images_per_s:.0f} images/s; figures and confusion matrix: {out}")
+    from vislora.report.scores import table_text
+
+    rows = evaluate(config, out)
+    if (out / "report.html").is_file():  # the main process
+        if len(rows) == 1:
+            print(rows[0].evaluation.table())
+        print(table_text(rows))
+        print(f"figures, pictures and the report: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

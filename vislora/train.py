@@ -1,11 +1,13 @@
 """python -m vislora.train recipe=NAME [key=value …]
 
 Trains an adapter (or a probe, or the whole model) and leaves in the run folder: config.yaml, data.json, metrics.jsonl,
-checkpoints/ and adapter/ (or model/); for recognition evaluation/, for diffusion previews/.
+checkpoints/ and adapter/ (or model/); for recognition evaluation/, for diffusion previews/; summary.json, figures/ and
+report.html, which shows it all.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -80,8 +82,11 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     from vislora.logs import MetricLog, trackers
     from vislora.precision import resolve_precision
     from vislora.report.preflight import headline
+    from vislora.report.summary import write_summary
+    from vislora.report.write import write_run_report
     from vislora.trainer import Trainer
 
+    started = time.perf_counter()
     _make_paths_absolute(config)
     precision = resolve_precision(config.trainer.precision, PartialState().device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
@@ -120,10 +125,16 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         run=_shared_by_resumed_runs(config, accelerator.num_processes, precision),
         preview=task.preview,
     )
+    ready = time.perf_counter()
     with task.training:
         progress = trainer.fit()
+    train_s = time.perf_counter() - ready
 
     outcome = task.finish()
+    if accelerator.is_main_process:
+        total_s = time.perf_counter() - started
+        write_summary(out, config, trainable, parameters, train_s, total_s, precision, accelerator.device)
+        write_run_report(out)
     if progress.best is not None:
         accelerator.print(f"best {task.objective.monitor} {progress.best:.4g} at step {progress.best_step}")
     accelerator.print(f"{outcome.artifact.name}: {outcome.artifact}")

@@ -6,18 +6,35 @@ import json
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
-from vislora.metrics.recognition import evaluate_probabilities
+from vislora.metrics.recognition import Predictions, evaluate_predictions, worst_mistakes
+
+
+def predictions(logits, labels, classes=None):
+    classes = classes or tuple(f"class {i}" for i in range(logits.shape[1]))
+    return Predictions(classes, logits, labels, [f"{i}.png" for i in range(len(labels))])
+
+
+def drawn(k, n=200, seed=0):
+    torch.manual_seed(seed)
+    labels = torch.randint(k - 1, (n,))  # the last class never occurs
+    return torch.randn(n, k) + 2 * torch.nn.functional.one_hot(labels, k), labels
 
 
 @pytest.mark.parametrize("k", [6, 12])
 def test_scores_agree_with_scikit_learn(k):
-    torch.manual_seed(k)
-    labels = torch.randint(k - 1, (200,))  # the last class never occurs
-    logits = torch.randn(200, k) + 2 * torch.nn.functional.one_hot(labels, k)
-    found = evaluate_probabilities(logits.softmax(1), labels, tuple(f"class {i}" for i in range(k)))
+    logits, labels = drawn(k, seed=k)
+    found = evaluate_predictions(predictions(logits, labels))
     predicted = logits.argmax(1)
+    assert (predicted == k - 1).any()  # a class without images is predicted: the means below have to leave it out or in
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(k), zero_division=0
     )
@@ -25,19 +42,45 @@ def test_scores_agree_with_scikit_learn(k):
     np.testing.assert_allclose(found.recall, recall, atol=1e-6)
     np.testing.assert_allclose(found.f1, f1, atol=1e-6)
     assert np.array_equal(found.confusion, confusion_matrix(labels, predicted, labels=np.arange(k)))
-    assert found.top1 == pytest.approx((labels == predicted).float().mean().item())
+    assert found.top1 == pytest.approx((labels == predicted).double().mean().item(), abs=1e-6)
     top5 = top_k_accuracy_score(labels, logits, k=min(5, k), labels=np.arange(k))
     assert found.top5 == pytest.approx(top5, abs=1e-6)
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        balanced = balanced_accuracy_score(labels, predicted)
+    assert found.balanced_accuracy == pytest.approx(balanced, abs=1e-6)
+    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-6)
+    nll = log_loss(labels, logits.double().softmax(1), labels=np.arange(k))
+    assert found.calibration.nll == pytest.approx(nll, abs=1e-6)
     assert [row["images"] for row in found.to_dict()["per_class"].values()] == support.tolist()
+
+
+def test_the_worst_mistakes_are_the_most_confident_wrong_ones():
+    logits = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 5.0], [1.0, 0.0]])
+    assert worst_mistakes(predictions(logits, torch.tensor([0, 0, 0, 1])), 2) == [2, 1]
+    assert worst_mistakes(predictions(logits, torch.tensor([0, 0, 0, 1])), 9) == [2, 1, 3]
+
+
+def test_classes_in_another_order_change_no_figure():
+    logits, labels = drawn(6)
+    plain = predictions(logits, labels, tuple("abcdef"))
+    turned = plain.in_order_of(tuple("cfbead"))
+    assert [turned.classes[i] for i in turned.labels] == [plain.classes[i] for i in plain.labels]
+    mine, before = (evaluate_predictions(p).intervals for p in (turned, plain))
+    for name, interval in mine.items():
+        assert interval == pytest.approx(before[name], abs=1e-12)
+    assert torch.equal(turned.in_order_of(plain.classes).logits, logits)
 
 
 def test_hostile_class_names_survive_all_files(tmp_path):
     names = ("<script>alert(1)</script>", 'a,b\n"c"', "$x^2$ $")
-    evaluate_probabilities(torch.eye(3), torch.arange(3), names).write(tmp_path)
+    evaluate_predictions(predictions(torch.eye(3), torch.arange(3), names)).write(tmp_path)
 
     assert list(json.loads((tmp_path / "evaluation.json").read_text())["per_class"]) == list(names)
     with (tmp_path / "confusion.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0][1:] == list(names)
     assert [row[0] for row in rows[1:]] == list(names)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        assert [row["predicted"] for row in csv.DictReader(file)] == list(names)
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+    assert "<script" not in (tmp_path / "confusion.svg").read_text()

@@ -1,24 +1,23 @@
 """Captioned pictures: a folder with metadata.jsonl, with .txt files beside the pictures, or with one prompt for all.
 
-Captions come from anywhere: they are text and nothing else, and a name in metadata.jsonl never leads out of the folder.
+Captions come from anywhere: they are text and nothing else.
 """
 
-import json
 import random
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vislora.config import CaptionsData
 from vislora.data.folder import SUFFIXES
 from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files
+from vislora.data.metadata import METADATA, metadata_rows
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Chosen, Files, Pictures
 from vislora.errors import DataError
 
-METADATA = "metadata.jsonl"
 _LONGEST = 4000  # characters; text encoders read some 75 words
 
 
@@ -147,27 +146,10 @@ def _beside(picture: Path) -> str:
 
 
 def _from_metadata(root: Path) -> Iterator[tuple[Path, str]]:
-    table = root / METADATA
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table} isn't text in UTF-8: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{table}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is no JSON: {error}") from None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
+    for where, path, row in metadata_rows(root):
+        if not isinstance(row.get("text"), str):
             raise DataError(f'{where}: expected {{"file_name": "…", "text": "…"}}')
-        name = PurePosixPath(row["file_name"].replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-            raise DataError(f"{where}: {row['file_name']!r} leads out of the folder")
-        if not (root / name).is_file():
-            raise DataError(f"{where}: {root / name} is missing")
-        yield root / name, clean(row["text"], where)
+        yield path, clean(row["text"], where)
 
 
 def _hold_out(whole: Captioned, fraction: float) -> tuple[Captioned, Captioned | None]:

@@ -18,7 +18,7 @@ def image_folder(config: ImageFolderData) -> Splits:
         DataError: no such folder, fewer than two classes, a class without a usable picture to train on, or a class that
             training doesn't know.
     """
-    folders = _split_folders(config)
+    folders = split_folders(Path(config.root).expanduser())
     classes = tuple(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
         raise DataError(
@@ -41,12 +41,12 @@ def list_folder(config: ImageFolderData) -> Labelled:
     Raises:
         DataError: no such folder, or none to train on.
     """
-    return {name: _labelled_files(folder) for name, folder in _split_folders(config).items()}
+    folders = split_folders(Path(config.root).expanduser())
+    return {name: _labelled_files(folder) for name, folder in folders.items()}
 
 
-def _split_folders(config: ImageFolderData) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
     """The folders of the splits there are; root alone where it holds the classes."""
-    root = Path(config.root).expanduser()
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
     found: dict[str, Path] = {}

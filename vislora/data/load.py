@@ -16,13 +16,17 @@ from vislora.config import (
     DataConfig,
     HfData,
     ImageFolderData,
+    MetadataData,
+    ShardsData,
     TorchvisionData,
 )
 from vislora.data.captions import CaptionedSplits, captions_folder, list_captions
 from vislora.data.drawn import drawn_birds, drawn_captions
 from vislora.data.folder import image_folder, list_folder
+from vislora.data.metadata import list_metadata, metadata_folder
 from vislora.data.public import cub200, hub_set, torchvision_set
 from vislora.data.quarantine import Labelled
+from vislora.data.shards import image_shards
 from vislora.data.splits import Splits, hold_out
 from vislora.data.table import image_table, list_table
 from vislora.errors import ConfigError, DataError
@@ -31,6 +35,8 @@ _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
     BirdsData: drawn_birds,
     ImageFolderData: image_folder,
     CsvData: image_table,
+    MetadataData: metadata_folder,
+    ShardsData: image_shards,
     TorchvisionData: torchvision_set,
     Cub200Data: cub200,
     HfData: hub_set,
@@ -44,6 +50,7 @@ _CAPTIONED: dict[type[CaptionedData], Callable[..., CaptionedSplits]] = {
 _LISTS: dict[type[BaseData], Callable[..., Labelled]] = {
     ImageFolderData: list_folder,
     CsvData: list_table,
+    MetadataData: list_metadata,
     CaptionsData: list_captions,
 }
 

@@ -132,11 +132,12 @@ def train_loader(
 def eval_loader(
     split: ImageSplit, transform: Callable[[Any], Tensor], batch_size: int, workers: int, rank: int = 0, world: int = 1
 ) -> DataLoader:
-    """Batches (images, labels, indices) of every world-th sample from `rank` on: no padding, nothing twice."""
+    """Batches (images, labels, indices) of this process: every world-th from `rank` on. No padding, nothing twice, and
+    the batches are the same ones whatever the number of processes, so that their results are the same bits."""
+    batches = [range(len(split))[start : start + batch_size] for start in range(0, len(split), batch_size)]
     return DataLoader(
         _Evaluation(split, transform),
-        batch_size=batch_size,
-        sampler=range(rank, len(split), world),
+        batch_sampler=batches[rank::world],
         num_workers=workers,
         persistent_workers=workers > 0,  # it is gone through once an epoch
         pin_memory=torch.cuda.is_available(),

@@ -50,6 +50,11 @@ def eval_transform(p: Preprocessing) -> v2.Compose:
     return v2.Compose([*_resize_and_crop(p), *_to_tensor(p)])
 
 
+def fit_to_size(p: Preprocessing) -> v2.Compose:
+    """The same up to the pixels: PIL RGB -> PIL RGB of size x size."""
+    return v2.Compose(_resize_and_crop(p))
+
+
 def train_transform(p: Preprocessing, augment: AugmentConfig) -> v2.Compose:
     """The same with augmentation; its random numbers come from torch's global generator.
 

@@ -1,30 +1,34 @@
 """The confusion matrix as a picture."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vislora.report.figures import new_figure, styled
 
-def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Draw counts [K, K] (row: true class, column: predicted), shaded by share of the row."""
+_COUNTED = 40  # classes up to which every cell has its count
+_NAMED = 120  # and up to which every row has its name
+
+
+@styled()
+def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
+    """Counts [K, K] (row: true class, column: predicted), shaded by share of the row."""
     k = len(classes)
     share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    side = max(4.0, 0.36 * k + 2.5)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    side = min(max(4.0, 0.3 * k + 2.2), 22.0)
+    figure = new_figure(side, side)
     axes = figure.subplots()
-    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
-    # class names come from folders: "$" would be read as mathematics
-    axes.set_xticks(range(k), classes, rotation=90, parse_math=False)
-    axes.set_yticks(range(k), classes, parse_math=False)
+    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    if k <= _NAMED:
+        axes.set_xticks(range(k), classes, rotation=90)
+        axes.set_yticks(range(k), classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if k <= 40:  # more would be unreadable
+    if k <= _COUNTED:
         for i in range(k):
             for j in range(k):
                 if count := int(confusion[i, j]):
-                    axes.text(
-                        j, i, count, ha="center", va="center", fontsize=7, color="w" if share[i, j] > 0.5 else "k"
-                    )
-    figure.savefig(path, dpi=110)
+                    colour = "#fffffe" if share[i, j] > 0.5 else "#08306b"  # no page's own: the cells stay light
+                    axes.text(j, i, count, ha="center", va="center", fontsize=7, color=colour)
+    return figure

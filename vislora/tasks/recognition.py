@@ -21,6 +21,7 @@ from vislora.data.transforms import Preprocessing, eval_transform, train_transfo
 from vislora.evaluate import evaluate_split
 from vislora.formats.peft import write_peft
 from vislora.lora import Adapters
+from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import lora_settings
 from vislora.models.prefix import Prefix
 from vislora.models.smallest import prove_alive_cheaply
@@ -28,6 +29,7 @@ from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, w
 from vislora.objectives.recognition import Recognition
 from vislora.precision import autocast_dtype
 from vislora.recognizer import Recognizer
+from vislora.report.updates import write_updates
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
 from vislora.tasks.task import Outcome, Task
@@ -153,5 +155,7 @@ def _about(config: TrainConfig, images: Preprocessing, classes: tuple[str, ...])
 def _export(model: nn.Module, adapters: Adapters | None, about: dict[str, Any], artifact: Path) -> None:
     if adapters is None:
         save_vit(model, artifact, about)
-    else:
-        write_peft(replace(adapters.adapter("default"), about=about), artifact)
+        return
+    adapter = adapters.adapter("default")
+    write_peft(replace(adapter, about=about), artifact)
+    write_updates(layer_updates(adapter, model), artifact.parent)

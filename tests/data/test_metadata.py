@@ -1,0 +1,51 @@
+"""Hugging Face's image folders with labels."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vislora.config import MetadataData
+from vislora.data.load import load_splits
+from vislora.errors import DataError
+
+
+def write(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, row in enumerate(rows):
+        name = row.get("file_name", "")
+        if isinstance(name, str) and name.startswith("p"):
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+
+
+def test_splits_and_labels_are_those_of_the_tables(tmp_path):
+    write(tmp_path / "train", [{"file_name": f"p{i}.png", "label": i % 12} for i in range(24)])
+    write(tmp_path / "test", [{"file_name": "p.png", "label": 10, "note": "x"}])
+    splits = load_splits(MetadataData(root=str(tmp_path)), 0)
+    assert splits.classes == tuple(map(str, range(12)))  # 10 behind 9
+    assert splits.train.labels == [i % 12 for i in range(24)]
+    assert (splits.val, splits.test.labels) == (None, [10])
+    assert splits.train.image(7).getpixel((0, 0)) == (7, 0, 0)
+
+
+def test_one_table_is_all_train_and_another_key_can_hold_the_label(tmp_path):
+    write(tmp_path, [{"file_name": f"p{i}.png", "kind": "ab"[i % 2]} for i in range(4)])
+    assert load_splits(MetadataData(root=str(tmp_path), label_key="kind"), 0).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"file_name": "../p.png", "label": "a"}, "line 3: '../p.png' leads out of the folder"),
+        ({"file_name": "/etc/passwd", "label": "a"}, "line 3: '/etc/passwd' leads out of the folder"),
+        ({"file_name": "q.png", "label": "a"}, "line 3: .*q.png is missing"),
+        ({"file_name": "p9.png"}, "line 3: 'label' is None; expected a class's name or number"),
+        ({"file_name": "p9.png", "label": True}, "line 3: 'label' is True"),
+        ({"label": "a"}, 'line 3: expected {"file_name"'),
+    ],
+)
+def test_rows_that_can_not_be_used_are_named(tmp_path, row, message):
+    write(tmp_path, [{"file_name": "p0.png", "label": "a"}, {"file_name": "p1.png", "label": "b"}, row])
+    with pytest.raises(DataError, match=message):
+        load_splits(MetadataData(root=str(tmp_path)), 0)

@@ -1,0 +1,82 @@
+"""Bootstrap intervals against scipy with scikit-learn's scores, and against what they promise."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import bootstrap
+from sklearn.metrics import accuracy_score, f1_score
+
+from vislora.metrics.intervals import FIGURES, Outcomes, differences, intervals, mean_interval
+from vislora.metrics.recognition import Predictions, evaluate_predictions
+
+
+def drawn(seed, n=150, k=5, strength=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(k, (n,), generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(n, k, generator=generator) + strength * torch.nn.functional.one_hot(labels, k)
+    return logits.double().softmax(1), labels
+
+
+def theirs(score, labels, predicted, seed, resamples):
+    return bootstrap(
+        (np.asarray(labels), np.asarray(predicted)),
+        score,
+        paired=True,
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+
+
+def test_intervals_are_scipys_over_scikit_learns_scores():
+    probabilities, labels = drawn(1)
+    found = intervals(Outcomes.of(probabilities, labels), resamples=300, seed=7)
+    predicted = probabilities.argmax(1)
+    assert found["top1"] == pytest.approx(theirs(accuracy_score, labels, predicted, 7, 300), abs=1e-6)
+    macro = theirs(lambda a, b: f1_score(a, b, average="macro"), labels, predicted, 7, 300)
+    assert found["macro_f1"] == pytest.approx(macro, abs=1e-6)
+
+
+def test_what_is_resampled_are_the_figures_that_are_reported():
+    probabilities, labels = drawn(1, k=9)
+    outcomes = Outcomes.of(probabilities, labels)
+    whole = outcomes.figures(np.arange(len(labels))[None])[:, 0]
+    reported = evaluate_predictions(
+        Predictions(tuple("abcdefghi"), probabilities.log(), labels, list(map(str, labels))), resamples=50
+    ).to_dict()
+    assert whole == pytest.approx([reported[name] for name in FIGURES], abs=1e-6)
+
+
+def test_a_seed_gives_the_same_interval_in_any_number_of_chunks(monkeypatch):
+    outcomes = Outcomes.of(*drawn(2))
+    first = intervals(outcomes, 200, seed=3)
+    monkeypatch.setattr("vislora.metrics.intervals._CHUNK", 7 * 150)
+    assert intervals(outcomes, 200, seed=3) == first
+    assert intervals(outcomes, 200, seed=4) != first
+
+
+def test_paired_differences_are_narrower_than_those_of_strangers_and_none_for_the_same():
+    one, labels = drawn(1)
+    a, b = Outcomes.of(one, labels), Outcomes.of((0.9 * one + 0.02), labels)
+    assert differences(a, a, 200)["top1"] == (0.0, 0.0)
+    low, high = differences(a, Outcomes.of(drawn(5, strength=0.5)[0], labels), 500)["top1"]
+    assert low > 0  # a is far better
+    (wide_low, wide_high) = intervals(a, 500)["top1"]
+    low, high = differences(a, b, 500)["top1"]
+    assert high - low < 0.2 * (wide_high - wide_low)  # b errs where a does
+
+
+def test_a_paired_comparison_of_other_images_is_refused():
+    a, b = Outcomes.of(*drawn(1)), Outcomes.of(*drawn(1, n=149))
+    with pytest.raises(ValueError, match="the same images"):
+        differences(a, b)
+
+
+def test_19_of_20_intervals_hold_the_truth():
+    rng, held = np.random.default_rng(0), 0
+    for trial in range(200):
+        values = (rng.random(200) < 0.7).astype(float)
+        low, high = mean_interval(values, 400, seed=trial)
+        held += low <= 0.7 <= high
+    assert 180 <= held <= 198  # 190 expected, binomial

@@ -1,0 +1,174 @@
+"""Comparisons through the evaluate command: adapters, baselines and data sets in one table, the same from any number
+of processes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from vislora.compose import configure
+from vislora.data.images import read_image
+from vislora.errors import AdapterError, ConfigError
+from vislora.evaluate import evaluate, short_names
+from vislora.models.vit import build_vit
+from vislora.recognizer import load_recognizer
+from vislora.train import train
+
+CLASSES = ("blue", "green", "red")
+MODEL = ["model=timm", "model.name=vit_tiny_patch16_224", "model.img_size=32"]
+MODEL += ["+model.args={patch_size:8,depth:2,embed_dim:48,num_heads:3}"]
+RUN = ["trainer.epochs=3", "trainer.batch_size=10", "trainer.progress=false", "trainer.precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Noisy pictures of three colours, 7 of each to test on."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 8, "val": 5, "test": 7}.items():
+        for k, name in enumerate(("red", "green", "blue")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(90, 60, (40, 50, 3))
+                pixels[..., k] += 12
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(photos, tmp_path_factory):
+    """A LoRA and a fully tuned model on the same base."""
+    out = tmp_path_factory.mktemp("runs")
+    config = configure("train", [*MODEL, "model.weights=random", "data=imagefolder", f"data.root={photos}"])
+    torch.manual_seed(1)
+    save_file(build_vit(config.model, 0).state_dict(), out / "base.safetensors")
+    shared = [*MODEL, *RUN, f"model.weights={out / 'base.safetensors'}", "data=imagefolder", f"data.root={photos}"]
+    for name, words in {"lora": ["optim.lr=5e-3"], "full": ["adapter=full", "optim.lr=1e-3"]}.items():
+        train(configure("train", [*shared, *words, "logger.trackers=[]"]), out / name)
+    return out
+
+
+@pytest.fixture(scope="module")
+def compared(runs, photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scores")
+    words = [f"adapter=[{runs / 'lora' / 'adapter'},{runs / 'full' / 'model'}]", "precision=fp32", "baselines=[probe]"]
+    words += ["+data@sets.mine=imagefolder", f"sets.mine.root={photos}"]
+    words += [
+        "+data@sets.learned=imagefolder",
+        f"sets.learned.root={photos / 'train'}",
+        "sets.learned.val_fraction=0.5",
+    ]
+    words += ["corruptions=[brightness]", "resamples=100", "maps=2", "split=val"]
+    return evaluate(configure("evaluate", words), out), out
+
+
+def test_all_rows_are_in_one_table_and_each_has_its_folder(compared):
+    rows, out = compared
+    names = [(row.name, row.data) for row in rows]
+    assert names == [
+        (f"{adapter}{variant}", data)
+        for adapter in ("lora", "full")
+        for data in ("mine", "learned")
+        for variant in ("", ", linear probe")
+    ]
+    table = json.loads((out / "scores.json").read_text())
+    with (out / "scores.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for row, values, line in zip(rows, table, lines, strict=True):
+        evaluation = json.loads((out / values["folder"] / "evaluation.json").read_text())
+        assert evaluation["top1"] == values["top1"] == float(line["top1"]) == row.evaluation.top1
+        low, high = values["intervals"]["top1"]
+        assert low <= values["top1"] <= high
+        assert (out / values["folder"] / "reliability.png").is_file()
+    assert table[0]["differences"] is None
+    assert table[4]["compared_with"] == "lora"
+    assert table[4]["differences"]["top1"][0] == pytest.approx(table[4]["top1"] - table[0]["top1"])
+    assert (out / "report.html").stat().st_size < 3e6
+    for word in ("lora, linear probe on mine", "Robustness", "lora: what changed", "full: what changed"):
+        assert word in (out / "report.html").read_text()
+
+
+def test_probabilities_are_those_of_the_model_on_the_pictures_alone(compared, runs, photos):
+    rows, _ = compared
+    predictions = rows[0].evaluation.predictions
+    recognizer = load_recognizer(runs / "lora" / "adapter")
+    paths = sorted((photos / "val").rglob("*.png"))
+    assert sorted(predictions.names) == [str(path) for path in paths]
+    for path in paths[::4]:
+        row = predictions.names.index(str(path))
+        alone = recognizer([read_image(path)])[0]
+        torch.testing.assert_close(predictions.probabilities()[row].float(), alone, atol=1e-5, rtol=0)
+        assert CLASSES[predictions.labels[row]] == path.parent.name
+
+
+def test_the_zero_adapter_is_the_base_model_and_leaves_the_adapter_as_it_was(runs):
+    folder = str(runs / "lora" / "adapter")
+    words = [f"adapter={folder}", "precision=fp32", "baselines=[zero]", "resamples=10"]
+    adapted, zero = evaluate(configure("evaluate", words))
+    recognizer = load_recognizer(folder)
+    recognizer.adapters.scale("default", 0.0)
+    image = read_image(Path(zero.evaluation.predictions.names[0]))
+    torch.testing.assert_close(
+        zero.evaluation.predictions.probabilities()[0].float(), recognizer([image])[0], atol=1e-5, rtol=0
+    )
+    assert not torch.allclose(zero.evaluation.predictions.logits, adapted.evaluation.predictions.logits, atol=1e-3)
+
+
+def test_a_temperature_is_fitted_to_the_validation_split(runs):
+    words = [f"adapter={runs / 'lora' / 'adapter'}", "precision=fp32", "calibrate=true", "resamples=10"]
+    (row,) = evaluate(configure("evaluate", words))
+    (val,) = evaluate(configure("evaluate", [*words, "split=val"]))
+    assert row.evaluation.calibrated.temperature == val.evaluation.calibrated.temperature
+    assert val.evaluation.calibrated.nll <= val.evaluation.calibration.nll  # it can't be worse where it was fitted
+
+
+def test_mistakes_are_explained(runs, photos):
+    lora, full = str(runs / "lora" / "adapter"), str(runs / "full" / "model")
+    with pytest.raises(AdapterError, match="a fully tuned or merged model has none"):
+        evaluate(configure("evaluate", [f"adapter={full}", "baselines=[zero]"]))
+    with pytest.raises(ConfigError, match="is named twice"):
+        evaluate(configure("evaluate", [f"adapter=[{lora},{lora}]"]))
+    with pytest.raises(ConfigError, match=r"unknown key sets\.mine\.rot"):
+        configure("evaluate", [f"adapter={lora}", "+data@sets.mine=imagefolder", "sets.mine.rot=x"])
+    with pytest.raises(ConfigError, match=r"sets\.mine\.root has no value"):
+        configure("evaluate", [f"adapter={lora}", "+data@sets.mine=imagefolder"])
+    config = configure(
+        "evaluate", [f"adapter={lora}", "calibrate=true", "data=imagefolder", f"data.root={photos}/test"]
+    )
+    config.split = "train"
+    with pytest.raises(ConfigError, match="imagefolder has no validation split"):
+        evaluate(config)
+
+
+def test_adapters_are_named_by_what_tells_them_apart():
+    assert short_names(["runs/a/adapter"]) == ["a"]
+    assert short_names(["runs/a/adapter", "runs/b/model", "c"]) == ["a", "b", "c"]
+    assert short_names(["x/1/adapter", "y/1/adapter"]) == ["x/1", "y/1"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_very_same_numbers_as_one(runs, photos, tmp_path):
+    words = ["-m", "vislora.evaluate", f"adapter={runs / 'lora' / 'adapter'}", "baselines=[probe]", "batch_size=4"]
+    words += ["corruptions=[noise]", "calibrate=true", "precision=fp32"]  # 21 images: 6 batches, the last of one
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    found = []
+    for name, prefix in {"one": [], "two": launch}.items():
+        command = [sys.executable, *prefix, *words, f"hydra.run.dir={tmp_path / name}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        rows = json.loads((tmp_path / name / "scores.json").read_text())
+        for row in rows:
+            del row["images_per_s"]
+            row["predictions"] = (tmp_path / name / row["folder"] / "predictions.csv").read_text()
+        found.append(rows)
+    assert [row["images"] for row in found[0]] == [21, 21]
+    assert found[0] == found[1]

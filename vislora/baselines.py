@@ -1,0 +1,139 @@
+"""What an adapter is compared with: the base model under the adapter's head, or under a linear probe."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vislora.config import ModelConfig
+from vislora.data.splits import ImageSplit
+from vislora.errors import AdapterError
+from vislora.inference import Inference
+from vislora.models.vit import build_vit
+from vislora.recognizer import Recognizer
+
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_HELD_OUT = 5  # every fifth image of a class chooses the penalty
+
+
+@contextmanager
+def without_update(recognizer: Recognizer) -> Iterator[Recognizer]:
+    """The base model with the adapter's head, while the context lasts.
+
+    Raises:
+        AdapterError: the whole model was trained or merged, so that nothing can be switched off.
+    """
+    if recognizer.adapters is None:
+        raise AdapterError(
+            "baselines=[zero] switches the low-rank update off, and a fully tuned or merged model has none; "
+            "leave it out, or compare with baselines=[probe]"
+        )
+    recognizer.adapters.scale(recognizer.adapters.active, 0.0)
+    try:
+        yield recognizer
+    finally:
+        recognizer.adapters.scale(recognizer.adapters.active, 1.0)
+
+
+def linear_probe(recognizer: Recognizer, train: ImageSplit, weights: str | None, inference: Inference) -> Recognizer:
+    """The recognizer's base model, untouched, with a linear classifier fitted to its features of a training split.
+
+    Args:
+        weights: the base weights' file, where it has moved since the training.
+    """
+    base = ModelConfig(**recognizer.about["model"])
+    if weights is not None:
+        base.weights = weights
+    model = _Features(build_vit(base, len(recognizer.classes)).requires_grad_(False).eval())
+    model.to(inference.accelerator.device)
+    features, _ = inference.outputs(model, train, recognizer.preprocessing)
+    column = {name: k for k, name in enumerate(recognizer.classes)}
+    labels = torch.tensor([column[train.classes[label]] for label in train.labels])
+    weight, bias = fit_probe(features, labels, len(recognizer.classes))
+    probed = _Probed(model, weight, bias).to(inference.accelerator.device)
+    return replace(recognizer, model=probed.eval(), adapters=None)
+
+
+def fit_probe(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression on standardised features [N, D], its penalty chosen on every fifth image of a
+    class among `_PENALTIES`, then fitted to all images.
+
+    The penalised likelihood has one maximum, so that nothing hangs on a seed or a learning rate.
+
+    Returns:
+        weight [K, D] and bias [K], float32, for features as they came.
+    """
+    x = features.double()
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    x = (x - mean) / std
+    held = _held_out(labels)
+    penalty = _PENALTIES[0]
+    if held.any() and not held.all():
+        fitted = [(p, *logistic_regression(x[~held], labels[~held], classes, p)) for p in _PENALTIES]
+        penalty = min(fitted, key=lambda fit: F.cross_entropy(F.linear(x[held], fit[1], fit[2]), labels[held]).item())[
+            0
+        ]
+    weight, bias = logistic_regression(x, labels, classes, penalty)
+    weight = weight / std
+    return weight.float(), (bias - weight @ mean).float()
+
+
+def logistic_regression(x: Tensor, labels: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """The weight [K, D] and bias [K] that minimise mean cross-entropy + penalty / 2 * ||weight||^2, by L-BFGS.
+
+    Args:
+        x: float64 [N, D].
+        labels: [N].
+    """
+    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=2000, tolerance_grad=1e-9, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = F.cross_entropy(F.linear(x, weight, bias), labels) + penalty / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    return weight.detach(), bias.detach()
+
+
+class _Features(nn.Module):
+    """What a timm model gives its classifier: images [B, 3, H, W] -> [B, D]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+
+
+class _Probed(nn.Module):
+    """Features under a linear classifier, which sees them in float32, as it was fitted to them."""
+
+    def __init__(self, features: _Features, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.features(images).float()
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features, self.weight, self.bias)
+
+
+def _held_out(labels: Tensor) -> Tensor:
+    """Whether each image is a fifth, tenth, … of its class, [N]."""
+    place = torch.zeros_like(labels)
+    for k in labels.unique().tolist():
+        members = (labels == k).nonzero()[:, 0]
+        place[members] = torch.arange(len(members))
+    return place % _HELD_OUT == _HELD_OUT - 1

@@ -1,0 +1,86 @@
+"""metadata.jsonl beside pictures, in the form of Hugging Face's image folders: {"file_name": …, …} a line.
+
+The table comes from anywhere: a name in it never leads out of its folder.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vislora.config import MetadataData
+from vislora.data.folder import split_folders
+from vislora.data.quarantine import Labelled, leave_out
+from vislora.data.splits import Splits, splits_of_files
+from vislora.errors import DataError
+
+METADATA = "metadata.jsonl"
+
+
+def metadata_folder(config: MetadataData) -> Splits:
+    """Labelled pictures: root/{train,val,test}/metadata.jsonl, or root/metadata.jsonl alone; files that can't be
+    decoded are left out and named in `problems`.
+
+    Raises:
+        DataError: a folder, table, picture or label is missing or malformed, a name leads out of the folder, or a class
+            isn't in train.
+    """
+    files = list_metadata(config)
+    classes = tuple(sorted({label for _, label in files["train"]}, key=_by_number))
+    for split, pairs in files.items():
+        if strange := next((pair for pair in pairs if pair[1] not in classes), None):
+            raise DataError(f"{split}: class {strange[1]!r} of {strange[0]} isn't among those of train")
+    files, left_out = leave_out(files, config.quarantine, Path(config.root).expanduser())
+    return splits_of_files(files, classes, left_out)
+
+
+def list_metadata(config: MetadataData) -> Labelled:
+    """The pictures by split, with the names of their classes, whatever is in them.
+
+    Raises:
+        DataError: a folder, table, picture or label is missing or malformed, or a name leads out of the folder.
+    """
+    files: Labelled = {}
+    for split, folder in split_folders(Path(config.root).expanduser()).items():
+        pairs = files.setdefault(split, [])
+        for where, path, row in metadata_rows(folder):
+            label = row.get(config.label_key)
+            if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+                raise DataError(f"{where}: {config.label_key!r} is {label!r}; expected a class's name or number")
+            pairs.append((path, str(label)))
+    return files
+
+
+def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Each row of the folder's table: where it stands, the picture it is about, and what it says.
+
+    Raises:
+        DataError: the table is missing or no JSON lines in UTF-8, or a picture is missing or outside of the folder.
+    """
+    table = folder / METADATA
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{table} is missing") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table} isn't text in UTF-8: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{table}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} is no JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
+            raise DataError(f'{where}: expected {{"file_name": "…", …}}')
+        name = PurePosixPath(row["file_name"].replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+            raise DataError(f"{where}: {row['file_name']!r} leads out of the folder")
+        if not (folder / name).is_file():
+            raise DataError(f"{where}: {folder / name} is missing")
+        yield where, folder / name, row
+
+
+def _by_number(label: str) -> tuple[int, str]:
+    return (int(label) if label.isascii() and label.isdigit() else -1, label)

@@ -1,0 +1,138 @@
+"""Pictures in tar files, as webdataset packs them: NAME.jpg beside NAME.cls or NAME.json.
+
+A shard is indexed once; pictures are then read at their places in it. Nothing is unpacked, so that no name in a shard
+can lead anywhere, and what isn't a regular file is never followed.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vislora.config import ShardsData
+from vislora.data.folder import SUFFIXES
+from vislora.data.images import upright_rgb
+from vislora.data.splits import ImageSplit, Splits
+from vislora.errors import DataError
+
+_LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json file
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture's bytes are."""
+
+    shard: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Sample:
+    name: str
+    place: _Place
+    label: str
+
+
+@dataclass(frozen=True)
+class _Shards:
+    places: list[_Place]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        place = self.places[index]
+        with place.shard.open("rb") as file:
+            file.seek(place.offset)
+            return upright_rgb(Image.open(io.BytesIO(file.read(place.size))))
+
+
+def image_shards(config: ShardsData) -> Splits:
+    """Labelled pictures of the splits that have shards. Pictures are decoded when they are asked for, and not checked
+    before.
+
+    Raises:
+        DataError: no shard fits a pattern, one is compressed or malformed, a picture has no label, or a class isn't in
+            train.
+    """
+    root = Path(config.root).expanduser()
+    samples = {
+        split: [sample for shard in _shards(root, pattern) for sample in _samples(shard, config.label_key)]
+        for split, pattern in {"train": config.train, "val": config.val, "test": config.test}.items()
+        if pattern is not None
+    }
+    labels = {sample.label for sample in samples["train"]}
+    numbers = all(label.isascii() and label.isdigit() for label in labels)
+    listed = tuple(sorted(labels, key=int if numbers else str))
+    if config.classes is not None and not (numbers and all(int(label) < len(config.classes) for label in labels)):
+        raise DataError(f"data.classes names {len(config.classes)} classes, and the shards' labels are {listed[:8]}…")
+    column = {label: int(label) if config.classes is not None else k for k, label in enumerate(listed)}
+    classes = listed if config.classes is None else tuple(config.classes)
+    splits = {}
+    for split, found in samples.items():
+        if strange := next((sample for sample in found if sample.label not in column), None):
+            raise DataError(f"{split}: class {strange.label!r} of {strange.name} isn't among those of train")
+        names, places = [sample.name for sample in found], [sample.place for sample in found]
+        splits[split] = ImageSplit(classes, [column[sample.label] for sample in found], names, _Shards(places))
+    return Splits(**splits)
+
+
+def _shards(root: Path, pattern: str) -> list[Path]:
+    """The files of a pattern: with * and ?, and {000..012} as webdataset writes ranges."""
+    names = [pattern]
+    while (found := re.search(r"\{(\d+)\.\.(\d+)\}", names[0])) is not None:
+        wide, numbers = len(found[1]), range(int(found[1]), int(found[2]) + 1)
+        names = [name.replace(found[0], f"{number:0{wide}d}", 1) for name in names for number in numbers]
+    shards = []
+    for name in names:
+        fitting = sorted(root.glob(name))
+        if not fitting:
+            raise DataError(f"no shard in {root} is called {name}")
+        shards += fitting
+    return shards
+
+
+def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
+    """What belongs to each name, in the shard's order; a name is a path up to the first dot of its last part."""
+    pictures: dict[str, _Place] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:  # uncompressed only: places are read directly
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, slash, file = member.name.rpartition("/")
+                stem, _, suffix = file.partition(".")
+                key = f"{folder}{slash}{stem}"
+                if f".{suffix.lower()}" in SUFFIXES:
+                    pictures[key] = _Place(shard, member.offset_data, member.size)
+                elif suffix in ("cls", "json"):
+                    if member.size > _LONGEST_LABEL:
+                        raise DataError(f"{shard}: {member.name} has {member.size} bytes, too many for a label")
+                    text = archive.extractfile(member).read()
+                    if (label := _label(text, suffix, label_key, f"{shard}/{member.name}")) is not None:
+                        labels[key] = label
+    except tarfile.TarError as error:
+        raise DataError(f"{shard} can't be read as an uncompressed tar file: {error}") from None
+    if not pictures:
+        raise DataError(f"{shard} holds no picture ({' '.join(SUFFIXES)})")
+    for key, place in pictures.items():
+        if key not in labels:
+            raise DataError(f"{shard}: {key} has no {key}.cls, and no {label_key!r} in a {key}.json")
+        yield _Sample(f"{shard}/{key}", place, labels[key])
+
+
+def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:
+    try:
+        text = data.decode("utf-8").strip()
+        value = text if suffix == "cls" else json.loads(text).get(key)
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{where} can't be read: {error}") from None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(f"{where}: the label is {value!r}; expected a class's name or number")
+    return str(value)

@@ -1,0 +1,107 @@
+"""95% intervals of a classifier's figures, by resampling the images it was scored on.
+
+The bootstrap of Efron (1979, https://doi.org/10.1214/aos/1176344552), its percentile interval, as scipy has it. It says
+what another draw of test images would have changed; another training isn't in it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor
+
+from vislora.metrics.calibration import BINS, confidence_bins
+
+FIGURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")
+_CHUNK = 2_000_000  # indices drawn at a time
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a classifier made of each of N images; arrays [N]."""
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    in_top5: np.ndarray
+    confidence: np.ndarray
+    classes: int
+
+    @staticmethod
+    def of(probabilities: Tensor, labels: Tensor) -> "Outcomes":
+        """From probabilities [N, K] and labels [N]."""
+        k = probabilities.shape[1]
+        best = probabilities.topk(min(5, k)).indices
+        confidence, predicted = probabilities.max(1)
+        in_top5 = (best == labels[:, None]).any(1)
+        return Outcomes(*(t.numpy() for t in (labels, predicted, in_top5, confidence.to(torch.float64))), k)
+
+    def figures(self, chosen: np.ndarray) -> np.ndarray:
+        """`FIGURES` of the images `chosen` [R, N], for each of R draws: [5, R]."""
+        labels, predicted = self.labels[chosen], self.predicted[chosen]
+        correct = labels == predicted
+        true, hits = _counts(labels, self.classes), _counts(labels, self.classes, correct)
+        either = true + _counts(predicted, self.classes)
+        gap = self.confidence[chosen] - correct
+        errors = _counts(confidence_bins(self.confidence)[chosen], BINS, gap)
+        return np.stack(
+            [
+                correct.mean(1),
+                self.in_top5[chosen].mean(1),
+                _mean_of_present(hits, true),
+                _mean_of_present(2 * hits, either),
+                np.abs(errors).sum(1) / chosen.shape[1],
+            ]
+        )
+
+
+def intervals(outcomes: Outcomes, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
+    """A 95% interval of each of `FIGURES`."""
+    return dict(zip(FIGURES, _percentiles(outcomes.figures, len(outcomes.labels), resamples, seed), strict=True))
+
+
+def differences(one: Outcomes, other: Outcomes, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
+    """A 95% interval of what `one` has more of each of `FIGURES` than `other`, both scored on the same images in the
+    same order: each draw is of images, for both alike, so that what is hard for both cancels out."""
+    if not np.array_equal(one.labels, other.labels):
+        raise ValueError("a paired comparison needs the same images in the same order")
+
+    def difference(chosen: np.ndarray) -> np.ndarray:
+        return one.figures(chosen) - other.figures(chosen)
+
+    return dict(zip(FIGURES, _percentiles(difference, len(one.labels), resamples, seed), strict=True))
+
+
+def mean_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+    """A 95% interval of the mean of values [N]."""
+    (interval,) = _percentiles(lambda chosen: values[chosen].mean(1)[None], len(values), resamples, seed)
+    return interval
+
+
+def _percentiles(figures, n: int, resamples: int, seed: int) -> list[Interval]:
+    drawn = bootstrap(
+        (np.arange(n),),
+        lambda chosen, axis: figures(np.atleast_2d(chosen)),
+        n_resamples=resamples,
+        batch=max(1, _CHUNK // n),
+        vectorized=True,
+        axis=-1,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return list(zip(drawn.confidence_interval.low.tolist(), drawn.confidence_interval.high.tolist(), strict=True))
+
+
+def _counts(values: np.ndarray, bins: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """How often each of `bins` values occurs in each row of [R, N], or the weights' sum: [R, bins]."""
+    rows = values.shape[0]
+    flat = (values + bins * np.arange(rows)[:, None]).ravel()
+    return np.bincount(flat, None if weights is None else weights.ravel(), rows * bins).reshape(rows, bins)
+
+
+def _mean_of_present(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """The mean of part / whole over the classes that occur, for each row."""
+    present = whole > 0
+    return np.where(present, part / np.maximum(whole, 1), 0).sum(1) / present.sum(1)

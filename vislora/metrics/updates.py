@@ -1,0 +1,50 @@
+"""How far an adapter moved each layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vislora.lora import frozen_weight
+from vislora.lora.adapter import Adapter, LowRankWeights
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """Frobenius norms of a layer's update and of its frozen weight."""
+
+    layer: str
+    update: float
+    base: float
+
+    @property
+    def relative(self) -> float:
+        """||dW|| / ||W0||."""
+        return self.update / self.base if self.base else float("inf")
+
+
+def layer_updates(adapter: Adapter, model: nn.Module) -> list[LayerUpdate]:
+    """||dW|| beside ||W0|| for each adapted layer of a model that the adapter is in, or could be."""
+    updates = []
+    for name, low in adapter.layers.items():
+        weight = frozen_weight(model.get_submodule(name)).detach().cpu().double().flatten(1)
+        norm = update_norm(low) if low.magnitude is None else _dora_norm(low, weight)
+        updates.append(LayerUpdate(name, norm, weight.norm().item()))
+    return updates
+
+
+def update_norm(low: LowRankWeights) -> float:
+    """||s B A||_F without building B A: with B = Q R and A^T = Q' R', it is ||s R R'^T||_F of r x r matrices."""
+    one = low.as_one_pair()
+    b, a = one.lora_B.double().flatten(1), one.lora_A.double().flatten(1)
+    r_b = torch.linalg.qr(b, mode="r").R
+    r_a = torch.linalg.qr(a.T, mode="r").R
+    return (one.scale * (r_b @ r_a.T)).norm().item()
+
+
+def _dora_norm(low: LowRankWeights, weight: Tensor) -> float:
+    """DoRA's rows W0 + s B A at their trained lengths, less W0 [out, in]: no product of small matrices gives it."""
+    one = low.as_one_pair()
+    moved = weight + one.scale * (one.lora_B.double().flatten(1) @ one.lora_A.double().flatten(1))
+    lengths = moved.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return (moved * (one.magnitude.double()[:, None] / lengths) - weight).norm().item()

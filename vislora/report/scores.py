@@ -1,0 +1,131 @@
+"""An evaluation's folder: one table, a folder for each of its rows, the report."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from PIL import Image
+
+from vislora import __version__
+from vislora.config import EvaluateConfig
+from vislora.files import write_json, write_text
+from vislora.metrics.intervals import FIGURES, differences
+from vislora.metrics.updates import LayerUpdate
+from vislora.report.figures import save
+from vislora.report.robustness import draw_robustness
+from vislora.report.updates import write_updates
+from vislora.report.write import write_scores_report
+
+if TYPE_CHECKING:
+    from vislora.evaluate import Scored
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What is told of an adapter itself: norms of its updates (none where the whole model was trained), and a sheet of
+    what it looks at."""
+
+    name: str
+    updates: list[LayerUpdate]
+    maps: Image.Image | None
+
+
+def write_scores(rows: Sequence["Scored"], adapted: Sequence[Adapted], config: EvaluateConfig, out: Path) -> None:
+    """Write everything about an evaluation into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
+    table = [_row(i, row, rows, config) for i, row in enumerate(rows)]
+    for row, values in zip(rows, table, strict=True):
+        folder = out / values["folder"]
+        row.evaluation.write(folder)
+        if values["robustness"] is not None:
+            save(
+                draw_robustness(row.evaluation.top1, values["robustness"]["top1"], values["robustness"]["mean"]),
+                folder / "robustness",
+            )
+    write_json(table, out / "scores.json")
+    _write_table(table, out / "scores.csv")
+    write_json([_write_adapted(i, a, out) for i, a in enumerate(adapted)], out / "adapters.json")
+    names = list(dict.fromkeys(adapter.name for adapter in adapted))
+    title = f"Evaluation of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    subtitle = f"split {config.split}; vislora {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
+    write_scores_report(out, title, subtitle)
+
+
+def table_text(rows: Sequence["Scored"]) -> str:
+    """The table for a terminal."""
+    wide = max(len(row.name) for row in rows)
+    data = max(len(row.data) for row in rows)
+    spoiled = any(row.robustness for row in rows)
+    lines = [
+        f"{'':{wide}}  {'':{data}}  images  {'top-1 (95%)':>19}  {'top-5':>6}  {'balanced':>8}  {'macro F1':>8}  "
+        f"{'ECE':>6}{'  corrupted' if spoiled else ''}  images/s"
+    ]
+    for row in rows:
+        e = row.evaluation
+        low, high = e.intervals["top1"]
+        mean = f"  {mean_top1(row.robustness):9.1%}" if row.robustness else ""
+        speed = "" if e.images_per_s is None else f"{e.images_per_s:8.0f}"
+        lines.append(
+            f"{row.name:{wide}}  {row.data:{data}}  {e.count:6d}  {f'{e.top1:.1%} ({low:.1%}-{high:.1%})':>19}  "
+            f"{e.top5:6.1%}  {e.balanced_accuracy:8.1%}  {e.macro_f1:8.1%}  {e.calibration.ece:6.1%}{mean}  {speed}"
+        )
+    return "\n".join(lines)
+
+
+def mean_top1(robustness: dict[Any, list[float]]) -> float:
+    """Mean corruption accuracy: over all kinds and strengths."""
+    values = [value for values in robustness.values() for value in values]
+    return sum(values) / len(values)
+
+
+def _row(index: int, row: "Scored", rows: Sequence["Scored"], config: EvaluateConfig) -> dict[str, Any]:
+    values = row.evaluation.to_dict()
+    del values["per_class"], values["calibration"]
+    # compared with the first row of the same images, where that has the same classes
+    first = next(other for other in rows if other.data == row.data)
+    one, other = row.evaluation.predictions, first.evaluation.predictions
+    paired = None
+    if row is not first and set(one.classes) == set(other.classes) and one.names == other.names:
+        found = differences(one.in_order_of(other.classes).outcomes(), other.outcomes(), config.resamples, config.seed)
+        ours, theirs = row.evaluation.to_dict(), first.evaluation.to_dict()
+        paired = {key: [ours[key] - theirs[key], *found[key]] for key in FIGURES}
+    spoiled = None
+    if row.robustness:
+        by_kind = {kind.value: top1 for kind, top1 in row.robustness.items()}
+        spoiled = {"mean": mean_top1(row.robustness), "top1": by_kind}
+    about = {"name": row.name, "data": row.data, "folder": _folder(index, f"{row.name} {row.data}")}
+    return about | values | {"robustness": spoiled, "compared_with": first.name, "differences": paired}
+
+
+def _write_table(table: list[dict[str, Any]], file: Path) -> None:
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        rows = csv.writer(lines)
+        intervals = [f"{key}_{end}" for key in FIGURES for end in ("low", "high")]
+        rows.writerow(["name", "data", "images", *FIGURES, "nll", *intervals, "corrupted_top1", "images_per_s"])
+        for row in table:
+            ends = [end for key in FIGURES for end in row["intervals"][key]]
+            figures = [row[key] for key in (*FIGURES, "nll")]
+            spoiled = row["robustness"]["mean"] if row["robustness"] else ""
+            rows.writerow([row["name"], row["data"], row["images"], *figures, *ends, spoiled, row["images_per_s"]])
+
+
+def _write_adapted(index: int, adapted: Adapted, out: Path) -> dict[str, str]:
+    folder = _folder(index, f"adapter {adapted.name}")
+    (out / folder).mkdir(exist_ok=True)
+    if adapted.updates:
+        write_updates(adapted.updates, out / folder)
+    if adapted.maps is not None:
+        adapted.maps.save(out / folder / "maps.png")
+    rows = "the picture, the base model under the adapter's head, the adapted model" if adapted.updates else "the model"
+    return {"name": adapted.name, "folder": folder, "maps": f"From top to bottom: {rows}."}
+
+
+def _folder(index: int, name: str) -> str:
+    """A folder's name that any system takes."""
+    return f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name).strip('_.')[:60]}"

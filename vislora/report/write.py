@@ -1,0 +1,28 @@
+"""The report of a training or an evaluation, from the files in its folder."""
+
+import json
+from pathlib import Path
+
+from vislora.report.curves import draw_curves
+from vislora.report.figures import save
+from vislora.report.page import write_page
+from vislora.report.sections import RUN, SCORES, gather
+
+
+def write_run_report(run: Path) -> Path:
+    """Draw a training's curves into figures/, and write report.html; returns its path."""
+    file = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    (run / "figures").mkdir(exist_ok=True)
+    for name, figure in draw_curves(rows).items():
+        save(figure, run / "figures" / f"curve_{name}")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    subtitle = f"{summary['model']}, {summary['adapter']}; vislora {summary['vislora']}, {summary['finished']}"
+    write_page(run / "report.html", f"Training {run.parent.name} {run.name}", subtitle, gather(run, RUN))
+    return run / "report.html"
+
+
+def write_scores_report(out: Path, title: str, subtitle: str) -> Path:
+    """Write an evaluation's report.html; returns its path."""
+    write_page(out / "report.html", title, subtitle, gather(out, SCORES))
+    return out / "report.html"
