@@ -146,7 +146,8 @@ def _live_in(model: nn.Module, images: Tensor) -> None:
         norm.train().momentum = 1.0
     model(images)
     for norm, momentum in zip(norms, usual, strict=True):
-        norm.eval().momentum = momentum
+        norm.momentum = momentum
+    model.train().eval()  # forgets what was computed once from the parameters, as LeViT's attention biases are
 
 
 @torch.no_grad()

@@ -63,6 +63,10 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
         base = ModelConfig(**about["model"])
         if weights is not None:
             base.weights = weights
+        if base.weights == "random":
+            raise AdapterError(
+                f"{folder} was trained on random base weights, which are gone with the run; train on a file"
+            )
         model = build_vit(base, len(classes))
         found, expected = weights_hash(base), about.get("weights_sha256")
         if expected is not None and found != expected:

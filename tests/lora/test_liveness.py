@@ -1,5 +1,7 @@
 """prove_alive names every adapted layer that can't move the output, and raises no false alarm."""
 
+from dataclasses import dataclass
+
 import pytest
 import timm
 import torch
@@ -191,3 +193,79 @@ def test_model_without_an_active_adapter_is_refused_or_passes(tokens):
         prove_alive(model, lambda: model(tokens))
     except AdapterError as error:
         assert "adapter" in str(error)  # noqa: PT017
+
+
+class KeptBias(TinyAttention):
+    """A bias that is computed from a parameter once, and kept in eval mode; its projection starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.kept = nn.Parameter(torch.zeros(DIM)), None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.kept is None:
+            self.kept = self.gate * 2
+        return super().forward(x) * self.kept
+
+
+def test_what_a_model_keeps_in_eval_mode_is_not_left_from_the_proof(tokens):
+    model = adapt(KeptBias(), TargetLayer("qkv", (Q, K, V))).eval()
+    before = model(tokens)
+    prove_alive(model, lambda: model(tokens))
+    assert torch.equal(model(tokens), before)
+    assert not model.training
+
+
+def test_fresh_batchnorm_model_whose_activations_vanish_is_alive_and_keeps_its_statistics():
+    torch.manual_seed(0)
+    model = timm.create_model("levit_conv_128s", num_classes=2)
+    layers = [(n, m) for n, m in model.named_modules() if n.startswith("stages.2.") and n.endswith("qkv.linear")]
+    Adapters(model).add("it", [TargetLayer(name, ((0, 16), (32, 64))) for name, _ in layers], SETTINGS)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    prove_alive(model, lambda: model(images))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("gamma", [1e-6, 1e-5])
+def test_small_layer_scale_that_float16_rounds_to_nothing_is_no_false_alarm(gamma):
+    model = vit(init_values=gamma).half()
+    Adapters(model).add("it", vit_targets(), SETTINGS)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).half()
+    prove_alive(model, lambda: model(images))
+
+
+@dataclass
+class Answer:
+    note: str
+    logits: Tensor
+    features: Tensor | None = None
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda y: (y, y.detach()),
+        lambda y: {"tokens": [y], "count": 3},
+        lambda y: Answer("", y),
+        lambda y: (torch.arange(3), Answer("", y.detach(), y)),
+    ],
+    ids=["tuple", "dict of a list", "dataclass", "nested"],
+)
+def test_outputs_of_other_kinds(tokens, output):
+    model = adapt(TinyAttention(), TargetLayer("qkv", (Q, K, V)))
+    prove_alive(model, lambda: output(model(tokens)))
+    dead = adapt(TinyAttention(), TargetLayer("qkv"), TargetLayer("spare"))
+    with pytest.raises(AdapterError, match=r"1 of 2 .*: spare;"):
+        prove_alive(dead, lambda: output(dead(tokens)))
+
+
+@pytest.mark.parametrize("output", [lambda y: None, lambda y: y.detach(), lambda y: "text"])
+def test_output_without_a_gradient_leaves_all_dead(tokens, output):
+    model = adapt(TinyAttention(), TargetLayer("qkv"))
+    with pytest.raises(AdapterError, match=r"1 of 1 .*: qkv;"):
+        prove_alive(model, lambda: output(model(tokens)))

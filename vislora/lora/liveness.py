@@ -43,7 +43,7 @@ def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
         torch.manual_seed(0)
         dead = _dead_rows(layers, forward)
         if dead:
-            with _gates_opened(model):
+            with _evaluating(model), _gates_opened(model):
                 dead = _dead_rows({name: layers[name] for name in dead}, forward)
     if dead:
         whole = {name for name, rows in dead.items() if rows == layers[name].lora.rows}
@@ -89,12 +89,17 @@ def _tensors(output: Any) -> list[Tensor]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, with every module's own mode put back."""
+    """Eval mode, with every module's own mode put back.
+
+    Through train mode each time: what a module computes once from its parameters and keeps while in eval mode (LeViT's
+    attention biases), it forgets there.
+    """
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    model.train().eval()
     try:
         yield
     finally:
+        model.train()
         for module, mode in modes.items():
             module.training = mode
 

@@ -28,18 +28,23 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
             from a folder whose head has as many.
 
     Raises:
-        ModelError: an unknown name, weights that are missing, out of reach, malformed or of another architecture.
+        ModelError: an unknown name, one without a classifier, weights that are missing, out of reach, malformed or of
+            another architecture.
     """
     name = f"{_LOCAL}{EMBEDDED}" if config.name == "embedded" else config.name
     arguments = dict(config.args) | {"num_classes": num_classes}
+    overlay: dict[str, Any] = {}
     if config.img_size is not None:
         arguments["img_size"] = config.img_size
+        overlay["input_size"] = (3, config.img_size, config.img_size)
     if config.pool is not None:
         arguments["global_pool"] = config.pool
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
     if config.weights not in ("pretrained", "random"):
-        arguments["pretrained_cfg_overlay"] = {"file": str(_weights_file(config.weights)), "custom_load": False}
+        overlay |= {"file": str(_weights_file(config.weights)), "custom_load": False}
+    if overlay:
+        arguments["pretrained_cfg_overlay"] = overlay
     pretrained = config.weights != "random"
     if name.startswith(_LOCAL):
         _check_folder(Path(name.removeprefix(_LOCAL)))
@@ -49,7 +54,7 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     elif config.weights == "pretrained":
         offline_if_unreachable()
     try:
-        return timm.create_model(name, pretrained=pretrained, **arguments).eval()
+        model = _created(name, pretrained, arguments)
     except FileNotFoundError as error:  # the hub client's own error for a file neither cached nor in reach is one
         raise ModelError(
             f"the weights of {name} are not in the local cache, and the hub can't be reached; "
@@ -58,6 +63,9 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     except Exception as error:  # timm and the hub client document no common class
         first = str(error).strip().splitlines()
         raise ModelError(f"timm can't build {name} with {arguments}: {' '.join(first[:3])}") from error
+    if not head_names(model):
+        raise ModelError(f"{name} is an encoder of features without a classifier; choose a model that has one")
+    return model.eval()
 
 
 def preprocessing(model: nn.Module, crop_pct: float | None = None) -> Preprocessing:
@@ -110,6 +118,17 @@ def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
     labels = {"label_names": about["classes"]} if about.get("classes") else None
     timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
     write_json(about, folder / "vislora.json")
+
+
+def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        # built the same for pictures of any size, so that it is enough to prepare them in the one wanted
+        arguments = {key: value for key, value in arguments.items() if key != "img_size"}
+        return timm.create_model(name, pretrained=pretrained, **arguments)
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,0 +1,38 @@
+"""build_vit makes timm models of all families for pictures of the wanted size."""
+
+import pytest
+import torch
+
+from vislora.config import ModelConfig
+from vislora.errors import ModelError
+from vislora.models.vit import build_vit, head_names, preprocessing
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("test_vit", 64), ("vit_tiny_patch16_224", 32), ("test_maxvit", 96), ("levit_128s", 64), ("pvt_v2_b0", 64)],
+)
+def test_model_is_made_for_pictures_of_the_wanted_size(name, size):
+    model = build_vit(ModelConfig(name, "random", size), 3)
+    assert preprocessing(model).size == size
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("test_vit", ["head"]),
+        ("levit_128s", ["head.linear", "head_dist.linear"]),
+        ("resnet50_clip", ["head.proj"]),
+        ("crossvit_tiny_240", ["head.0", "head.1"]),
+    ],
+)
+def test_classifiers_are_found_by_their_names(name, head):
+    model = build_vit(ModelConfig(name, "random"), 3)
+    assert head_names(model) == head
+    assert {model.get_submodule(part).out_features for part in head} == {3}
+
+
+def test_encoder_without_a_classifier_is_refused():
+    with pytest.raises(ModelError, match="gemma4_vit_167m_enc is an encoder of features without a classifier"):
+        build_vit(ModelConfig("gemma4_vit_167m_enc", "random", args={"depth": 1}), 3)
