@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from vislora.blend import blend
 from vislora.compose import configure
-from vislora.config import BlendConfig, ExtractConfig, ModelConfig, ResizeConfig
+from vislora.config import BlendConfig, Blending, ExtractConfig, ModelConfig, ResizeConfig
 from vislora.errors import AdapterError, ConfigError
 from vislora.extract import extract
+from vislora.formats.diffusers import read_diffusers, write_diffusers
+from vislora.formats.kohya import write_kohya
 from vislora.formats.peft import read_peft
+from vislora.lora import Adapter, LowRankWeights
 from vislora.models.vit import build_vit, save_vit, weights_hash
 from vislora.recognizer import load_recognizer
 from vislora.resize import resize
@@ -79,7 +82,7 @@ def test_an_extracted_adapter_is_the_tuned_model_here_and_in_peft(birds, base):
     assert load_recognizer(adapter).classes == ("wren", "tit", "robin")
     theirs = peft.PeftModel.from_pretrained(build_vit(base, 3), adapter).eval()
     torch.testing.assert_close(theirs(IMAGES), wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ConfigError, match="holds an adapter already"):
+    with pytest.raises(AdapterError, match="is there already; choose another place"):
         extract(ExtractConfig(tuned=str(tuned), rank=2, out=str(adapter)))
 
 
@@ -131,6 +134,25 @@ def test_the_command_blends_adapters_and_takes_the_head_that_is_named(birds, cat
     torch.testing.assert_close(logits(tmp_path / "both"), logits(adapter), rtol=1e-4, atol=1e-4)
     blend(BlendConfig(adapter=[str(adapter), str(cats)], weights=[0.5, 0.5], head=1, out=str(tmp_path / "half")))
     assert load_recognizer(tmp_path / "half").classes == ("lynx", "puma")
+
+
+def test_adapters_of_pipelines_stay_in_files_that_diffusers_opens(tmp_path):
+    unet = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    weights = [LowRankWeights(torch.randn(3, 8), torch.randn(8, 3), 3, 3.0, 8) for _ in range(2)]
+    write_kohya(Adapter({unet: weights[0]}), tmp_path / "one.safetensors")
+    write_diffusers(Adapter({unet: weights[1]}), tmp_path / "two")
+    both = BlendConfig(
+        adapter=[str(tmp_path / "one.safetensors"), str(tmp_path / "two")],
+        weights=[0.5, 2.0],
+        how=Blending.cat,
+        out=str(tmp_path / "both"),
+    )
+    blend(both)
+    resize(ResizeConfig(adapter=str(tmp_path / "both"), rank=6, out=str(tmp_path / "small.safetensors")))
+    wanted = 0.5 * weights[0].lora_B @ weights[0].lora_A + 2 * weights[1].lora_B @ weights[1].lora_A
+    for path in (tmp_path / "both" / "pytorch_lora_weights.safetensors", tmp_path / "small.safetensors"):
+        (found,) = read_diffusers(path).layers.values()
+        torch.testing.assert_close(found.scale * found.lora_B @ found.lora_A, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_of_different_base_models_are_not_blended(birds, cats, tmp_path):

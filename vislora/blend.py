@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vislora.compose import command
 from vislora.config import BlendConfig
-from vislora.errors import AdapterError, ConfigError
+from vislora.errors import AdapterError
 
 if TYPE_CHECKING:
     from vislora.lora import Adapter
@@ -20,20 +20,18 @@ if TYPE_CHECKING:
 
 
 def blend(config: BlendConfig) -> Computed:
-    """Write the blended adapter, as a PEFT folder, into `config.out`.
+    """Write the blended adapter into `config.out`: a model's as a PEFT folder, a pipeline's as diffusers' file.
 
     Raises:
-        VisloraError: a mistake in the settings, adapters that don't go together, or a folder that holds one already.
+        VisloraError: a mistake in the settings, adapters that don't go together, or a place that is taken.
     """
-    from vislora.formats.peft import CONFIG, read_peft, write_peft
+    from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
 
-    if (Path(config.out) / CONFIG).exists():
-        raise ConfigError(f"out={config.out} holds an adapter already; choose another folder")
-    adapters = [read_peft(Path(folder)) for folder in config.adapter]
+    adapters = [read_adapter(folder) for folder in config.adapter]
     _check_base(config.adapter, adapters)
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)
-    write_peft(computed.adapter, Path(config.out))
+    save_adapter(computed.adapter, Path(config.out))
     return computed
 
 

@@ -529,7 +529,7 @@ class ExtractConfig:
 class ResizeConfig:
     """`python -m vislora.resize`"""
 
-    adapter: str = MISSING
+    adapter: str = MISSING  # of any format
     rank: int | None = None  # of all layers; with energy, the largest of a layer
     energy: float | None = None  # share of each update's squared norm to keep, in (0, 1]
     out: str = MISSING
@@ -547,7 +547,7 @@ class Blending(Enum):
 class BlendConfig:
     """`python -m vislora.blend`"""
 
-    adapter: list[str] = MISSING
+    adapter: list[str] = MISSING  # of any format
     weights: list[float] = MISSING  # one for each adapter
     how: Blending = Blending.svd
     rank: int | None = None  # of how=svd; the largest among the adapters' by default

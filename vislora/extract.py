@@ -21,19 +21,17 @@ if TYPE_CHECKING:
 
 
 def extract(config: ExtractConfig) -> Computed:
-    """Write the adapter, as a PEFT folder, into `config.out`.
+    """Write the adapter into `config.out`: a model's as a PEFT folder, a pipeline's as diffusers' file.
 
     Raises:
         VisloraError: a mistake in the settings, weights that can't be read, or changes that no adapter can hold.
     """
-    from vislora.formats.peft import CONFIG, write_peft
+    from vislora.formats.detect import save_adapter
 
-    if (Path(config.out) / CONFIG).exists():
-        raise ConfigError(f"out={config.out} holds an adapter already; choose another folder")
     if config.rank is None and config.energy is None:
         raise ConfigError("give a rank=16, or the share of each change to keep: energy=0.9")
     computed = _from_folder(config) if Path(config.tuned).is_dir() else _from_files(config)
-    write_peft(computed.adapter, Path(config.out))
+    save_adapter(computed.adapter, Path(config.out))
     return computed
 
 

@@ -17,20 +17,18 @@ if TYPE_CHECKING:
 
 
 def resize(config: ResizeConfig) -> Computed:
-    """Write the adapter, as a PEFT folder, into `config.out`.
+    """Write the adapter into `config.out`: a model's as a PEFT folder, a pipeline's as diffusers' file.
 
     Raises:
-        VisloraError: a mistake in the settings or the adapter, or a folder that holds one already.
+        VisloraError: a mistake in the settings or the adapter, or a place that is taken.
     """
-    from vislora.formats.peft import CONFIG, read_peft, write_peft
+    from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
 
-    if (Path(config.out) / CONFIG).exists():
-        raise ConfigError(f"out={config.out} holds an adapter already; choose another folder")
     if config.rank is None and config.energy is None:
         raise ConfigError("give a rank=4, or the share of each update to keep: energy=0.9")
-    computed = algebra.resize(read_peft(Path(config.adapter)), config.rank, config.energy)
-    write_peft(computed.adapter, Path(config.out))
+    computed = algebra.resize(read_adapter(config.adapter), config.rank, config.energy)
+    save_adapter(computed.adapter, Path(config.out))
     return computed
 
 

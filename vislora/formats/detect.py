@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vislora.errors import AdapterError
-from vislora.formats.components import by_component
+from vislora.formats.components import by_component, is_pipelines
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
 from vislora.formats.peft import CONFIG, TENSORS, read_peft, write_peft
@@ -53,6 +53,23 @@ def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
         raise AdapterError(f"{path} holds {', '.join(others)} of another adapter; choose another folder")
     for component, part in parts.items():
         write_peft(part, path / component)
+    return path
+
+
+def save_adapter(adapter: Adapter, path: Path) -> Path:
+    """Write an adapter as it is used here: a model's as a PEFT folder, a pipeline's as diffusers' file.
+
+    Returns:
+        the file or folder.
+
+    Raises:
+        AdapterError: `path` is there already, or the format can't hold the adapter.
+    """
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise AdapterError(f"{path} is there already; choose another place")
+    if is_pipelines(adapter):
+        return write_diffusers(adapter, path)
+    write_peft(adapter, path)
     return path
 
 
