@@ -2,18 +2,30 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
 from torch import Tensor, nn
 
 import vislora
+from vislora.config import PipelineConfig
 from vislora.errors import AdapterError
 from vislora.formats.detect import write_adapter
 from vislora.lora import Adapter
+from vislora.models.diffusion import EMBEDDED, load_pipeline
+
+
+class SimpleHashable(SimpleNamespace):
+    """A pipeline that has nothing but components."""
+
+    __hash__ = object.__hash__
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 PIPELINES: dict[str, Callable[[Path], Any]] = {"sd": tiny.stable_diffusion, "sdxl": tiny.stable_diffusion_xl}
@@ -80,6 +92,65 @@ def test_dora_gives_the_images_that_diffusers_draws(sd, tmp_path):
     ours = tiny.draw(sd)
     assert min((ours - other).abs().max() for other in (plain, without)) > 5 * STEP
     assert (ours - theirs).abs().max() <= STEP
+
+
+def sd3() -> nn.Module:
+    return diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        caption_projection_dim=8,
+        pooled_projection_dim=16,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
+
+
+def test_transformer_computes_what_diffusers_computes_with_the_same_file(tmp_path):
+    pytest.importorskip("peft")
+    pipe = SimpleHashable(transformer=sd3().eval())
+    inputs = (torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8), torch.randn(2, 16), torch.tensor([3, 7]))
+    adapter = tiny.trained(
+        pipe,
+        lambda name: name.endswith(("to_q", "add_k_proj", "to_out.0", "ff.net.2", "proj_out")),
+        lambda name: 1 + len(name) % 3,
+        components=["transformer"],
+    )
+    write_adapter(adapter, "diffusers", tmp_path)
+    theirs = copy.deepcopy(pipe.transformer)
+    theirs.load_lora_adapter(str(tmp_path), prefix="transformer", weight_name="pytorch_lora_weights.safetensors")
+    with torch.no_grad():
+        plain = pipe.transformer(*inputs).sample
+        vislora.apply(pipe, tmp_path)
+        ours = pipe.transformer(*inputs).sample
+        assert (ours - plain).abs().max() > 0.1
+        assert torch.allclose(ours, theirs(*inputs).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_embedded_pipeline_draws_what_diffusers_draws(tmp_path, scale):
+    if not (EMBEDDED / "model_index.json").is_file():
+        pytest.skip("the embedded pipeline isn't there; assets/pretrain_diffusion.py makes it")
+    pipe = load_pipeline(PipelineConfig("embedded"))
+    adapter = tiny.trained(pipe, everything, components=["unet"])
+    quiet = {n: replace(w, alpha=w.alpha / 20) for n, w in adapter.layers.items()}  # so that birds remain birds
+    options = {"num_inference_steps": 4, "height": 64, "width": 64}
+    for to in ("diffusers", "kohya"):
+        file = write_adapter(Adapter(quiet), to, tmp_path / f"{to}.safetensors")
+        applied = vislora.apply(pipe, file, scale=scale)
+        ours = tiny.draw(pipe, **options)
+        applied.scale = 0.0
+        plain = tiny.draw(pipe, **options)
+        vislora.unapply(pipe)
+        theirs = copy.deepcopy(pipe)
+        theirs.load_lora_weights(str(file))
+        theirs.set_adapters(theirs.get_active_adapters(), [scale])
+        assert (ours - plain).abs().max() > 5 * STEP
+        assert (ours - tiny.draw(theirs, **options)).abs().max() <= STEP
 
 
 # --- In and out -------------------------------------------------------------------------------------------------------
