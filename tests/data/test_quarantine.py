@@ -84,7 +84,7 @@ def test_a_missing_list_and_a_class_left_empty_are_explained(tree):
     with pytest.raises(DataError, match=r"data\.quarantine=.*no\.txt: there is no such file"):
         load_splits(ImageFolderData(root=str(tree), quarantine=str(tree / "no.txt")), 0)
     everything = listed(tree, *(f"train/dog/{i}.png" for i in range(4)))
-    with pytest.raises(DataError, match="'dog' has no usable picture to train on .4 files were left out"):
+    with pytest.raises(DataError, match=r"'dog' has no usable picture to train on .4 files were left out"):
         load_splits(ImageFolderData(root=str(tree), quarantine=everything), 0)
 
 
