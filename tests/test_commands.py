@@ -79,10 +79,12 @@ def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, 
         "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "adapter", "evaluation",
         "summary.json", "figures", "updates.json", "updates.svg", "updates.png", "report.html",
     }  # fmt: skip
-    (problem,) = json.loads((out / "data.json").read_text())
-    assert problem["file"] == str(photos / "train" / "red" / "broken.jpg")
-    assert not problem["usable"]
-    assert "1 files need a look" in printed
+    data = json.loads((out / "data.json").read_text())
+    damaged, *_ = data["findings"]
+    assert (damaged["kind"], damaged["level"]) == ("damaged", "bad")
+    assert damaged["items"][0]["name"] == str(photos / "train" / "red" / "broken.jpg")
+    assert data["pictures"] == {"train": 24, "val": 9, "test": 15}
+    assert f"data: damaged files: 1; see {out / 'data.json'}" in printed
     scores = json.loads((out / "evaluation" / "evaluation.json").read_text())
     assert scores["images"] == 15
     assert scores["top1"] > 0.8  # chance: 0.33

@@ -13,7 +13,7 @@ from PIL.Image import Resampling, Transpose
 from vislora.errors import DataError
 
 THUMBNAIL = 12  # pixels of a side
-_DRAFT = 48  # pixels that a JPEG keeps at least where only its thumbnail is wanted
+_DRAFT = 96  # pixels that a JPEG keeps at least where only its thumbnail is wanted; with 24 copies are missed
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _UPRIGHT = {  # by EXIF orientation
@@ -124,7 +124,7 @@ def inspect(path: Path) -> Facts:
 
 def thumbnail(picture: Image.Image) -> bytes:
     """Grey values [THUMBNAIL * THUMBNAIL] of an RGB picture squeezed to a square."""
-    return picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS, reducing_gap=2.0).tobytes()
+    return picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS).tobytes()
 
 
 class _UnreadableError(DataError):
