@@ -78,8 +78,8 @@ SETTINGS = [
 ]
 
 
-def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """A tokenizer for which each word of the captions is one token, and any other word some pieces of it."""
+def make_tokenizer(captions: list[str], folder: Path) -> None:
+    """Write a tokenizer for which each word of the captions is one token, and any other word some pieces of it."""
     alphabet = sorted(ByteLevel.alphabet())
     words = Tokenizer(BPE(end_of_word_suffix="</w>"))
     plain = CLIPTokenizer({c: i for i, c in enumerate(["<|startoftext|>", "<|endoftext|>", *alphabet])}, [])
@@ -98,7 +98,6 @@ def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     about |= {"bos_token": "<|startoftext|>", "unk_token": "<|endoftext|>"}
     about |= {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
-    return CLIPTokenizer.from_pretrained(folder)
 
 
 def make_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -139,6 +138,7 @@ def make_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
             beta_schedule="squaredcos_cap_v2",
             prediction_type="v_prediction",
             timestep_spacing="trailing",
+            steps_offset=1,
             clip_sample=False,
             set_alpha_to_one=True,
         ),
@@ -216,8 +216,11 @@ def main() -> None:
         "val": captions_of(config.data, "val", config.data.val_per_species),
     }
     torch.manual_seed(0)
+    words = PIPELINE / "tokenizer"
     with accelerator.main_process_first():
-        tokenizer = make_tokenizer(captions["train"], PIPELINE / "tokenizer")
+        if not words.is_dir():  # ties between merges are broken by chance: a run goes on with the numbers it began with
+            make_tokenizer(captions["train"], words)
+    tokenizer = CLIPTokenizer.from_pretrained(words)
     pipe = make_pipeline(tokenizer)
     model = Denoiser(pipe, text=True)
     if options.export:
