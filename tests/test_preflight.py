@@ -82,7 +82,7 @@ def planted(tmp_path_factory):
     exif = Image.Exif()
     exif[0x0112] = 6
     drawing("barn owl", 62).save(owl / "rotated.jpg", exif=exif)
-    copy(owl / "1.jpg", owl / "resized.jpg", scale=0.6)
+    copy(owl / "1.jpg", owl / "resized.jpg", scale=0.7)
     copy(owl / "2.jpg", owl / "recompressed.jpg", quality=40)
     copy(root / "test/barn owl/3.jpg", owl / "leaked.jpg", scale=1.5)
     copy(root / "val/mallard/1.jpg", root / "test/mallard/leaked.png")
