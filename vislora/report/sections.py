@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vislora.report.curves import TITLES
 from vislora.report.page import (
     Section,
     code,
@@ -53,7 +54,10 @@ def curves(run: Path) -> Section | None:
     drawings = _drawings(run / "figures", "curve_*.svg")
     if not drawings:
         return None
-    shown = [drawing(file, f"{file.stem.removeprefix('curve_')} against the step") for file in drawings]
+    names = [file.stem.removeprefix("curve_") for file in drawings]
+    shown = [
+        drawing(file, f"{TITLES.get(name, name)} against the step") for file, name in zip(drawings, names, strict=True)
+    ]
     return Section("Curves", side_by_side(*shown))
 
 
