@@ -1,7 +1,8 @@
-"""python benchmarks/quality.py [--methods probe,lora,peft,full] [--seeds 0,1,2] [OVERRIDES of vislora.train …]
+"""python benchmarks/quality.py [--methods probe,lora,peft,full] [--seeds 0,1,2] [--out FOLDER] [OVERRIDES …]
 
 What tuning reaches on a test split: a linear probe, vislora's LoRA, PEFT's LoRA on the same protocol, and full
-fine-tuning, over several seeds, as one table. By default the drawn birds of recipe=vit_birds; with photos of your own:
+fine-tuning, over several seeds, as one table; the runs and a report of them all are left in a folder. Overrides are
+those of vislora.train. By default the drawn birds of recipe=vit_birds; with photos of your own:
 
     python benchmarks/quality.py data=imagefolder data.root=FOLDER model=timm model.name=vit_small_patch14_dinov2 …
 
@@ -9,25 +10,30 @@ A value for one method only: lora:optim.lr=2e-3 (which PEFT shares), probe:optim
 """
 
 import argparse
+import shutil
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import peft
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vislora.compose import configure
-from vislora.config import LoraAdapter, TrainConfig
+from vislora.config import EvaluateConfig, LoraAdapter, TrainConfig, data_to_dict
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.transforms import eval_transform, train_transform
+from vislora.evaluate import Scored
+from vislora.metrics.intervals import mean_interval
+from vislora.metrics.recognition import Evaluation, Predictions, evaluate_predictions
 from vislora.models.vit import build_vit, preprocessing
 from vislora.precision import autocast_dtype, resolve_precision
+from vislora.report.scores import write_scores
 from vislora.targets.timm import find_targets
 from vislora.train import train
 from vislora.trainer import make_optimizer, rate_factor
@@ -38,8 +44,8 @@ TITLES = {"probe": "linear probe", "lora": "vislora LoRA", "peft": "PEFT LoRA", 
 
 @dataclass(frozen=True)
 class Run:
-    correct: int
-    images: int
+    test: Evaluation
+    data: str
     seconds: float
     trainable: int
     parameters: int
@@ -50,51 +56,71 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=["probe", "lora", "full"])
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path(f"runs/quality/{datetime.now():%Y-%m-%d_%H-%M-%S}"))
     parser.add_argument("overrides", nargs="*", help="as for vislora.train; METHOD:KEY=VALUE for one method only")
     options = parser.parse_args()
-    overrides = options.overrides
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {date.today()}; seeds {options.seeds}")
+    now = f"{datetime.now():%Y-%m-%d}"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {now}; seeds {options.seeds}")
+    first = options.methods[0]
+    compared = f"less {first} (95%)"
     print(
-        f"{'':18}{'top-1':>7}  {'95% interval':>14}{'by seed':>22}{'trained':>10}{'share':>8}{'MB':>7}{'s':>7}",
+        f"{'':18}{'top-1':>7}  {'95% interval':>14}  {compared:>24}{'by seed':>22}{'trained':>12}{'share':>8}"
+        f"{'MB':>7}{'s':>7}",
         flush=True,
     )
+    runs: dict[str, list[Run]] = {}
     for method in options.methods:
-        runs = [_run(method, overrides, seed) for seed in options.seeds]
-        rates = [run.correct / run.images for run in runs]
-        mean, images = statistics.mean(rates), runs[0].images
-        low, high = wilson(mean * images, images)
-        print(
-            f"{TITLES[method]:18}{mean:7.1%}  {f'{low:.1%}-{high:.1%}':>14}"
-            f"{' '.join(f'{rate:.1%}' for rate in rates):>22}{runs[0].trainable:10,}"
-            f"{runs[0].trainable / runs[0].parameters:8.2%}{runs[0].megabytes:7.2f}"
-            f"{statistics.median(run.seconds for run in runs):7.0f}",
-            flush=True,
-        )
+        runs[method] = [
+            _run(method, options.overrides, seed, options.out / f"{method}_{seed}") for seed in options.seeds
+        ]
+        print(_line(method, runs[method], runs[first]), flush=True)
+    rows = [
+        Scored(f"{TITLES[method]}, seed {seed}", run.data, run.test, {})
+        for method, made in runs.items()
+        for seed, run in zip(options.seeds, made, strict=True)
+    ]
+    write_scores(rows, [], EvaluateConfig(adapter=[str(options.out)]), options.out)
+    print(f"the report: {options.out / 'report.html'}")
 
 
-def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share. Seeds share one test set, so its size is the number of trials."""
-    p, n = successes / trials, trials
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return centre - half, centre + half
+def _line(method: str, runs: list[Run], reference: list[Run]) -> str:
+    """A row of the table. Seeds share one test set: the images are resampled, each with its share of right answers."""
+    right, theirs = _right(runs), _right(reference)
+    low, high = mean_interval(right)
+    less_low, less_high = mean_interval(right - theirs)
+    gain = f"{(right - theirs).mean() * 100:+.1f} ({less_low * 100:+.1f} to {less_high * 100:+.1f})"
+    return (
+        f"{TITLES[method]:18}{right.mean():7.1%}  {f'{low:.1%}-{high:.1%}':>14}  "
+        f"{'' if runs is reference else gain:>24}{' '.join(f'{run.test.top1:.1%}' for run in runs):>22}"
+        f"{runs[0].trainable:12,}{runs[0].trainable / runs[0].parameters:8.2%}{runs[0].megabytes:7.2f}"
+        f"{statistics.median(run.seconds for run in runs):7.0f}"
+    )
 
 
-def _run(method: str, overrides: list[str], seed: int) -> Run:
+def _right(runs: list[Run]) -> np.ndarray:
+    """The share of seeds that classify each image rightly, [N]."""
+    answers = [run.test.predictions for run in runs]
+    return np.mean([(p.logits.argmax(1) == p.labels).numpy() for p in answers], axis=0)
+
+
+def _run(method: str, overrides: list[str], seed: int, out: Path) -> Run:
     own = [o.partition(":")[2] for o in overrides if o.startswith(f"{ADAPTERS[method]}:")]
     shared = [o for o in overrides if o.partition(":")[0] not in TITLES]
     recipe = [] if any(o.startswith(("recipe=", "data=")) for o in shared) else ["recipe=vit_birds"]
     chosen = [f"adapter={method}"] if method in ("probe", "full") else []  # a recipe chooses its own LoRA
     config = configure("train", [*recipe, *chosen, *shared, *own, f"seed={seed}", "trainer.progress=false"])
-    with tempfile.TemporaryDirectory() as out:
-        if method == "peft":
-            return _run_peft(config, Path(out))
-        since = time.perf_counter()
-        result = train(config, Path(out))
-        seconds = time.perf_counter() - since
-        size = sum(file.stat().st_size for file in result.artifact.glob("*.safetensors")) / 1e6
-        correct = round(result.test.top1 * result.test.count)
-        return Run(correct, result.test.count, seconds, result.trainable, result.parameters, size)
+    if method == "peft":
+        return _run_peft(config, out)
+    since = time.perf_counter()
+    result = train(config, out)
+    seconds = time.perf_counter() - since
+    shutil.rmtree(out / "checkpoints")
+    data = data_to_dict(config.data)["option"]
+    return Run(result.test, data, seconds, result.trainable, result.parameters, _megabytes(result.artifact))
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
 
 
 def _run_peft(config: TrainConfig, out: Path) -> Run:
@@ -134,15 +160,17 @@ def _run_peft(config: TrainConfig, out: Path) -> Run:
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    correct = 0
+    logits = []
     with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
-        for pictures, labels, _ in eval_loader(splits.test, eval_transform(images), 64, 0):
-            correct += (model(pictures).argmax(1) == labels).sum().item()
+        for pictures, _, _ in eval_loader(splits.test, eval_transform(images), 64, 0):
+            logits.append(model(pictures).float())
     model.save_pretrained(out)
-    size = sum(file.stat().st_size for file in out.glob("*.safetensors")) / 1e6
+    labels = torch.tensor(splits.test.labels)
+    test = evaluate_predictions(Predictions(splits.classes, torch.cat(logits), labels, list(splits.test.names)))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    return Run(correct, len(splits.test), time.perf_counter() - since, trainable, total, size)
+    seconds = time.perf_counter() - since
+    return Run(test, data_to_dict(config.data)["option"], seconds, trainable, total, _megabytes(out))
 
 
 if __name__ == "__main__":

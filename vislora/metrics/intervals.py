@@ -1,7 +1,8 @@
 """95% intervals of a classifier's figures, by resampling the images it was scored on.
 
 The bootstrap of Efron (1979, https://doi.org/10.1214/aos/1176344552), its percentile interval, as scipy has it. It says
-what another draw of test images would have changed; another training isn't in it.
+what another draw of test images would have changed; another training isn't in it. Of few images that are all right, or
+all wrong, it says nothing: each draw is like the other, and the interval a point.
 """
 
 from dataclasses import dataclass

@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vislora.report.figures import COLOURS, new_figure, styled
 
-_TITLES = {
+TITLES = {
     "loss": "training loss",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "images_per_s": "images/s",
+    "val_loss": "validation loss",
+    "val_top1": "validation top-1",
 }
 
 
@@ -29,8 +32,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
         if key == "loss" and "val_loss" in keys:
             _plot(axes, rows, "val_loss", 1)
             axes.legend(["training", "validation"])
-        axes.set_title("loss" if key == "loss" and "val_loss" in keys else _TITLES.get(key, key))
+        axes.set_title("loss" if key == "loss" and "val_loss" in keys else TITLES.get(key, key))
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True)
         figures[key] = figure
     return figures

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vislora.report.curves import TITLES
 from vislora.report.page import (
     Section,
     code,
@@ -53,7 +54,10 @@ def curves(run: Path) -> Section | None:
     drawings = _drawings(run / "figures", "curve_*.svg")
     if not drawings:
         return None
-    shown = [drawing(file, f"{file.stem.removeprefix('curve_')} against the step") for file in drawings]
+    names = [file.stem.removeprefix("curve_") for file in drawings]
+    shown = [
+        drawing(file, f"{TITLES.get(name, name)} against the step") for file, name in zip(drawings, names, strict=True)
+    ]
     return Section("Curves", side_by_side(*shown))
 
 
@@ -95,13 +99,17 @@ def updates(run: Path) -> Section | None:
     return Section("What the adapter moved", side_by_side(shown, table(header, rows)))
 
 
-def problems(run: Path) -> Section | None:
-    """Files that were left out or need a look."""
+def data(run: Path) -> Section | None:
+    """What was learned from, and what the check before the first step found."""
     found = _json(run / "data.json")
-    if not found:
+    if found is None:
         return None
-    rows = [[p["file"], p["what"], "yes" if p["usable"] else "no"] for p in found]
-    return Section("Files that need a look", details(f"{len(rows)} files", table(["file", "what", "used"], rows)))
+    html = paragraph(", ".join(f"{split}: {count:,} pictures" for split, count in found["pictures"].items()))
+    for finding in found["findings"]:
+        said = f"{finding['level']}: {finding['what']} {finding['remedy']}".strip()
+        items = [[item["name"], item["what"]] for item in finding["items"]]
+        html += details(said, table(["", "what"], items)) if items else paragraph(said)
+    return Section("Data", html)
 
 
 def configuration(run: Path) -> Section | None:
@@ -207,7 +215,7 @@ RUN: tuple[Callable[[Path], Section | list[Section] | None], ...] = (
     before_and_after,
     run_evaluation,
     updates,
-    problems,
+    data,
     configuration,
 )
 SCORES: tuple[Callable[[Path], Section | list[Section] | None], ...] = (
