@@ -187,7 +187,7 @@ def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:
 def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Precision) -> dict[str, Any]:
     """The settings without which a resumed run would take another path than one that never stopped."""
     whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    own = ("epochs", "batch_size", "accumulation", "ema")
+    own = ("epochs", "batch_size", "accumulation", "ema", "prefix_cache")
     return {
         **{key: whole[key] for key in ("seed", "model", "data", "adapter", "objective", "optim")},
         **{f"trainer.{key}": whole["trainer"][key] for key in own},
