@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vislora.errors import AdapterError
 from vislora.formats.peft import read_peft, write_peft
 from vislora.lora import Adapters, LoraSettings, LowRank, TargetLayer
-from vislora.models.smallest import prove_alive_cheaply, smallest_images
+from vislora.models.smallest import prove_alive_cheaply
 from vislora.targets.timm import attention_classes, available, find_targets
 
 _SETTINGS = LoraSettings(rank=2, alpha=4.0)
@@ -100,14 +100,16 @@ def examine(name: str) -> Findings:
 
 def _examined(name: str) -> Findings:
     model = timm.create_model(name, num_classes=5).eval()
-    _live_in(model, smallest_images(model))
     _, targets = _everything(model)
-    base = copy.deepcopy(model)
     adapters = Adapters(model)
-    adapters.add("it", targets, _SETTINGS)
+    adapters.add("fresh", targets, _SETTINGS)
     size = prove_alive_cheaply(model)
+    adapters.remove("fresh")
     images = torch.randn(2, 3, size, size)
-    plain = _output(base, images)
+    _live_in(model, images)
+    plain = _output(model, images)
+    base = copy.deepcopy(model)
+    adapters.add("it", targets, _SETTINGS)
     adapted = _trained_a_little(model, images, plain)
     value = adapters.adapter("it")
     with tempfile.TemporaryDirectory() as folder:
@@ -147,6 +149,10 @@ def _live_in(model: nn.Module, images: Tensor) -> None:
     model(images)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
+        if norm.running_var is not None:
+            norm.running_var.clamp_(
+                min=0.1
+            )  # channels that two pictures leave constant would be blown up layer by layer
     model.train().eval()  # forgets what was computed once from the parameters, as LeViT's attention biases are
 
 
