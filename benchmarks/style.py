@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=25, help="of sampling")
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--out", type=Path, help="a folder for sheets of the pictures, and the runs")
+    parser.add_argument("--out", type=Path, help="a folder for sheets of the pictures, and for the classifiers")
     parser.add_argument("overrides", nargs="*", help="as for vislora.train recipe=sketch_style")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="vislora-style-"))
@@ -95,7 +95,7 @@ def unseen(name: str, seed: int, style: str) -> Image.Image:
 def species_drawings(species: Sequence[str], style: str) -> Iterator[tuple[str, Image.Image]]:
     """Drawings of each species in the natural and in the adapter's style, by species."""
     for name in species:
-        for i in range(30):
+        for i in range(12):
             for kind in dict.fromkeys(("natural", style)):
                 yield name, picture(SPECIES[name], mix(TRAIN, i), DIFFICULTY, kind)
 
@@ -104,12 +104,14 @@ def style_drawings(species: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
     """Drawings of all species in every style, by style."""
     for style in STYLES:
         for name in species:
-            for i in range(3):
+            for i in range(2):
                 yield style, picture(SPECIES[name], mix(TRAIN, 100 + i), DIFFICULTY, style)
 
 
 def classifier(folder: Path, drawings: Iterator[tuple[str, Image.Image]]) -> Recognizer:
-    """A vision transformer tuned to tell the drawings' names."""
+    """A vision transformer tuned to tell the drawings' names; the one in the folder, where there is one."""
+    if (folder / "run" / "adapter").is_dir():
+        return load_recognizer(folder / "run" / "adapter")
     for number, (name, image) in enumerate(drawings):
         (folder / "data" / name).mkdir(parents=True, exist_ok=True)
         image.save(folder / "data" / name / f"{number:05d}.png")

@@ -112,6 +112,13 @@ def test_transformers_learn_a_flow(build, photos, tmp_path):
     vislora.apply(build(tmp_path / "words"), adapter)
 
 
+def test_dora_is_trained_and_written(sd, photos, tmp_path):
+    result = run(sd, photos, tmp_path, "adapter.dora=true", "adapter.targets=[q,v]", "adapter.attention=[cross]")
+    adapter = read_adapter(result.artifact)
+    assert {name.rpartition(".")[2] for name in adapter.layers} == {"to_q", "to_v"}
+    assert all("attn2" in name and weights.magnitude is not None for name, weights in adapter.layers.items())
+
+
 def test_text_encoders_learn_too_where_they_are_asked_to(sd, photos, tmp_path):
     adapter = read_adapter(run(sd, photos, tmp_path, "adapter.text_encoder=true").artifact)
     text = [weights for name, weights in adapter.layers.items() if name.startswith("text_encoder.")]

@@ -316,8 +316,6 @@ class PipelineLora(LoraAdapter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dora:
-            raise ConfigError("adapter.dora isn't for pipelines: most readers of their files drop its lengths silently")
         if self.bias is not Bias.none or self.trained:
             raise ConfigError(
                 "adapter.bias and adapter.trained aren't for pipelines: their files hold low-rank pairs alone"
