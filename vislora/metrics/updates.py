@@ -24,9 +24,10 @@ class LayerUpdate:
 
 
 def layer_updates(adapter: Adapter, model: nn.Module) -> list[LayerUpdate]:
-    """||dW|| beside ||W0|| for each adapted layer of a model that the adapter is in, or could be."""
+    """||dW|| beside ||W0|| for each adapted layer of a model that the adapter is in, or could be; in its order."""
+    place = {name: i for i, (name, _) in enumerate(model.named_modules())}
     updates = []
-    for name, low in adapter.layers.items():
+    for name, low in sorted(adapter.layers.items(), key=lambda layer: place[layer[0]]):
         weight = frozen_weight(model.get_submodule(name)).detach().cpu().double().flatten(1)
         norm = update_norm(low) if low.magnitude is None else _dora_norm(low, weight)
         updates.append(LayerUpdate(name, norm, weight.norm().item()))

@@ -184,9 +184,10 @@ dd small{display:block;font-size:.76rem;color:var(--soft);letter-spacing:0;line-
 figure{margin:0 0 14px;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px;min-width:0}
 figure svg{display:block;width:100%;height:auto;max-width:720px;margin:0 auto;color:var(--ink)}
 figure .scroll svg{width:auto;max-width:none}
-figure svg text{font-family:inherit!important}
+figure svg text{font-family:inherit!important;fill:currentColor}
 figure img{display:block;max-width:100%;height:auto;margin:0 auto;border-radius:4px}
 figcaption{font-size:.82rem;color:var(--soft);margin-top:8px}
+.scroll+.grid,.scroll+.scroll{margin-top:18px}
 .scroll{overflow-x:auto;max-height:80vh;overflow-y:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;width:100%}
 caption{text-align:left;color:var(--soft);font-size:.82rem;padding-bottom:6px}
