@@ -104,7 +104,7 @@ def style_drawings(species: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
     """Drawings of all species in every style, by style."""
     for style in STYLES:
         for name in species:
-            for i in range(2):
+            for i in range(4):
                 yield style, picture(SPECIES[name], mix(TRAIN, 100 + i), DIFFICULTY, style)
 
 
@@ -116,7 +116,7 @@ def classifier(folder: Path, drawings: Iterator[tuple[str, Image.Image]]) -> Rec
         (folder / "data" / name).mkdir(parents=True, exist_ok=True)
         image.save(folder / "data" / name / f"{number:05d}.png")
     settings = ["recipe=vit_birds", "data=imagefolder", f"data.root={folder / 'data'}", "data.val_fraction=0.1"]
-    settings += ["data.augment.crop_scale=0.7", "data.crop_pct=1.0", "logger.trackers=[]"]
+    settings += ["trainer.batch_size=16", "data.crop_pct=1.0", "logger.trackers=[]"]
     return load_recognizer(train(configure("train", settings), folder / "run").artifact)
 
 
