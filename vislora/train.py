@@ -77,7 +77,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
 
     import torch
     from accelerate import Accelerator, PartialState
-    from accelerate.utils import broadcast_object_list
+    from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
     from vislora.logs import MetricLog, trackers
     from vislora.precision import resolve_precision
@@ -88,7 +88,8 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
 
     started = time.perf_counter()
     _make_paths_absolute(config)
-    precision = resolve_precision(config.trainer.precision, PartialState().device)
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # the first state made decides it for all
+    precision = resolve_precision(config.trainer.precision, PartialState(cpu=on_cpu).device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     accelerator = Accelerator(
         mixed_precision="no" if precision is Precision.fp32 else precision.value,
