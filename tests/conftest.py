@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -14,3 +16,12 @@ def own_cache(tmp_path_factory):
     patch.setenv("VISLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """What goes before `-m MODULE` to run it in two processes of one thread, on the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # accelerate's own launcher starts a single process where there is no GPU
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

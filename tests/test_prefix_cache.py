@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,18 +151,9 @@ def test_what_cannot_be_cached_is_refused(photos, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["memory", "disk"])
-def test_two_processes_follow_the_uncached_run(photos, tmp_path, where):
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "-m",
-        "vislora.train",
-    ]
-    words = [*launch, *WORDS, f"data.root={photos}", "adapter.dropout=0", f"trainer.prefix_cache={where}"]
+def test_two_processes_follow_the_uncached_run(photos, two_processes, tmp_path, where):
+    words = [*two_processes, "-m", "vislora.train", *WORDS, f"data.root={photos}", "adapter.dropout=0"]
+    words += [f"trainer.prefix_cache={where}"]
     for name, extra in {"cached": [], "plain": ["trainer.prefix_cache=off"]}.items():
         done = subprocess.run([*words, *extra, f"hydra.run.dir={tmp_path / name}"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

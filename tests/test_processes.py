@@ -21,14 +21,15 @@ COMMON = [
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_loss_curve_of_one(tmp_path):
-    one = [sys.executable, "-m", "vislora.train"]
-    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "vislora.train"]
+def test_two_processes_follow_the_loss_curve_of_one(two_processes, tmp_path):
     curves, scores = [], []
-    for name, command in {"one": one, "two": two}.items():
-        words = [*command, *COMMON, f"hydra.run.dir={tmp_path / name}"]
+    for count, launch in {1: [sys.executable], 2: two_processes}.items():
+        name = str(count)
+        words = [*launch, "-m", "vislora.train", *COMMON, f"hydra.run.dir={tmp_path / name}"]
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        (state,) = (tmp_path / name / "checkpoints").glob("*/state.json")
+        assert json.loads(state.read_text())["run"]["processes"] == count
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         curves.append([(row["step"], row.get("loss", row.get("val_loss"))) for row in rows])
         scores.append(json.loads((tmp_path / name / "evaluation" / "evaluation.json").read_text()))

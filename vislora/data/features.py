@@ -55,9 +55,9 @@ class Features:
                 yield self.rows[index, variant], self.labels[index]
 
     def evaluation(self, batch_size: int, rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
-        """Batches of every world-th picture from `rank` on."""
-        rows, labels = self.rows[rank::world, 0], self.labels[rank::world]
-        return list(zip(rows.split(batch_size), labels.split(batch_size), strict=True))
+        """This process's batches, the same ones as those of `vislora.data.order.eval_loader`."""
+        batches = list(zip(self.rows[:, 0].split(batch_size), self.labels.split(batch_size), strict=True))
+        return batches[rank::world]
 
 
 def check_deterministic(augment: AugmentConfig) -> None:
