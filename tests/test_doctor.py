@@ -63,6 +63,7 @@ def test_pattern_without_attention_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_every_attention_architecture_of_timm_is_alive():
     structures, findings = doctor(configure("doctor"))
     print(table(structures, findings))
