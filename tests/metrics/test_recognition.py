@@ -16,6 +16,7 @@ from sklearn.metrics import (
 )
 
 from vislora.metrics.recognition import Predictions, evaluate_predictions, worst_mistakes
+from vislora.report.evaluation import write_evaluation
 
 
 def predictions(logits, labels, classes=None):
@@ -73,7 +74,7 @@ def test_classes_in_another_order_change_no_figure():
 
 def test_hostile_class_names_survive_all_files(tmp_path):
     names = ("<script>alert(1)</script>", 'a,b\n"c"', "$x^2$ $")
-    evaluate_predictions(predictions(torch.eye(3), torch.arange(3), names)).write(tmp_path)
+    write_evaluation(evaluate_predictions(predictions(torch.eye(3), torch.arange(3), names)), tmp_path)
 
     assert list(json.loads((tmp_path / "evaluation.json").read_text())["per_class"]) == list(names)
     with (tmp_path / "confusion.csv").open(newline="") as file:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vislora.metrics.recognition import Predictions, evaluate_predictions
+from vislora.report.evaluation import write_evaluation
 from vislora.report.page import Section, code, key_figures, picture, slider, table, write_page
 from vislora.report.sections import recognition
 
@@ -39,7 +40,7 @@ def page(tmp_path):
     """Everything a report can hold, with hostile names throughout."""
     k = len(HOSTILE)
     predictions = Predictions(HOSTILE, torch.eye(k).roll(1, 0), torch.arange(k), HOSTILE)
-    evaluate_predictions(predictions, resamples=20).write(tmp_path / "scores")
+    write_evaluation(evaluate_predictions(predictions, resamples=20), tmp_path / "scores")
     for name, value in (("before", 0), ("after", 255)):
         Image.fromarray(np.full((40, 60, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
     parts = [

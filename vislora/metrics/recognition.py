@@ -146,22 +146,13 @@ class Evaluation:
         return "\n".join(lines)
 
     def write(self, folder: Path) -> None:
-        """Write evaluation.json, predictions.csv, confusion.csv, and what there is to see as pictures."""
-        from vislora.report.confusion import draw_confusion
-        from vislora.report.figures import save
-        from vislora.report.mistakes import mistake_sheet
-        from vislora.report.reliability import draw_reliability
-
+        """Write evaluation.json, predictions.csv and confusion.csv."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), folder / "evaluation.json")
         _write_rows([["true \\\\ predicted", *self.classes], *self._confusion_rows()], folder / "confusion.csv")
         _write_rows(
             [["image", "true", "predicted", "probability"], *self._prediction_rows()], folder / "predictions.csv"
         )
-        save(draw_confusion(self.confusion, self.classes), folder / "confusion")
-        save(draw_reliability(self.calibration, self.calibrated), folder / "reliability")
-        if self.mistakes:
-            mistake_sheet(self.mistakes).save(folder / "mistakes.png")
 
     def _confusion_rows(self) -> list[list[Any]]:
         return [[name, *counts] for name, counts in zip(self.classes, self.confusion.tolist(), strict=True)]

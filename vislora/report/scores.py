@@ -16,6 +16,7 @@ from vislora.config import EvaluateConfig
 from vislora.files import write_json, write_text
 from vislora.metrics.intervals import FIGURES, differences
 from vislora.metrics.updates import LayerUpdate
+from vislora.report.evaluation import write_evaluation
 from vislora.report.figures import save
 from vislora.report.robustness import draw_robustness
 from vislora.report.updates import write_updates
@@ -42,7 +43,7 @@ def write_scores(rows: Sequence["Scored"], adapted: Sequence[Adapted], config: E
     table = [_row(i, row, rows, config) for i, row in enumerate(rows)]
     for row, values in zip(rows, table, strict=True):
         folder = out / values["folder"]
-        row.evaluation.write(folder)
+        write_evaluation(row.evaluation, folder)
         if values["robustness"] is not None:
             save(
                 draw_robustness(row.evaluation.top1, values["robustness"]["top1"], values["robustness"]["mean"]),

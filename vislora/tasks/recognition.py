@@ -29,6 +29,7 @@ from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, w
 from vislora.objectives.recognition import Recognition
 from vislora.precision import autocast_dtype
 from vislora.recognizer import Recognizer
+from vislora.report.evaluation import write_evaluation
 from vislora.report.updates import write_updates
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
@@ -73,7 +74,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         recognizer = Recognizer(model.eval(), images, splits.classes, about)
         test = evaluate_split(recognizer, splits.test, settings.batch_size, precision, settings.workers, accelerator)
         if accelerator.is_main_process:
-            test.write(out / "evaluation")
+            write_evaluation(test, out / "evaluation")
         accelerator.print(test.table())
         return Outcome(artifact, test)
 
