@@ -1,10 +1,11 @@
-"""python assets/pretrain_diffusion.py [--resume RUN] [--epochs N]
+"""python assets/pretrain_diffusion.py [--resume RUN | --warm] [--epochs N]
 
 Pretrains the text-to-image pipeline that ships, on drawings of the named species in the natural style with their plain
 captions, and writes it to assets/sd_birds (fp16). The autoencoder must be there: assets/pretrain_autoencoder.py.
 
-Quality decides when it is done: resume with more epochs to train longer. On a busy CPU two processes of one thread get
-further than one of two: OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 assets/pretrain_diffusion.py
+Quality decides when it is done: resume with more epochs to train longer, or start from the weights that are there
+(--warm). On a busy CPU two processes of one thread get further than one of two:
+OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 assets/pretrain_diffusion.py
 """
 
 import argparse
@@ -200,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain_diffusion"))
     parser.add_argument("--resume", type=Path, help="the folder of a run that was stopped")
+    parser.add_argument("--warm", action="store_true", help="start from the weights in assets/sd_birds")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--export", type=Path, help="write the averages of this run's last checkpoint, and stop")
     options = parser.parse_args()
@@ -222,6 +224,10 @@ def main() -> None:
             make_tokenizer(captions["train"], words)
     tokenizer = CLIPTokenizer.from_pretrained(words)
     pipe = make_pipeline(tokenizer)
+    if options.warm:
+        for part in ("unet", "text_encoder"):
+            module = getattr(pipe, part)
+            module.load_state_dict(type(module).from_pretrained(PIPELINE / part, torch_dtype=torch.float32).state_dict())
     model = Denoiser(pipe, text=True)
     if options.export:
         load_trainable_state(model, load_file(find_checkpoint(options.export) / "ema.safetensors"))
