@@ -32,8 +32,9 @@ def compare(
     saved = {title: _saved_bytes(model, loss) for title, model in models.items()}
     times: dict[str, list[float]] = {title: [] for title in models}
     for turn in range(rounds + 2):
-        for title, model in models.items():
-            seconds = _step(model, loss)
+        titles = list(models)
+        for title in titles[turn % len(titles) :] + titles[: turn % len(titles)]:  # none always follows the same one
+            seconds = _step(models[title], loss)
             if turn >= 2:
                 times[title].append(seconds)
     print(name)
