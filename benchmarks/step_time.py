@@ -93,11 +93,11 @@ def main() -> None:
                 if title in {LIMIT, *options.only}
             }
             images = torch.randn(options.batch, 3, 224, 224, device=device)
-            loss = partial(_loss, images=images, dtype=dtype)
+            loss = partial(step_loss, images=images, dtype=dtype)
             compare(name, models, loss, "fp32" if dtype is None else "bf16", options.rounds)
 
 
-def _loss(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def step_loss(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
         logits = model(images)
     return logits.float().logsumexp(1).mean()
