@@ -17,8 +17,11 @@ from safetensors.torch import load_file
 import vislora
 from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
+from vislora.config import PipelineConfig
 from vislora.errors import ConfigError
+from vislora.export import export
 from vislora.formats.detect import read_adapter
+from vislora.models.diffusion import load_pipeline
 from vislora.train import train
 
 BASE = ["objective=diffusion", "model=diffusers", "adapter=unet_lora", "adapter.rank=2", "logger.trackers=[]"]
@@ -74,6 +77,38 @@ def test_a_run_leaves_an_adapter_that_diffusers_draws_the_same_with(sd, photos, 
     vislora.apply(mine, result.artifact)
     torch.testing.assert_close(tiny.draw(mine), tiny.draw(peer), rtol=0, atol=1 / 255)
     assert (tiny.draw(mine) - base).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("text", ["false", "true"], ids=["unet", "unet and text"])
+def test_a_trained_style_draws_the_same_in_diffusers_from_both_files(tmp_path, text):
+    pytest.importorskip("peft")
+    words = ["recipe=sketch_style", "data.count=8", "data.val_count=0", "trainer.batch_size=4", "trainer.epochs=4"]
+    words += ["trainer.precision=fp32", "trainer.progress=false", "trainer.preview_every=null", "logger.trackers=[]"]
+    words += ["adapter.rank=4", "adapter.alpha=6", "optim.lr=5e-3", f"adapter.text_encoder={text}"]
+    trained = train(configure("train", words), tmp_path / "run").artifact
+    kohya = f"out={tmp_path / 'style.safetensors'}"
+    files = [trained, export(configure("export", [f"adapter={trained}", "to=kohya", kohya]))]
+    mine, peer = (load_pipeline(PipelineConfig("embedded")) for _ in range(2))
+    base = birds(mine)
+    for file in files:
+        peer.load_lora_weights(str(file), adapter_name="style")
+        applied = vislora.apply(mine, file)
+        for scale in (1.0, 0.5):
+            applied.scale = scale
+            peer.set_adapters("style", scale)
+            drawn = birds(mine)
+            torch.testing.assert_close(drawn, birds(peer), rtol=0, atol=1 / 255)
+            assert ((drawn - base).abs().amax((1, 2, 3)) > 20 / 255).all()
+        vislora.unapply(mine)
+        peer.unload_lora_weights()
+    assert torch.equal(birds(mine), base)
+
+
+def birds(pipe):
+    """Three prompts' pictures in [0, 1], [3, 64, 64, 3]."""
+    prompts = ["a blue jay on a branch, facing left", "a mallard swimming, facing right", "a barn owl on a wire"]
+    noise = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    return torch.from_numpy(pipe(prompts, num_inference_steps=3, generator=noise, output_type="np").images)
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])

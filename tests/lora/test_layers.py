@@ -22,6 +22,13 @@ def _seed():
         yield
 
 
+@pytest.fixture(autouse=True, params=["short", "wide"])
+def products(request, monkeypatch):
+    """Every test runs with both kinds of products, whichever is the faster for a layer's size."""
+    wide = request.param == "wide"
+    monkeypatch.setattr("vislora.lora.layers.is_narrow", lambda weight, *_: wide and weight.dtype.itemsize >= 4)
+
+
 def adapted(layer: nn.Module, rank: int = 4, alpha: float = 6.0, rows=None, rslora=False, dropout=0.0) -> nn.Module:
     """The layer with a random, non-zero adapter on it."""
     model = nn.Sequential(layer)
@@ -253,9 +260,12 @@ def test_conv_takes_an_image_without_batch_axis_as_the_plain_layer_does():
 
 
 @pytest.mark.parametrize(
-    ("layer", "fan_in"), [(nn.Linear(400, 90), 400), (nn.Conv2d(40, 90, 3), 360)], ids=["linear", "conv"]
+    ("make", "fan_in"),
+    [(lambda: nn.Linear(400, 90), 400), (lambda: nn.Conv2d(40, 90, 3), 360)],
+    ids=["linear", "conv"],
 )
-def test_untrained_pair_has_zero_B_and_kaiming_uniform_A(layer, fan_in):
+def test_untrained_pair_has_zero_B_and_kaiming_uniform_A(make, fan_in):
+    layer = make()
     Adapters(nn.Sequential(layer)).add("it", [TargetLayer("0", ((0, 30), (60, 90)))], LoraSettings(16, 16.0))
     a, b = layer.lora.lora_A, layer.lora.lora_B
     assert not b.any()
@@ -383,6 +393,7 @@ def kept_bytes(y: Tensor, model: nn.Module) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("products", ["short"], indirect=True)
 def test_layer_behind_a_layer_norm_keeps_no_copy_of_x():
     tokens, rank = 512, 4
     x = torch.randn(tokens, IN, requires_grad=True)

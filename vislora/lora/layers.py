@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
+from vislora.lora.narrow import NarrowLinear, is_narrow
 from vislora.lora.pissa import principal_pair
 from vislora.lora.reads import adapted_weight, frozen_weight
 
@@ -170,6 +171,8 @@ class LoraLinear(nn.Linear):
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
         settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
+        if not dropout and is_narrow(weight, a, b):
+            return NarrowLinear.apply(x, weight, self.bias, a, b, low.pairs, low.scale, settings.dtype)
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
         if self.bias is not None and self.bias.requires_grad:
