@@ -3,8 +3,9 @@
 What one training step of a diffusion UNet costs: the frozen limit, vislora and PEFT, interleaved in one run.
 
 The frozen limit is the least any adapter can cost: the forward pass, and the backward pass of activations from the loss
-to the first attention block. Adapters of rank 8 are on q, k, v and o of self and cross attention. The variants share
-the frozen weights, which are random.
+to the input of the first adapted layer. Adapters of rank 8 are on q, k, v and o of self and cross attention. The
+variants share the frozen weights, which are random; under bf16 autocast they are in float32 on a CPU and in bf16 on a
+GPU, as the trainer has them.
 """
 
 import argparse
@@ -55,8 +56,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
 
 def limit(model: nn.Module) -> nn.Module:
     model.requires_grad_(False)
-    # gradients flow down to the first attention block, as they must for adapters in it
-    first = model.down_blocks[0].resnets[0]
+    first = model.down_blocks[0].attentions[0].transformer_blocks[0].norm1
     first.register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_())
     return model
 
@@ -106,7 +106,7 @@ def main() -> None:
         build, batch, side, tokens = MODELS[name]
         base = build().to(device).train().requires_grad_(False)
         for precision in precisions:
-            if precision == "bf16":
+            if precision == "bf16" and device.type == "cuda":
                 base = base.to(torch.bfloat16)
             shared = {id(parameter): parameter for parameter in base.parameters()}
             models = {
