@@ -227,7 +227,9 @@ def main() -> None:
     if options.warm:
         for part in ("unet", "text_encoder"):
             module = getattr(pipe, part)
-            module.load_state_dict(type(module).from_pretrained(PIPELINE / part, torch_dtype=torch.float32).state_dict())
+            module.load_state_dict(
+                type(module).from_pretrained(PIPELINE / part, torch_dtype=torch.float32).state_dict()
+            )
     model = Denoiser(pipe, text=True)
     if options.export:
         load_trainable_state(model, load_file(find_checkpoint(options.export) / "ema.safetensors"))

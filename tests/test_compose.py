@@ -75,6 +75,17 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("override", ["data.root=x", "+data.root=x", "data.augment.hflip=1"])
+def test_settings_of_a_data_set_that_isnt_chosen_are_refused(override, tmp_path):
+    with pytest.raises(ConfigError, match="is a setting of a data set, and none is chosen; give data=OPTION too"):
+        configure("evaluate", ["adapter=a", override])
+    command = [sys.executable, "-m", "vislora.evaluate", "adapter=a", override]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert configure("evaluate", ["adapter=a", "data=imagefolder", "data.root=x"]).data.root == "x"
+
+
 @pytest.mark.parametrize("override", ["trainer.epoch=3", "trainer.epochs=many", "recipe=nope", "data=imagefolder"])
 def test_the_command_refuses_quickly_with_exit_code_2(override, tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

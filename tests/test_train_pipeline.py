@@ -18,6 +18,7 @@ import vislora
 from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
 from vislora.config import PipelineConfig
+from vislora.drawing import noise_seed
 from vislora.errors import ConfigError
 from vislora.export import export
 from vislora.formats.detect import read_adapter
@@ -25,7 +26,14 @@ from vislora.models.diffusion import load_pipeline
 from vislora.train import train
 
 BASE = ["objective=diffusion", "model=diffusers", "adapter=unet_lora", "adapter.rank=2", "logger.trackers=[]"]
-RUN = ["trainer.batch_size=3", "trainer.epochs=2", "trainer.precision=fp32", "trainer.progress=false", "optim.lr=1e-2"]
+RUN = [
+    "objective.preview_steps=1",
+    "trainer.batch_size=3",
+    "trainer.epochs=2",
+    "trainer.precision=fp32",
+    "trainer.progress=false",
+    "optim.lr=1e-2",
+]
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 
 
@@ -56,6 +64,10 @@ def run(sd, photos, out, *words):
 
 def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def pixels(file):
+    return np.asarray(Image.open(file)).astype(int)
 
 
 def losses(out):
@@ -109,6 +121,37 @@ def birds(pipe):
     prompts = ["a blue jay on a branch, facing left", "a mallard swimming, facing right", "a barn owl on a wire"]
     noise = [torch.Generator().manual_seed(seed) for seed in range(3)]
     return torch.from_numpy(pipe(prompts, num_inference_steps=3, generator=noise, output_type="np").images)
+
+
+def test_the_report_shows_the_same_noise_before_and_after(sd, photos, tmp_path):
+    words = ["objective.preview_steps=2", "objective.guidance=4.0", "objective.before_after=2", "adapter.dropout=0.9"]
+    result = run(sd, photos, tmp_path, *words, "data.size=32")
+    captions = json.loads((tmp_path / "before_after" / "captions.json").read_text())
+    assert list(captions.values()) == ["picture 0", "picture 1"]
+    pipe = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
+    for name, caption in captions.items():
+        noise = torch.Generator().manual_seed(noise_seed(0, caption))
+        settings = {"num_inference_steps": 2, "guidance_scale": 4.0, "height": 32, "width": 32}
+        base = np.asarray(pipe(caption, generator=noise, **settings).images[0]).astype(int)
+        applied = vislora.apply(pipe, result.artifact)
+        noise = torch.Generator().manual_seed(noise_seed(0, caption))
+        adapted = np.asarray(pipe(caption, generator=noise, **settings).images[0]).astype(int)
+        vislora.unapply(pipe)
+        assert applied.scale == 1
+        # a batch rounds otherwise than one picture
+        assert np.abs(base - pixels(tmp_path / "before_after" / f"{name}.before.png")).max() <= 1
+        assert np.abs(adapted - pixels(tmp_path / "before_after" / f"{name}.after.png")).max() <= 1
+        assert np.abs(adapted - base).max() > 1
+    report = (tmp_path / "report.html").read_text()
+    assert report.count('<input type="range"') == 2
+    assert "What training moved" in report
+    updates = json.loads((tmp_path / "updates.json").read_text())
+    low = read_adapter(result.artifact).layers
+    assert {u["layer"] for u in updates} == set(low)
+    for update in updates:
+        assert update["update"] == pytest.approx(tiny.delta(low[update["layer"]]).norm().item(), rel=1e-4)
+    run(sd, photos, tmp_path / "without", "objective.before_after=0")
+    assert not (tmp_path / "without" / "before_after").exists()
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])

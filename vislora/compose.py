@@ -59,7 +59,8 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
     """
     _register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
-    sys.argv[1:], adapter = _take_adapter(name, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    sys.argv[1:], adapter = _take_adapter(name, words)
 
     def run(config: DictConfig) -> None:
         out = Path(HydraConfig.get().runtime.output_dir)
@@ -73,7 +74,10 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
                 out.rmdir()
 
     try:
+        _check_data(name, words)
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
+    except ConfigError as error:
+        _refuse(error)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(_explained(error))
 
@@ -85,6 +89,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
         ConfigError: an unknown key or option, a wrong type, or a value that is missing.
     """
     _register()
+    _check_data(name, overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             words, adapter = _take_adapter(name, overrides)
@@ -114,6 +119,13 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
     if given and name == "evaluate":  # one, or several
         return rest, given[-1:]
     return rest, given[-1] if given else None
+
+
+def _check_data(name: str, words: Sequence[str]) -> None:
+    """Refuse settings of a data set where none is chosen: Hydra would fail an assertion over them."""
+    settings_of_it = [word for word in words if word.lstrip("+").startswith("data.")]
+    if name == "evaluate" and settings_of_it and not any(word.lstrip("+").startswith("data=") for word in words):
+        raise ConfigError(f"{settings_of_it[0]} is a setting of a data set, and none is chosen; give data=OPTION too")
 
 
 def _typed(config: DictConfig, adapter: str | list[str] | None) -> Any:

@@ -354,6 +354,7 @@ class DiffusionObjective(ObjectiveConfig):
     prompts: list[str] | None = None  # of the preview pictures; captions of the data by default
     preview_steps: int = 25  # of sampling
     guidance: float = 5.0  # of the preview pictures
+    before_after: int = 4  # prompts of the report's pictures without and with the adapter; 0 for none
 
 
 @dataclass
@@ -433,10 +434,9 @@ class Corruption(Enum):
 
 
 @dataclass
-class EvaluateConfig:
-    """`python -m vislora.evaluate`"""
+class RecognitionFigures:
+    """What is asked about adapters that recognise."""
 
-    adapter: list[str] = MISSING  # folders of adapters, or of merged or fully tuned models; one needs no brackets
     weights: str | None = None  # where the base weights are now, if not where the adapter was trained
     data: DataConfig | None = None  # what each adapter was trained on by default
     sets: dict[str, DataConfig] = field(default_factory=dict)  # further ones by name: +data@sets.NAME=OPTION
@@ -447,11 +447,41 @@ class EvaluateConfig:
     maps: int = 6  # pictures to show what the classifier looked at in; 0 for none
     map_images: list[str] = field(default_factory=list)  # files to show that of instead
     mistakes: int = 24  # the most confident ones to show
+    workers: int = 0
+
+
+@dataclass
+class PictureFigures:
+    """What is asked about adapters that draw."""
+
+    # a file with a prompt a line (`prompt`, or `prompt | label`; .jsonl: {"prompt": …, "label": …}), or a list of such
+    # lines; the captions held out from the adapter's training by default
+    prompts: Any = None
+    unrelated: Any = None  # such a file or list, of prompts that the adapter should leave alone; a few by default
+    seeds: list[int] = field(default_factory=lambda: [0, 1])
+    scales: list[float] = field(default_factory=lambda: [1.0])  # of each adapter; several show what to choose
+    reference: str | None = None  # a folder of pictures as they should be; those of the training by default
+    backbone: ModelConfig = field(default_factory=lambda: ModelConfig(name="embedded"))  # whose features are compared
+    style_classifier: str | None = None  # the folder of a recogniser of styles
+    style: str | None = None  # its class that is wanted; what it takes most reference pictures for by default
+    content_classifier: str | None = None  # the folder of a recogniser of the prompts' labels
+    clip: str | None = None  # a CLIP model of transformers: a folder, or a name on the hub
+    model: PipelineConfig = field(default_factory=lambda: PipelineConfig(name="auto"))  # what they were trained on
+    steps: int = 25
+    guidance: float = 5.0
+    size: int | None = None  # pixels of a side; what the pipeline was made for by default
+    drawn_at_once: int = 8
+
+
+@dataclass
+class EvaluateConfig(PictureFigures, RecognitionFigures):
+    """`python -m vislora.evaluate`"""
+
+    adapter: list[str] = MISSING  # adapters, or merged or fully tuned classifiers; one needs no brackets
     resamples: int = 2000  # of the images, for the intervals
     seed: int = 0
     batch_size: int = 64
     precision: Precision = Precision.auto
-    workers: int = 0
 
 
 @dataclass

@@ -1,21 +1,30 @@
 """python -m vislora.evaluate adapter=runs/…/adapter [data=imagefolder data.root=…] [split=test]
+python -m vislora.evaluate adapter=STYLE [prompts=FILE] [reference=FOLDER] [scales=[0.5,1]]
 
-Scores adapters (or merged or fully tuned models) over data sets: scores.csv and scores.json hold all of them as one
-table, a folder for each row its figures and pictures, report.html everything. Without data=… each is scored on the data
-set of its training.
+Scores adapters: scores.csv and scores.json hold all of them as one table, report.html everything.
+
+Those that recognise (or merged or fully tuned models), over data sets; a folder for each row holds its figures and
+pictures. Without data=… each is scored on the data set of its training.
 
     adapter=[A,B]                          several, compared on the same images
     +data@sets.photos=imagefolder sets.photos.root=PHOTOS    a further data set, under a name of its own
     baselines=[zero,probe]                 beside each: the base model with the adapter's head; a linear probe of it
     calibrate=true                         fit a temperature on the validation split
     corruptions=[noise,blur,brightness,contrast,jpeg,pixelate]    top-1 under five strengths of each
+
+Those that draw (`vislora.picture_evaluation`), beside the base model from the same noise, and reference pictures.
+Without prompts=… and reference=… they are the captions and pictures of the training.
+
+    scales=[0,0.25,0.5,0.75,1]             style against content, to choose a scale by
+    backbone.name=vit_small_patch14_dinov2 backbone.weights=FILE    whose features tell how far pictures are apart
+    style_classifier=A content_classifier=B clip=C                  further judges
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +34,14 @@ from vislora.config import (
     Corruption,
     DataConfig,
     EvaluateConfig,
+    PictureFigures,
     Precision,
+    RecognitionFigures,
     data_from_dict,
     data_to_dict,
 )
-from vislora.errors import ConfigError, DataError
+from vislora.errors import AdapterError, ConfigError, DataError
+from vislora.names import short_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,8 +70,8 @@ class Scored:
 
 
 def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
-    """Score each of `config.adapter`, and its baselines, over each data set; write the figures and a report into `out`
-    if given.
+    """Score each of `config.adapter`, which recognise, and their baselines over each data set; write the figures and a
+    report into `out` if given.
 
     Raises:
         VisloraError: a mistake in the settings, the data or the adapter.
@@ -135,25 +147,6 @@ def predict_split(recognizer: Recognizer, split: ImageSplit, inference: Inferenc
     logits, speed = inference.outputs(recognizer.model, split, recognizer.preprocessing)
     labels = torch.tensor([column[split.classes[label]] for label in split.labels])
     return Predictions(recognizer.classes, logits, labels, list(split.names), speed)
-
-
-def short_names(folders: list[str]) -> list[str]:
-    """A name for each folder: its own, or the run's it is in, with as much before it as tells them apart.
-
-    Raises:
-        ConfigError: a folder is named twice.
-    """
-    paths = [Path(folder).absolute() for folder in folders]
-    if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
-        raise ConfigError(f"adapter: {twice[0]} is named twice")
-    parts = [(p.parent if p.name in ("adapter", "model") else p).parts for p in paths]
-    names = [p[-1] for p in parts]
-    while any(names.count(name) > 1 for name in names):
-        length = len(Path(names[0]).parts) + 1
-        if length > max(map(len, parts)):
-            return [str(path) for path in paths]  # RUN/adapter and RUN/model
-        names = ["/".join(p[-length:]) for p in parts]
-    return names
 
 
 def _data_sets(config: EvaluateConfig, recognizer: Recognizer) -> list[tuple[str, DataConfig]]:
@@ -277,7 +270,40 @@ def _what_changed(recognizer: Recognizer, split: ImageSplit, config: EvaluateCon
     return updates, draw_maps(recognizer, pictures, device) if pictures else None
 
 
+def draws(config: EvaluateConfig) -> bool:
+    """Whether the adapters are of pipelines, and draw; otherwise they recognise.
+
+    Raises:
+        AdapterError: one isn't there.
+        ConfigError: they are of both kinds, or a setting is for the other kind.
+    """
+    from vislora.formats.detect import is_of_a_pipeline
+
+    if absent := [file for file in config.adapter if not Path(file).expanduser().exists()]:
+        raise AdapterError(f"{absent[0]} isn't there; give a run's adapter/ or model/ folder, or a pipeline's adapter")
+    kinds = [is_of_a_pipeline(Path(file).expanduser()) for file in config.adapter]
+    if len(set(kinds)) > 1:
+        one, other = config.adapter[kinds.index(True)], config.adapter[kinds.index(False)]
+        raise ConfigError(f"{one} draws and {other} recognises; evaluate them one after the other")
+    does, other = ("draws", RecognitionFigures) if kinds[0] else ("recognises", PictureFigures)
+    for key in fields(other):
+        default = key.default if key.default_factory is MISSING else key.default_factory()
+        if getattr(config, key.name) != default:
+            raise ConfigError(f"{key.name} is not for {config.adapter[0]}, which {does}")
+    return kinds[0]
+
+
 def _main(config: EvaluateConfig, out: Path) -> None:
+    if draws(config):
+        from vislora.picture_evaluation import evaluate_pictures
+        from vislora.report.pictures import table_text, write_pictures
+
+        found = evaluate_pictures(config)
+        write_pictures(found, config, out)
+        print(table_text(found))
+        print(f"figures, pictures and the report: {out / 'report.html'}")
+        return
+
     from vislora.report.scores import table_text
 
     rows = evaluate(config, out)

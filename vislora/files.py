@@ -17,6 +17,11 @@ def write_json(value: Any, path: Path) -> None:
     write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def write_text(text: str, path: Path) -> None:
     """Write UTF-8 text, atomically; bytes of a file's name that are no UTF-8 become JSON's escapes."""
     part = path.with_name(path.name + ".part")

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from vislora import __version__
 from vislora.compose import command
-from vislora.config import GenerateConfig, PipelineConfig, Precision
+from vislora.config import GenerateConfig, PipelineConfig
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from vislora.lora import Adapter
 
 
 @dataclass(frozen=True)
@@ -42,20 +40,15 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     """
     _check(config)
 
-    import torch
-
+    from vislora.drawing import open_pipeline, pipeline_of
     from vislora.formats.detect import read_adapter
-    from vislora.models.diffusion import load_pipeline
     from vislora.pipeline import apply
-    from vislora.precision import autocast_dtype, resolve_precision
     from vislora.report.samples import save_grid
 
     files, scales = config.adapter.files, config.scales or [config.adapter.scale]
     adapters = [read_adapter(file) for file in files]
-    model = _model(config.model, files, adapters)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(config.precision, device) if device.type == "cuda" else Precision.fp32
-    pipe = load_pipeline(model, autocast_dtype(precision) or torch.float32).to(device)
+    model = pipeline_of(config.model, files, adapters)
+    pipe = open_pipeline(model, config.precision)
     applied = apply(pipe, adapters if len(adapters) > 1 else adapters[0], weights=config.weights) if adapters else None
 
     out.mkdir(parents=True, exist_ok=True)
@@ -85,25 +78,6 @@ def _check(config: GenerateConfig) -> None:
     count = len(config.adapter.files)
     if config.weights is not None and (count < 2 or len(config.weights) != count):
         raise ConfigError(f"weights={config.weights} for {count} adapters; weights are for several, one for each")
-
-
-def _model(config: PipelineConfig, files: Sequence[str], adapters: Sequence[Adapter]) -> PipelineConfig:
-    """The pipeline to draw with: the given one, or that on which all the adapters were trained."""
-    if config.name != "auto":
-        return config
-    if not adapters:
-        return PipelineConfig(name="embedded")
-    bases = []
-    for file, adapter in zip(files, adapters, strict=True):
-        base = adapter.about.get("model")
-        if not isinstance(base, dict) or not isinstance(base.get("name"), str):
-            raise ConfigError(f"{file} doesn't say what model it belongs to; give model.name=FOLDER or a hub's name")
-        bases.append(PipelineConfig(base["name"], base.get("revision"), base.get("variant")))
-    if other := [(file, base) for file, base in zip(files, bases, strict=True) if base != bases[0]]:
-        raise ConfigError(
-            f"{other[0][0]} was trained on {other[0][1].name}, {files[0]} on {bases[0].name}; choose with model.name=…"
-        )
-    return bases[0]
 
 
 def _draw(pipe: Any, config: GenerateConfig, prompt: str, seed: int) -> Image.Image:

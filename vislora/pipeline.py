@@ -82,6 +82,16 @@ class Applied:
         self._adapters.scale(self._adapters.active, value)
         self._scale = value
 
+    @property
+    def adapter(self) -> Adapter:
+        """What acts, as it was trained, in this pipeline's names."""
+        return self._adapters.adapter(self._adapters.active)
+
+    @property
+    def models(self) -> nn.ModuleDict:
+        """The pipeline's models that an adapter can act on, by component."""
+        return self._models
+
     def swap(
         self, adapter: Source | Sequence[Source], scale: float = 1.0, weights: Sequence[float] | None = None
     ) -> None:

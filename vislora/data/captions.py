@@ -111,6 +111,22 @@ def list_captions(config: CaptionsData) -> Labelled:
     return {"train": [(path, read.get(path, "")) for path in texts]}
 
 
+def picture_files(root: Path, key: str) -> list[Path]:
+    """All pictures in a folder and below it, hidden ones aside.
+
+    Args:
+        key: the setting that the folder comes from, for messages.
+
+    Raises:
+        DataError: there is no such folder, or no picture in it.
+    """
+    if not root.is_dir():
+        raise DataError(f"{key}={root}: there is no such folder")
+    if not (found := _pictures(root)):
+        raise DataError(f"{key}={root} holds no picture ({' '.join(SUFFIXES)})")
+    return found
+
+
 def clean(text: str, where: str) -> str:
     """A caption in one line, without spaces around it.
 

@@ -6,7 +6,7 @@ from vislora.errors import AdapterError
 from vislora.formats.components import by_component, is_pipelines
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
-from vislora.formats.peft import CONFIG, TENSORS, read_peft, write_peft
+from vislora.formats.peft import ABOUT, CONFIG, TENSORS, read_peft, write_peft
 from vislora.formats.single_file import read_tensors
 from vislora.lora import Adapter
 
@@ -33,6 +33,13 @@ def read_adapter(path: Path | str) -> Adapter:
     if any(key.startswith("base_model.model.") for key in keys):
         raise AdapterError(f"{path} is part of a PEFT folder, and {CONFIG} isn't beside it: it holds the scales")
     return read_diffusers(path)
+
+
+def is_of_a_pipeline(path: Path) -> bool:
+    """Whether what is there would be a pipeline's adapter, and no single model (timm's layout) or model's (PEFT's)."""
+    if path.is_file():
+        return not (path.name == TENSORS and (path.parent / CONFIG).is_file())
+    return not any((path / name).is_file() for name in (CONFIG, ABOUT, "config.json"))
 
 
 def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:

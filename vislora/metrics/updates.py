@@ -1,5 +1,6 @@
 """How far an adapter moved each layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,23 @@ def layer_updates(adapter: Adapter, model: nn.Module) -> list[LayerUpdate]:
         weight = frozen_weight(model.get_submodule(name)).detach().cpu().double().flatten(1)
         norm = update_norm(low) if low.magnitude is None else _dora_norm(low, weight)
         updates.append(LayerUpdate(name, norm, weight.norm().item()))
+    return updates
+
+
+def weight_updates(tuned: nn.Module, base: nn.Module, head: Sequence[str]) -> list[LayerUpdate]:
+    """||dW|| beside ||W0|| for each weight matrix of a model that was trained in full, in its order.
+
+    Args:
+        base: the same architecture as it was before.
+        head: modules to leave out, which had nothing to start from.
+    """
+    updates = []
+    for name, module in tuned.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and name not in head:
+            before = base.get_submodule(name).weight.detach().cpu().double()
+            moved = weight.detach().cpu().double() - before
+            updates.append(LayerUpdate(name, moved.norm().item(), before.norm().item()))
     return updates
 
 

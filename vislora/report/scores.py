@@ -1,7 +1,6 @@
 """An evaluation's folder: one table, a folder for each of its rows, the report."""
 
 import csv
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,7 @@ from vislora.config import EvaluateConfig
 from vislora.files import write_json, write_text
 from vislora.metrics.intervals import FIGURES, differences
 from vislora.metrics.updates import LayerUpdate
+from vislora.report.before_after import file_name
 from vislora.report.evaluation import write_evaluation
 from vislora.report.figures import save
 from vislora.report.robustness import draw_robustness
@@ -128,5 +128,4 @@ def _write_adapted(index: int, adapted: Adapted, out: Path) -> dict[str, str]:
 
 
 def _folder(index: int, name: str) -> str:
-    """A folder's name that any system takes."""
-    return f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name).strip('_.')[:60]}"
+    return f"{index + 1:02d}_{file_name(name)}"

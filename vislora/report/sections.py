@@ -4,11 +4,11 @@ To add one: a function from the folder to a Section (or None), and a place in `R
 """
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vislora.files import read_json
 from vislora.report.curves import TITLES
 from vislora.report.page import (
     Section,
@@ -23,6 +23,7 @@ from vislora.report.page import (
     table,
 )
 
+Maker = Callable[[Path], Section | list[Section] | None]
 _PREVIEWS = 8  # sample grids shown, of all there are
 _NAMES = {
     "top1": "top-1",
@@ -35,9 +36,9 @@ _NAMES = {
 
 def run_figures(run: Path) -> Section | None:
     """The run in numbers."""
-    if (summary := _json(run / "summary.json")) is None:
+    if (summary := read_json(run / "summary.json")) is None:
         return None
-    scores = _json(run / "evaluation" / "evaluation.json")
+    scores = read_json(run / "evaluation" / "evaluation.json")
     figures = [] if scores is None else _scored(scores)[:1]
     share = summary["trainable"] / summary["parameters"]
     figures += [
@@ -72,13 +73,18 @@ def samples(run: Path) -> Section | None:
 
 
 def before_and_after(run: Path) -> Section | None:
-    """Pairs in before_after/: NAME.before.png and NAME.after.png, of one size."""
+    """Pairs in before_after/: NAME.before.png and NAME.after.png, of one size, under what captions.json says."""
     befores = sorted((run / "before_after").glob("*.before.png"))
     if not befores:
         return None
-    pairs = [(file, file.with_name(file.name.replace(".before.", ".after."))) for file in befores]
-    shown = [slider(*pair, pair[0].name.removesuffix(".before.png").replace("_", " ")) for pair in pairs]
-    return Section("Before and after", side_by_side(*shown))
+    captions = read_json(run / "before_after" / "captions.json") or {}
+    shown = []
+    for before in befores:
+        name = before.name.removesuffix(".before.png")
+        after = before.with_name(f"{name}.after.png")
+        shown.append(slider(before, after, captions.get(name, name.replace("_", " "))))
+    note = "Without and with the adapter, from the same noise. Drag, or move with the arrow keys."
+    return Section("Before and after", paragraph(note) + side_by_side(*shown))
 
 
 def run_evaluation(run: Path) -> Section | None:
@@ -89,19 +95,19 @@ def run_evaluation(run: Path) -> Section | None:
 
 
 def updates(run: Path) -> Section | None:
-    """How far the adapter moved each layer."""
-    layers = _json(run / "updates.json")
+    """How far training moved each layer."""
+    layers = read_json(run / "updates.json")
     if not layers:
         return None
     rows = [[u["layer"], f"{u['update']:.4g}", f"{u['base']:.4g}", f"{u['relative']:.2%}"] for u in layers]
     header = ["layer", "‖ΔW‖", "‖W₀‖", "‖ΔW‖ / ‖W₀‖"]
     shown = drawing(run / "updates.svg", "Frobenius norm of each layer's update, over that of its frozen weight")
-    return Section("What the adapter moved", side_by_side(shown, table(header, rows)))
+    return Section("What training moved", side_by_side(shown, table(header, rows)))
 
 
 def data(run: Path) -> Section | None:
     """What was learned from, and what the check before the first step found."""
-    found = _json(run / "data.json")
+    found = read_json(run / "data.json")
     if found is None:
         return None
     html = paragraph(", ".join(f"{split}: {count:,} pictures" for split, count in found["pictures"].items()))
@@ -121,7 +127,7 @@ def configuration(run: Path) -> Section | None:
 
 def all_scores(out: Path) -> Section | None:
     """One table of what was compared."""
-    rows = _json(out / "scores.json")
+    rows = read_json(out / "scores.json")
     if not rows:
         return None
     header = ["", "data", "images", *_NAMES.values(), "nll"]
@@ -147,7 +153,7 @@ def all_scores(out: Path) -> Section | None:
 def each_score(out: Path) -> list[Section]:
     """A section for each row of the table, the details of all but the first folded away."""
     sections = []
-    for i, row in enumerate(_json(out / "scores.json") or []):
+    for i, row in enumerate(read_json(out / "scores.json") or []):
         html = recognition(out / row["folder"])
         title = f"{row['name']} on {row['data']}"
         sections.append(Section(title, html if i == 0 else details("figures and mistakes", html)))
@@ -156,7 +162,7 @@ def each_score(out: Path) -> list[Section]:
 
 def robustness(out: Path) -> Section | None:
     """Accuracy under corruptions, for each row that was tried."""
-    rows = [row for row in _json(out / "scores.json") or [] if row.get("robustness")]
+    rows = [row for row in read_json(out / "scores.json") or [] if row.get("robustness")]
     if not rows:
         return None
     kinds = list(rows[0]["robustness"]["top1"])
@@ -176,7 +182,7 @@ def robustness(out: Path) -> Section | None:
 def moved(out: Path) -> list[Section]:
     """`updates` and maps of each adapter that was compared."""
     sections = []
-    for row in _json(out / "adapters.json") or []:
+    for row in read_json(out / "adapters.json") or []:
         html = ""
         if (section := updates(out / row["folder"])) is not None:
             html += section.html
@@ -193,7 +199,7 @@ def moved(out: Path) -> list[Section]:
 
 def recognition(folder: Path) -> str:
     """What `Evaluation.write` left, as HTML."""
-    scores = _json(folder / "evaluation.json")
+    scores = read_json(folder / "evaluation.json")
     html = key_figures(_scored(scores))
     figures = [drawing(folder / "reliability.svg", "Accuracy against confidence, and the share of images in each bin")]
     if (folder / "mistakes.png").is_file():
@@ -208,7 +214,7 @@ def recognition(folder: Path) -> str:
     return html + details("Largest confusions", _largest_confusions(folder / "confusion.csv"))
 
 
-RUN: tuple[Callable[[Path], Section | list[Section] | None], ...] = (
+RUN: tuple[Maker, ...] = (
     run_figures,
     curves,
     samples,
@@ -218,18 +224,16 @@ RUN: tuple[Callable[[Path], Section | list[Section] | None], ...] = (
     data,
     configuration,
 )
-SCORES: tuple[Callable[[Path], Section | list[Section] | None], ...] = (
+SCORES: tuple[Maker, ...] = (
     all_scores,
     robustness,
     each_score,
     moved,
-    samples,
-    before_and_after,
     configuration,
 )
 
 
-def gather(folder: Path, makers: Sequence[Callable[[Path], Section | list[Section] | None]]) -> list[Section]:
+def gather(folder: Path, makers: Sequence[Maker]) -> list[Section]:
     """The sections there is something for."""
     sections: list[Section] = []
     for make in makers:
@@ -270,10 +274,6 @@ def _drawings(folder: Path, pattern: str) -> list[Path]:
     first = ("curve_loss", "curve_val_top1")
     found = sorted(folder.glob(pattern), key=lambda file: file.stem)
     return sorted(found, key=lambda file: first.index(file.stem) if file.stem in first else len(first))
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

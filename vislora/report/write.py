@@ -1,12 +1,13 @@
 """The report of a training or an evaluation, from the files in its folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from vislora.report.curves import draw_curves
 from vislora.report.figures import save
 from vislora.report.page import write_page
-from vislora.report.sections import RUN, SCORES, gather
+from vislora.report.sections import RUN, SCORES, Maker, gather
 
 
 def write_run_report(run: Path) -> Path:
@@ -22,7 +23,7 @@ def write_run_report(run: Path) -> Path:
     return run / "report.html"
 
 
-def write_scores_report(out: Path, title: str, subtitle: str) -> Path:
-    """Write an evaluation's report.html; returns its path."""
-    write_page(out / "report.html", title, subtitle, gather(out, SCORES))
+def write_scores_report(out: Path, title: str, subtitle: str, makers: Sequence[Maker] = SCORES) -> Path:
+    """Write an evaluation's report.html of the sections that `makers` make; returns its path."""
+    write_page(out / "report.html", title, subtitle, gather(out, makers))
     return out / "report.html"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from vislora import __version__
@@ -17,15 +18,20 @@ from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.load import load_captions
 from vislora.data.order import MicroBatches, Order, SampleKey
 from vislora.data.preflight import captioned_rows_of, examine
+from vislora.drawing import draw
 from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
+from vislora.lora import Adapters
+from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import PipelineEncoder, load_pipeline, resolution
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import Flow, schedule
 from vislora.precision import autocast_dtype
+from vislora.report.before_after import write_pairs
 from vislora.report.samples import draw_samples, save_grid
+from vislora.report.updates import write_updates
 from vislora.tasks.prior import with_prior
 from vislora.tasks.task import Outcome, Task
 
@@ -72,11 +78,10 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         encoder.move(torch.device("cpu"))
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
+    drawn = (config.objective.preview_steps, config.objective.guidance)
+
     def preview(file: Path) -> None:
-        images = draw_samples(
-            pipe.to(device), prompts, range(2), config.objective.preview_steps, config.objective.guidance
-        )
-        save_grid(images, prompts, file)
+        save_grid(draw_samples(pipe.to(device), prompts, range(2), *drawn), prompts, file)
         if spared:
             encoder.move(torch.device("cpu"))
 
@@ -84,7 +89,11 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         if accelerator.is_main_process:
             about = {"vislora": __version__, "model": asdict(config.model), "data": data_to_dict(data)}
             about |= {"caption": splits.train.captions[0]}
-            write_diffusers(replace(adapters.adapter("default"), about=about), out / "adapter")
+            adapter = adapters.adapter("default")
+            write_diffusers(replace(adapter, about=about), out / "adapter")
+            write_updates(layer_updates(adapter, model), out)
+            if texts := prompts[: config.objective.before_after]:
+                write_pairs(texts, *_before_and_after(pipe.to(device), adapters, texts, *drawn, size=side), out)
         return Outcome(out / "adapter")
 
     return Task(
@@ -108,6 +117,18 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         finish=finish,
         preview=preview,
     )
+
+
+def _before_and_after(
+    pipe: Any, adapters: Adapters, prompts: Sequence[str], steps: int, guidance: float, size: int
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The prompts drawn without and with the adapter, from the same noise."""
+    adapters.model.eval()
+    found = []
+    for scale in (0.0, 1.0):
+        adapters.scale("default", scale)
+        found.append(draw(pipe, prompts, [0], steps, guidance, size))
+    return found[0], found[1]
 
 
 def _sizes(captioned: Captioned, data: CaptionedData, side: int) -> list[Size]:

@@ -11,7 +11,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from vislora import __version__
-from vislora.config import AdapterConfig, LoraAdapter, Precision, PrefixCache, ProbeAdapter, TrainConfig, data_to_dict
+from vislora.config import (
+    AdapterConfig,
+    FullAdapter,
+    LoraAdapter,
+    Precision,
+    PrefixCache,
+    ProbeAdapter,
+    TrainConfig,
+    data_to_dict,
+)
 from vislora.data.features import Features, check_deterministic, compute_features
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
@@ -21,7 +30,7 @@ from vislora.data.transforms import Preprocessing, eval_transform, train_transfo
 from vislora.evaluate import evaluate_split
 from vislora.formats.peft import write_peft
 from vislora.lora import Adapters
-from vislora.metrics.updates import layer_updates
+from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
 from vislora.models.prefix import Prefix
 from vislora.models.smallest import prove_alive_cheaply
@@ -68,7 +77,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         about = _about(config, images, splits.classes)
         artifact = out / ("model" if adapters is None else "adapter")
         if accelerator.is_main_process:
-            _export(model, adapters, about, artifact)
+            _export(model, adapters, config, about, artifact)
         if splits.test is None:
             return Outcome(artifact)
         recognizer = Recognizer(model.eval(), images, splits.classes, about)
@@ -153,10 +162,16 @@ def _about(config: TrainConfig, images: Preprocessing, classes: tuple[str, ...])
     }
 
 
-def _export(model: nn.Module, adapters: Adapters | None, about: dict[str, Any], artifact: Path) -> None:
-    if adapters is None:
-        save_vit(model, artifact, about)
+def _export(
+    model: nn.Module, adapters: Adapters | None, config: TrainConfig, about: dict[str, Any], artifact: Path
+) -> None:
+    if adapters is not None:
+        adapter = adapters.adapter("default")
+        write_peft(replace(adapter, about=about), artifact)
+        write_updates(layer_updates(adapter, model), artifact.parent)
         return
-    adapter = adapters.adapter("default")
-    write_peft(replace(adapter, about=about), artifact)
-    write_updates(layer_updates(adapter, model), artifact.parent)
+    save_vit(model, artifact, about)
+    if isinstance(config.adapter, FullAdapter):
+        torch.manual_seed(config.seed)  # random weights come again as the run began with them
+        base = build_vit(config.model, len(about["classes"]))
+        write_updates(weight_updates(model, base, head_names(model)), artifact.parent)

@@ -1,0 +1,278 @@
+"""Evaluations of adapters that draw: every figure again from the pictures on disk, by other code; the files and the
+report; and mistakes."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import tiny_diffusion as tiny
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+from torchmetrics.functional.multimodal import clip_score
+from torchvision.transforms import v2
+
+from vislora.compose import configure
+from vislora.config import CaptionsData, ModelConfig, data_to_dict
+from vislora.data.transforms import Preprocessing
+from vislora.errors import AdapterError, ConfigError, DataError, ModelError
+from vislora.evaluate import draws
+from vislora.files import sha256
+from vislora.formats.detect import write_adapter
+from vislora.generate import generate
+from vislora.models.vit import EMBEDDED, build_vit, save_vit
+from vislora.picture_evaluation import evaluate_pictures
+from vislora.recognizer import load_recognizer
+from vislora.report.pictures import table_text, write_pictures
+
+PROMPTS = ["a | one", "b | two", "c, d | one", "e | two"]
+WORDS = ["steps=2", "size=16", "unrelated=[x,y]", f"prompts={PROMPTS}", "resamples=50"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """The folder of a tiny Stable Diffusion pipeline."""
+    folder = tmp_path_factory.mktemp("sd")
+    tiny.stable_diffusion(folder / "words").save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Six captioned pictures."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text(f"picture {chr(ord('a') + i)}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def style(base, photos, tmp_path_factory) -> Path:
+    """An adapter's file that says what it was trained on."""
+    folder = tmp_path_factory.mktemp("style")
+    about = {"model": {"name": str(base), "revision": None, "variant": None}}
+    about["data"] = data_to_dict(CaptionsData(root=str(photos)))
+    adapter = replace(tiny.trained(tiny.stable_diffusion(folder)), about=about)
+    return write_adapter(adapter, "diffusers", folder / "style.safetensors")
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> Path:
+    """The folder of a classifier of two classes, with random weights."""
+    folder = tmp_path_factory.mktemp("judge")
+    args = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 3}
+    torch.manual_seed(2)
+    model = build_vit(ModelConfig("vit_tiny_patch16_224", weights="random", args=args), 2)
+    images = Preprocessing(32, (0.5,) * 3, (0.5,) * 3).to_dict()
+    save_vit(model, folder, {"preprocessing": images, "classes": ["one", "two"], "model": {}, "data": {}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """The folder of a tiny CLIP."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = tiny.tokenizer(folder / "words")
+    text = tiny.clip().config.to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8, "projection_dim": 16}
+    torch.manual_seed(3)
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    model.save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    transformers.CLIPProcessor(transformers.CLIPImageProcessor(**sides), words).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(style, judge, clip, tmp_path_factory):
+    """An adapter at three scales before all judges, and the folder of what was found."""
+    words = [f"adapter={style}", *WORDS, "scales=[0,0.5,1]", "drawn_at_once=3", f"clip={clip}"]
+    words += [f"style_classifier={judge}", f"content_classifier={judge}"]
+    config, out = configure("evaluate", words), tmp_path_factory.mktemp("out")
+    found = evaluate_pictures(config)
+    write_pictures(found, config, out)
+    return found, out
+
+
+def as_the_command(config):
+    assert draws(config)
+    return evaluate_pictures(config)
+
+
+def rows_of(out):
+    with (out / "pictures.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def features(pictures):
+    """Pooled features of the model that ships, by timm alone, float64 [N, D]."""
+    model = timm.create_model(f"local-dir:{EMBEDDED}", pretrained=True, num_classes=0).eval()
+    wanted = timm.data.resolve_data_config({}, model=model)
+    transform = v2.Compose(
+        [
+            v2.Resize(int(wanted["input_size"][-1] / wanted["crop_pct"]), v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(wanted["input_size"][-1]),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(wanted["mean"], wanted["std"]),
+        ]
+    )
+    with torch.no_grad():
+        return model(torch.stack([transform(picture) for picture in pictures])).double()
+
+
+def test_pictures_are_what_generate_draws_with_the_seed_that_is_told(evaluated, base, style, tmp_path):
+    _, out = evaluated
+    rows = rows_of(out)
+    assert len(rows) == 4 * len(PROMPTS) * 2
+    row = next(row for row in rows if row["name"].endswith("scale 0.5") and row["prompt"] == "c, d")
+    words = [f"adapter={style}", "adapter.scale=0.5", "prompt=['c, d']", f"seeds=[{row['noise_seed']}]"]
+    (again,) = generate(configure("generate", [*words, "steps=2", "size=16"]), tmp_path)
+    told = np.asarray(Image.open(out / row["file"])).astype(int)
+    assert np.abs(told - np.asarray(again.image).astype(int)).max() <= 1  # a batch rounds otherwise than one picture
+    assert len({row["noise_seed"] for row in rows}) == len(PROMPTS) * 2
+
+
+def test_content_and_diversity_are_those_of_timms_features(evaluated):
+    found, out = evaluated
+    rows = rows_of(out)
+    pictures = [Image.open(out / row["file"]).convert("RGB") for row in rows]
+    seen = features(pictures).reshape(4, len(PROMPTS), 2, -1)  # base, then the scales
+    for row, pooled in zip(found.rows[1:], seen, strict=True):
+        cosines = torch.cosine_similarity(pooled, seen[0], dim=-1)
+        assert row.figures["content"].value == pytest.approx(cosines.mean().item(), abs=1e-6)
+        apart = 1 - torch.cosine_similarity(pooled[:, 0], pooled[:, 1], dim=-1)
+        assert row.figures["diversity"].value == pytest.approx(apart.mean().item(), abs=1e-6)
+    told = [float(row["content"]) for row in rows[-8:]]
+    assert np.mean(told) == pytest.approx(found.rows[-1].figures["content"].value)
+
+
+def test_distances_are_those_of_timms_features(evaluated, photos):
+    found, out = evaluated
+    last = [Image.open(out / row["file"]).convert("RGB") for row in rows_of(out)[-8:]]
+    drawn, real = (features(p).numpy() for p in (last, [Image.open(f) for f in sorted(photos.glob("*.png"))]))
+    covariances = [np.cov(x, rowvar=False) for x in (drawn, real)]
+    # the trace of the root of a product of covariances is the nuclear norm of the product of their factors
+    centred = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (drawn, real)]
+    root = np.linalg.norm(centred[0] @ centred[1].T, "nuc")
+    frechet = ((drawn.mean(0) - real.mean(0)) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * root
+    assert found.rows[-1].figures["frechet"].value == pytest.approx(frechet, rel=1e-4)
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3  # noqa: E731
+    within = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (drawn, real)]
+    expected = sum(within) - 2 * kernel(drawn, real).mean()
+    assert found.rows[-1].figures["kernel"].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_at_scale_0_an_adapter_is_the_base_model(evaluated):
+    reference, base, zero, half, one = evaluated[0].rows
+    assert (reference.name, base.name, zero.scale, half.scale, one.scale) == ("reference", "base model", 0, 0.5, 1)
+    assert zero.figures == base.figures
+    assert zero.figures["content"].value == pytest.approx(1)
+    assert zero.figures["drift"].value == pytest.approx(0, abs=1e-9)
+    assert zero.figures["style"].value == pytest.approx(0, abs=1e-9)
+    assert one.figures["drift"].value > half.figures["drift"].value > 1e-6
+    assert one.figures["content"].low <= one.figures["content"].value <= one.figures["content"].high < 1
+
+
+def test_classifiers_are_asked_picture_by_picture(evaluated, judge, photos):
+    found, out = evaluated
+    recognizer = load_recognizer(judge)
+    rows = [row for row in rows_of(out) if row["name"].endswith("scale 1")]
+    taken = [recognizer.classes[recognizer([Image.open(out / row["file"])]).argmax()] for row in rows]
+    labels = [line.partition(" | ")[2] for line in PROMPTS for _ in range(2)]
+    assert [row["label"] for row in rows] == labels
+    right = np.mean([one == other for one, other in zip(taken, labels, strict=True)])
+    assert found.rows[-1].figures["content_class"].value == pytest.approx(right)
+    of_reference = [recognizer.classes[recognizer([Image.open(f)]).argmax()] for f in photos.glob("*.png")]
+    assert found.style == max(("one", "two"), key=of_reference.count)
+    assert found.rows[-1].figures["style_class"].value == pytest.approx(np.mean([t == found.style for t in taken]))
+    assert found.rows[0].figures["style_class"].value == pytest.approx(of_reference.count(found.style) / 6)
+
+
+def test_the_text_image_score_is_torchmetrics_clip_score(evaluated, clip):
+    _, out = evaluated
+    for row in rows_of(out)[-8::3]:
+        picture = torch.from_numpy(np.array(Image.open(out / row["file"]))).permute(2, 0, 1)
+        expected = clip_score(picture, row["prompt"], model_name_or_path=str(clip)).item()
+        assert float(row["text_image"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_folder_holds_one_table_with_the_backbone_and_a_report_with_everything(evaluated, tmp_path):
+    found, out = evaluated
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["backbone"]["sha256"] == sha256(EMBEDDED / "model.safetensors")
+    with (out / "scores.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, values, line in zip(found.rows, scores["rows"], table, strict=True):
+        assert values["figures"].get("style", {}).get("value") == (float(line["style"]) if line["style"] else None)
+        assert values["name"] == line["name"] == row.name
+    assert {file.suffix for file in out.glob("sweep.*")} == {".png", ".svg"}
+    report = (out / "report.html").read_text()
+    assert report.count('<input type="range"') == len(PROMPTS)
+    for word in ("Style against content", "Before and after", "what changed", "Samples", scores["backbone"]["sha256"]):
+        assert word in report
+    assert (out / "report.html").stat().st_size < 3e6
+    text = table_text(found)
+    assert scores["backbone"]["sha256"][:16] in text
+    assert "note: 8 drawn and 6 reference pictures are few for features of 192 dimensions" in text
+
+
+def test_captions_of_the_training_are_drawn_where_no_prompts_are_given(style):
+    words = [word for word in WORDS if not word.startswith("prompts")]
+    config = configure("evaluate", [f"adapter={style}", *words, "seeds=[0]"])
+    found = evaluate_pictures(config)
+    assert [prompt.text for prompt in found.prompts] == [f"picture {letter}" for letter in "abcdef"]
+    assert "diversity" not in found.rows[-1].figures
+    assert found.rows[-1].name == "style.safetensors"
+
+
+def test_any_timm_model_with_weights_from_a_file_is_a_backbone(style, tmp_path):
+    model = timm.create_model("resnet10t", num_classes=0)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    words = ["backbone.name=resnet10t", f"backbone.weights={tmp_path / 'w.safetensors'}", "backbone.img_size=64"]
+    found = evaluate_pictures(configure("evaluate", [f"adapter={style}", *WORDS, *words]))
+    assert found.backbone == ("resnet10t", sha256(tmp_path / "w.safetensors"))
+    with pytest.raises(ModelError, match="backbone: timm has no model 'resnet10x'"):
+        evaluate_pictures(configure("evaluate", [f"adapter={style}", *WORDS, "backbone.name=resnet10x"]))
+
+
+def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path):
+    def refused(error, message, *words):
+        config = configure("evaluate", [*WORDS, f"adapter={style}", *words])
+        with pytest.raises(error, match=message):
+            as_the_command(config)
+
+    refused(ConfigError, r"seeds=\[\]: expected at least one", "seeds=[]")
+    refused(ConfigError, r"scales=\[1.0, 1.0\]: expected at least one, each once", "scales=[1,1]")
+    refused(ConfigError, "calibrate is not for .*style.safetensors, which draws", "calibrate=true")
+    refused(ConfigError, "give style_classifier=FOLDER", "style=ink")
+    refused(ConfigError, "style=ink: .* tells one, two", f"style_classifier={judge}", "style=ink")
+    refused(DataError, "'three', the label of 'a', is no class", f"content_classifier={judge}", "prompts=['a | three']")
+    refused(DataError, "'a' has no label, and names no class", f"content_classifier={judge}", "prompts=[a]")
+    refused(DataError, "3 pictures to draw and 6 of reference: distances need four", "prompts=[a,b,c]", "seeds=[0]")
+    refused(DataError, "reference=.*nowhere: there is no such folder", "reference=nowhere")
+    refused(ModelError, "clip=./nowhere: there is no such folder", "clip=./nowhere")
+    refused(AdapterError, "nowhere isn't there; give a run's adapter/", "adapter=nowhere")
+    refused(ConfigError, "draws and .* recognises; evaluate them one after the other", f"adapter=[{style},{judge}]")
+    with pytest.raises(ConfigError, match=r"prompts is not for .*, which recognises"):
+        draws(configure("evaluate", [f"adapter={judge}", "prompts=[a]"]))
+    bare = write_adapter(tiny.trained(tiny.stable_diffusion(tmp_path)), "kohya", tmp_path / "bare.safetensors")
+    refused(ConfigError, "doesn't tell the pictures of its training; give reference=FOLDER", f"adapter={bare}")
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_table(style, tmp_path):
+    command = [sys.executable, "-m", "vislora.evaluate", f"adapter={style}", *WORDS, f"hydra.run.dir={tmp_path / 'o'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "base model" in done.stdout
+    assert (tmp_path / "o" / "report.html").is_file()

@@ -1,0 +1,86 @@
+"""Prompts to draw, from a file or from a command line, each with the class it should show, where that is known."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vislora.data.captions import clean
+from vislora.errors import ConfigError, DataError
+
+NEUTRAL = (
+    "a red apple on a wooden table",
+    "a house with a green door",
+    "a bicycle leaning against a wall",
+    "a mountain lake under a clear sky",
+    "a cup of coffee",
+    "a portrait of a man with a hat",
+)
+"""What an adapter of a style or a subject has no reason to draw otherwise."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to draw, and the name of the class that the picture should show."""
+
+    text: str
+    label: str | None = None
+
+
+def read_prompts(given: str | Sequence[str], key: str) -> list[Prompt]:
+    """Prompts from a text file with one a line, `prompt` or `prompt | label`; from a .jsonl file with
+    {"prompt": …, "label": …} a line; or from a list of such lines as a text file has.
+
+    Args:
+        key: the setting they come from, for messages.
+
+    Raises:
+        ConfigError: neither a file nor a list of texts.
+        DataError: there is none, one comes twice, or a line is malformed.
+    """
+    if isinstance(given, str):
+        file = Path(given).expanduser()
+        if not file.is_file():
+            raise ConfigError(f"{key}={given}: there is no such file; write a list as {key}=['a prompt','another one']")
+        found = list(_from_jsonl(file) if file.suffix == ".jsonl" else _from_lines(_lines(file), str(file)))
+    elif isinstance(given, Sequence) and all(isinstance(line, str) for line in given):
+        found = list(_from_lines(given, key))
+    else:
+        raise ConfigError(f"{key}={given}: expected a file, or a list of texts; quote what YAML takes for a number")
+    if not found:
+        raise DataError(f"{key}={given} holds no prompt")
+    texts = [prompt.text for prompt in found]
+    if twice := next((text for i, text in enumerate(texts) if text in texts[:i]), None):
+        raise DataError(f"{key}={given}: {twice!r} comes twice, and would be the same pictures twice; take more seeds")
+    return found
+
+
+def _from_lines(lines: Sequence[str], where: str) -> Iterator[Prompt]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        text, bar, label = line.rpartition("|")
+        at = f"{where}, line {number}"
+        yield Prompt(clean(text, at), clean(label, f"{at}: the label")) if bar else Prompt(clean(line, at))
+
+
+def _from_jsonl(file: Path) -> Iterator[Prompt]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        at = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{at} isn't JSON: {error}") from None
+        label = row.get("label") if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not isinstance(label, str | None):
+            raise DataError(f'{at}: expected {{"prompt": "…"}} or {{"prompt": "…", "label": "…"}}')
+        yield Prompt(clean(row["prompt"], at), None if label is None else clean(label, f"{at}: the label"))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} isn't text in UTF-8: {error}") from None

@@ -1,0 +1,100 @@
+"""How far two sets of pictures are apart, by features of each: nothing is said of any single picture."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_kernel
+
+from vislora.errors import DataError
+from vislora.metrics.intervals import Interval
+
+_SUBSETS = 400
+_ENOUGH = 5  # pictures for each dimension, below which a covariance is more noise than figure
+
+
+def frechet_distance(one: Tensor, other: Tensor) -> float:
+    """The Fréchet distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the Gaussians with the means and covariances
+    of two sets of features [N, D] and [M, D], as Heusel et al. 2017 (https://arxiv.org/abs/1706.08500) take it, by
+    torchmetrics; on features of Inception it is called FID.
+
+    It is biased upwards by about 1 / N, so that it compares sets of as many pictures alone, and it has no interval: the
+    bootstrap, whose draws hold fewer distinct pictures, would lie above the figure itself.
+
+    Raises:
+        DataError: a set has fewer than two pictures.
+    """
+    if (fewest := min(len(one), len(other))) < 2:
+        raise DataError(f"a Fréchet distance needs two pictures of each kind; there is {fewest}")
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(one.shape[1])).set_dtype(torch.float64)
+    metric.update(other.double(), real=True)
+    metric.update(one.double(), real=False)
+    return max(metric.compute().item(), 0.0)  # rounding alone can take it below
+
+
+def kernel_distance(
+    one: Tensor, other: Tensor, units: Tensor | None = None, subsets: int = _SUBSETS, seed: int = 0
+) -> tuple[float, Interval]:
+    """The squared maximum mean discrepancy of two sets of features [N, D] and [M, D] under the kernel
+    (x y / D + 1)^3, its unbiased estimate (Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401, who call it KID
+    on features of Inception), and a 95% interval. It is 0 on average for two sets of the same kind, whatever their
+    sizes, and may be below.
+
+    The interval is that of the estimates over subsets: the deviations of a half of the data, drawn without
+    replacement, spread as those of the whole do (the delete-d jackknife of Shao and Wu 1989,
+    https://doi.org/10.1214/aos/1176347263, whose factor is 1 for halves).
+
+    Args:
+        units: [N], which pictures of `one` belong together, such as those of one prompt, and are drawn together; each
+            on its own by default.
+
+    Raises:
+        DataError: a set has fewer than four units.
+    """
+    one, other = one.double(), other.double()
+    units = torch.arange(len(one)) if units is None else units
+    names = units.unique()
+    if (fewest := min(len(names), len(other))) < 4:
+        raise DataError(f"a kernel distance needs four units of each kind; there are {fewest}")
+    kernels = poly_kernel(one, one), poly_kernel(one, other), poly_kernel(other, other)
+    draws, found = np.random.default_rng(seed), []
+    for _ in range(subsets):
+        half = names[draws.permutation(len(names))[: len(names) // 2]]
+        rows = torch.isin(units, half).nonzero()[:, 0]
+        columns = torch.from_numpy(draws.permutation(len(other))[: len(other) // 2])
+        found.append(
+            _discrepancy(kernels[0][rows][:, rows], kernels[1][rows][:, columns], kernels[2][columns][:, columns])
+        )
+    low, high = np.percentile(found, [2.5, 97.5])
+    return _discrepancy(*kernels), (float(low), float(high))
+
+
+def sample_warning(pictures: int, reference: int, dimension: int) -> str | None:
+    """What to hold against a Fréchet distance of so few pictures; None where there are enough."""
+    fewest = min(pictures, reference)
+    if fewest >= _ENOUGH * dimension:
+        return None
+    why = "its covariances are singular" if fewest <= dimension else "its covariances are noisy"
+    return (
+        f"{pictures} drawn and {reference} reference pictures are few for features of {dimension} dimensions: the "
+        f"Fréchet distance is too large ({why}) and compares rows of as many pictures alone; the kernel distance is "
+        "free of that bias"
+    )
+
+
+def _discrepancy(xx: Tensor, xy: Tensor, yy: Tensor) -> float:
+    """From kernel matrices [N, N], [N, M] and [M, M], without the pairs of a picture with itself."""
+    n, m = len(xx), len(yy)
+    within = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
+    return (within - 2 * xy.mean()).item()
+
+
+class _AsTheyAre(nn.Module):
+    """What torchmetrics takes for a network: it is given features."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.num_features = dimension
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features

@@ -1,0 +1,335 @@
+"""Scores of adapters that draw: what they draw beside the base model from the same noise, and reference pictures.
+
+`python -m vislora.evaluate` comes here with a pipeline's adapter. Each adapter, at each scale, is a row of the table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vislora.config import CaptionedData, EvaluateConfig, data_from_dict
+from vislora.errors import ConfigError, DataError
+from vislora.names import short_names
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from vislora.data.prompts import Prompt
+    from vislora.lora import Adapter
+    from vislora.metrics.pictures import Figure, StyleAxis
+    from vislora.metrics.updates import LayerUpdate
+    from vislora.models.backbone import Backbone, Seen
+    from vislora.models.clip import Clip
+    from vislora.recognizer import Recognizer
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """A row of the table.
+
+    Attributes:
+        name: of what drew: the base model, an adapter and its scale; or of the reference.
+        adapter, scale: None for the base model and the reference.
+        images: of each prompt with each seed, the prompts one after the other; the reference has none here.
+        count: of pictures.
+        figures: by the keys of `vislora.metrics.pictures.FIGURES`, as far as there is something to tell.
+        each: values of single pictures by the same keys, [N] each.
+    """
+
+    name: str
+    adapter: str | None
+    scale: float | None
+    images: list[Image.Image]
+    count: int
+    figures: dict[str, Figure]
+    each: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PictureEvaluation:
+    """Everything about an evaluation of adapters that draw.
+
+    Attributes:
+        prompts: what was drawn, each with each of `seeds`.
+        rows: the reference, the base model, then each adapter at each scale.
+        reference: where the reference pictures are from.
+        backbone: name and SHA-256 of the weights whose features were compared.
+        style: what the style classifier was to take pictures for; None without one.
+        warnings: what to hold against the figures.
+        updates: by adapter, how far it moved each layer.
+    """
+
+    prompts: list[Prompt]
+    seeds: list[int]
+    rows: list[PictureScores]
+    reference: str
+    backbone: tuple[str, str]
+    style: str | None
+    warnings: list[str]
+    updates: dict[str, list[LayerUpdate]]
+
+
+def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
+    """Draw the prompts with each of `config.adapter` at each scale, and score what comes.
+
+    Raises:
+        VisloraError: a mistake in the settings, the data, a model or an adapter.
+    """
+    _check(config)
+
+    from accelerate import PartialState
+
+    from vislora.drawing import open_pipeline, pipeline_of
+    from vislora.formats.detect import read_adapter
+    from vislora.metrics.updates import layer_updates
+    from vislora.pipeline import apply, unapply
+
+    state = PartialState()
+    if state.num_processes > 1:
+        raise ConfigError(f"{state.num_processes} processes would all draw the same pictures; start a single one")
+    names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
+    judges = _judges(config, adapters)
+    pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
+
+    base = _draw(pipe, config, judges, "the base model")
+    rows = [judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
+    updates = {}
+    for name, adapter in zip(names, adapters, strict=True):
+        applied = apply(pipe, adapter)
+        updates[name] = layer_updates(applied.adapter, applied.models)
+        for scale in config.scales:
+            title = name if config.scales == [1.0] else f"{name}, scale {scale:g}"
+            applied.scale = scale
+            rows.append(judges.of_drawn(_draw(pipe, config, judges, title), base, title, name, scale))
+        unapply(pipe)
+    return PictureEvaluation(
+        judges.prompts,
+        config.seeds,
+        rows,
+        judges.source,
+        (judges.backbone.name, judges.backbone.sha256),
+        judges.style,
+        judges.warnings(len(base.images)),
+        updates,
+    )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Pictures and what the backbone sees in them; of the prompts, and of unrelated ones."""
+
+    images: list[Image.Image]
+    seen: Seen
+    unrelated: Seen
+
+
+@dataclass(frozen=True)
+class _Judges:
+    """What pictures are compared with, and by whom."""
+
+    prompts: list[Prompt]
+    unrelated: list[Prompt]
+    source: str
+    reference: list[Image.Image]
+    reference_seen: Seen
+    backbone: Backbone
+    by_style: Recognizer | None
+    style: str | None
+    by_content: Recognizer | None
+    labels: list[str] | None
+    clip: Clip | None
+    config: EvaluateConfig
+
+    def of_reference(self) -> PictureScores:
+        each = {}
+        if self.by_style is not None:
+            each["style_class"] = _taken_for(self.by_style, self.reference, [self.style] * len(self.reference))
+        figures = {key: self._mean(values, 1) for key, values in each.items()}
+        return PictureScores("reference", None, None, [], len(self.reference), figures, each)
+
+    def of_drawn(
+        self, drawn: _Drawn, base: _Drawn, name: str, adapter: str | None, scale: float | None
+    ) -> PictureScores:
+        """Score pictures against the base model's and the reference."""
+        import torch
+
+        from vislora.metrics.distances import frechet_distance, kernel_distance
+        from vislora.metrics.pictures import Figure, StyleAxis, diversity, kept_content
+
+        seeds, n = len(self.config.seeds), len(drawn.images)
+        axis: StyleAxis = StyleAxis.between(base.seen.statistics, self.reference_seen.statistics)
+        each = {
+            "style": axis.along(drawn.seen.statistics),
+            "content": kept_content(drawn.seen.pooled, base.seen.pooled),
+            "drift": 1 - kept_content(drawn.unrelated.pooled, base.unrelated.pooled),
+        }
+        if self.by_style is not None:
+            each["style_class"] = _taken_for(self.by_style, drawn.images, [self.style] * n)
+        if self.by_content is not None:
+            each["content_class"] = _taken_for(self.by_content, drawn.images, _repeated(self.labels, seeds))
+        if self.clip is not None:
+            texts = _repeated([prompt.text for prompt in self.prompts], seeds)
+            each["text_image"] = self.clip(drawn.images, texts, self.config.batch_size)
+        figures = {key: self._mean(values, seeds) for key, values in each.items()}
+        del each["drift"]  # of other pictures
+        if seeds > 1:
+            by_prompt = drawn.seen.pooled.reshape(len(self.prompts), seeds, -1)
+            figures["diversity"] = self._mean(diversity(by_prompt), 1)
+        figures["frechet"] = Figure(frechet_distance(drawn.seen.pooled, self.reference_seen.pooled))
+        units = None  # a few prompts can't be halved
+        if len(self.prompts) >= 4:
+            units = torch.arange(len(self.prompts)).repeat_interleave(seeds)
+        kernel, interval = kernel_distance(drawn.seen.pooled, self.reference_seen.pooled, units, seed=self.config.seed)
+        figures["kernel"] = Figure(kernel, *interval)
+        return PictureScores(name, adapter, scale, drawn.images, n, figures, each)
+
+    def warnings(self, drawn: int) -> list[str]:
+        from vislora.metrics.distances import sample_warning
+
+        warning = sample_warning(drawn, len(self.reference), self.backbone.dimension)
+        return [] if warning is None else [warning]
+
+    def _mean(self, values: Tensor, seeds: int) -> Figure:
+        from vislora.metrics.pictures import mean_figure
+
+        return mean_figure(values, seeds, self.config.resamples, self.config.seed)
+
+
+def _check(config: EvaluateConfig) -> None:
+    for key in ("seeds", "scales"):
+        values = getattr(config, key)
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{key}={values}: expected at least one, each once")
+    if config.style is not None and config.style_classifier is None:
+        raise ConfigError(f"style={config.style} is a class of the style classifier; give style_classifier=FOLDER")
+
+
+def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
+    import torch
+
+    from vislora.data.prompts import NEUTRAL, Prompt, read_prompts
+    from vislora.models.backbone import Backbone
+    from vislora.models.clip import Clip
+    from vislora.recognizer import load_recognizer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source, reference, captions = _reference(config, adapters)
+    prompts = [Prompt(text) for text in captions] if config.prompts is None else read_prompts(config.prompts, "prompts")
+    unrelated = (
+        [Prompt(t) for t in NEUTRAL] if config.unrelated is None else read_prompts(config.unrelated, "unrelated")
+    )
+    by_style = by_content = style = labels = None
+    if config.style_classifier is not None:
+        by_style = load_recognizer(config.style_classifier)
+        by_style.model.to(device)
+        style = _wanted_style(config, by_style, reference)
+    if config.content_classifier is not None:
+        by_content = load_recognizer(config.content_classifier)
+        by_content.model.to(device)
+        labels = [_label(prompt, by_content.classes) for prompt in prompts]
+    clip = None if config.clip is None else Clip(config.clip, device)
+    backbone = Backbone(config.backbone, device)
+    seen = backbone(reference, config.batch_size)
+    return _Judges(
+        prompts, unrelated, source, reference, seen, backbone, by_style, style, by_content, labels, clip, config
+    )
+
+
+def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str, list[Image.Image], list[str]]:
+    """The reference pictures, where they are from, and captions to draw where no prompts are given."""
+    from vislora.data.captions import picture_files
+    from vislora.data.images import read_image
+    from vislora.data.load import load_captions
+
+    if config.reference is not None:
+        files = picture_files(Path(config.reference).expanduser(), "reference")
+        pictures = [read_image(file) for file in files]
+        if config.prompts is not None:
+            return config.reference, pictures, []
+    data = [_trained_on(file, adapter) for file, adapter in zip(config.adapter, adapters, strict=True)]
+    if other := [i for i, settings in enumerate(data) if settings != data[0]]:
+        missing = "reference=FOLDER" if config.reference is None else "prompts=FILE"
+        raise ConfigError(
+            f"{config.adapter[0]} and {config.adapter[other[0]]} were trained on different pictures; give {missing}"
+        )
+    splits = load_captions(data[0])
+    captions = list(dict.fromkeys((splits.val or splits.train).captions))
+    if config.reference is not None:
+        return config.reference, pictures, captions
+    pictures = [splits.train.pictures[i] for i in range(len(splits.train))]
+    return f"the {len(pictures)} pictures of the training", pictures, captions
+
+
+def _trained_on(file: str, adapter: Adapter) -> CaptionedData:
+    told = adapter.about.get("data")
+    try:
+        data = data_from_dict(told)
+    except Exception:  # it comes from a file, and may be anything
+        data = None
+    if not isinstance(data, CaptionedData):
+        raise ConfigError(
+            f"{file} doesn't tell the pictures of its training; give reference=FOLDER of pictures in the wanted style, "
+            "and prompts=FILE"
+        )
+    return data
+
+
+def _wanted_style(config: EvaluateConfig, by_style: Recognizer, reference: Sequence[Image.Image]) -> str:
+    if config.style is None:
+        found = Counter(_predicted(by_style, reference))
+        return found.most_common(1)[0][0]
+    if config.style not in by_style.classes:
+        raise ConfigError(f"style={config.style}: {config.style_classifier} tells {', '.join(by_style.classes)}")
+    return config.style
+
+
+def _label(prompt: Prompt, classes: Sequence[str]) -> str:
+    """The class a prompt should show: its label, or the longest name of a class in its text."""
+    if prompt.label is not None:
+        if prompt.label not in classes:
+            raise DataError(f"{prompt.label!r}, the label of {prompt.text!r}, is no class of the content classifier")
+        return prompt.label
+    named = [name for name in classes if name.casefold() in prompt.text.casefold()]
+    if not named:
+        raise DataError(
+            f"{prompt.text!r} has no label, and names no class of the content classifier; write `prompt | label`"
+        )
+    return max(named, key=len)
+
+
+def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str) -> _Drawn:
+    from vislora.drawing import draw
+
+    def pictures(prompts: Sequence[Prompt]) -> list[Image.Image]:
+        texts = [prompt.text for prompt in prompts]
+        settings = (config.steps, config.guidance, config.size, config.drawn_at_once, f"{who} draws")
+        return draw(pipe, texts, config.seeds, *settings)
+
+    images = pictures(judges.prompts)
+    return _Drawn(
+        images,
+        judges.backbone(images, config.batch_size),
+        judges.backbone(pictures(judges.unrelated), config.batch_size),
+    )
+
+
+def _predicted(recognizer: Recognizer, images: Sequence[Image.Image]) -> list[str]:
+    parts = [recognizer(images[i : i + 64]).argmax(1).tolist() for i in range(0, len(images), 64)]
+    return [recognizer.classes[k] for part in parts for k in part]
+
+
+def _taken_for(recognizer: Recognizer, images: Sequence[Image.Image], wanted: Sequence[str]) -> Tensor:
+    """1 for each picture that the recogniser takes for what was wanted, 0 for the others, [N]."""
+    import torch
+
+    found = _predicted(recognizer, images)
+    return torch.tensor([float(one == other) for one, other in zip(found, wanted, strict=True)], dtype=torch.float64)
+
+
+def _repeated(values: Sequence[str], times: int) -> list[str]:
+    return [value for value in values for _ in range(times)]

@@ -1,0 +1,165 @@
+"""An evaluation of adapters that draw, as a folder: one table, the pictures, sliders, sheets, the report."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from vislora import __version__
+from vislora.config import EvaluateConfig
+from vislora.drawing import noise_seed
+from vislora.files import write_json, write_text
+from vislora.metrics.pictures import FIGURES, Figure
+from vislora.report.before_after import file_name, write_pairs
+from vislora.report.figures import save
+from vislora.report.picture_sections import PICTURES, told
+from vislora.report.samples import save_grid
+from vislora.report.sweep import draw_sweep
+from vislora.report.updates import write_updates
+from vislora.report.write import write_scores_report
+
+if TYPE_CHECKING:
+    from vislora.picture_evaluation import PictureEvaluation, PictureScores
+
+_SHOWN = 8  # prompts on a sheet, and with a slider
+
+
+def write_pictures(found: "PictureEvaluation", config: EvaluateConfig, out: Path) -> None:
+    """Write everything about an evaluation into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
+    write_json(_to_dict(found), out / "scores.json")
+    _write_table(found.rows, out / "scores.csv")
+    _write_pictures(found, out)
+    _write_sheets(found, out)
+    if curves := _curves(found.rows):
+        style, content = _axes(found.rows)
+        save(draw_sweep(curves, f"{FIGURES[style]} →", f"{FIGURES[content]} →"), out / "sweep")
+    moved = [{"name": name, "folder": f"{i + 1:02d}_{file_name(name)}"} for i, name in enumerate(found.updates)]
+    for row in moved:
+        (out / row["folder"]).mkdir(exist_ok=True)
+        write_updates(found.updates[row["name"]], out / row["folder"])
+    write_json(moved, out / "adapters.json")
+    names = list(found.updates)
+    title = f"Evaluation of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    subtitle = f"{len(found.prompts)} prompts, {len(found.seeds)} seeds; vislora {__version__}, "
+    write_scores_report(out, title, f"{subtitle}{datetime.now():%Y-%m-%d %H:%M}", PICTURES)
+
+
+def table_text(found: "PictureEvaluation") -> str:
+    """The table for a terminal, what the figures stand on, and what is to be held against them."""
+    keys = [key for key in FIGURES if any(key in row.figures for row in found.rows)]
+    cells = [["", "pictures", *(FIGURES[key] for key in keys)]]
+    for row in found.rows:
+        cells.append([row.name, str(row.count), *(told(key, _pair(row.figures.get(key))) for key in keys)])
+    wide = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = [
+        "  ".join([line[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(line[1:], wide[1:], strict=True))])
+        for line in cells
+    ]
+    name, sha256 = found.backbone
+    lines.append(f"features: {name}, sha256 {sha256[:16]}…; reference: {found.reference}; 95% intervals over prompts")
+    if found.style is not None:
+        lines.append(f"the style: {found.style}")
+    return "\n".join([*lines, *(f"note: {warning}" for warning in found.warnings)])
+
+
+def _to_dict(found: "PictureEvaluation") -> dict[str, Any]:
+    name, sha256 = found.backbone
+    rows = [
+        {
+            "name": row.name,
+            "adapter": row.adapter,
+            "scale": row.scale,
+            "pictures": row.count,
+            "figures": {key: asdict(figure) for key, figure in row.figures.items()},
+        }
+        for row in found.rows
+    ]
+    return {
+        "backbone": {"name": name, "sha256": sha256},
+        "reference": found.reference,
+        "style": found.style,
+        "prompts": [asdict(prompt) for prompt in found.prompts],
+        "seeds": found.seeds,
+        "warnings": found.warnings,
+        "rows": rows,
+    }
+
+
+def _write_table(rows: Sequence["PictureScores"], file: Path) -> None:
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        table = csv.writer(lines)
+        ends = [f"{key}{end}" for key in FIGURES for end in ("", "_low", "_high")]
+        table.writerow(["name", "adapter", "scale", "pictures", *ends])
+        for row in rows:
+            figures = [row.figures.get(key) for key in FIGURES]
+            values = [v for f in figures for v in ((f.value, f.low, f.high) if f is not None else (None,) * 3)]
+            table.writerow([row.name, row.adapter, row.scale, row.count, *values])
+
+
+def _write_pictures(found: "PictureEvaluation", out: Path) -> None:
+    """Every picture drawn, and its values in pictures.csv."""
+    keys = list(found.rows[-1].each)
+    with (out / "pictures.csv").open("w", newline="", encoding="utf-8") as lines:
+        table = csv.writer(lines)
+        table.writerow(["file", "name", "prompt", "label", "seed", "noise_seed", *keys])
+        for number, row in enumerate(found.rows):
+            folder = Path("pictures") / f"{number:02d}_{file_name(row.name)}"
+            jobs = [(prompt, seed) for prompt in found.prompts for seed in found.seeds] if row.images else []
+            for i, ((prompt, seed), picture) in enumerate(zip(jobs, row.images, strict=True)):
+                (out / folder).mkdir(parents=True, exist_ok=True)
+                file = folder / f"{i:04d}_seed{seed}.png"
+                picture.save(out / file)
+                values = [row.each[key][i].item() for key in keys]
+                told_of_it = [prompt.text, prompt.label, seed, noise_seed(seed, prompt.text)]
+                table.writerow([file.as_posix(), row.name, *told_of_it, *values])
+
+
+def _write_sheets(found: "PictureEvaluation", out: Path) -> None:
+    """Of some prompts, spread over all, with the first seed: a sheet for each adapter with a row for each scale, and a
+    slider between the base model and the scale nearest to 1."""
+    count, seeds = min(_SHOWN, len(found.prompts)), len(found.seeds)
+    chosen = [(2 * i + 1) * len(found.prompts) // (2 * count) for i in range(count)]
+    texts = [found.prompts[i].text for i in chosen]
+    base = next(row for row in found.rows if row.images)
+    (out / "sheets").mkdir(exist_ok=True)
+    sheets, pairs = [], ([], [], [])
+    for number, name in enumerate(found.updates):
+        rows = [base, *(row for row in found.rows if row.adapter == name)]
+        pictures = [[row.images[i * seeds] for i in chosen] for row in rows]
+        file = f"{number + 1:02d}_{file_name(name)}.png"
+        save_grid(pictures, texts, out / "sheets" / file)
+        sheets.append({"file": file, "rows": [row.name for row in rows]})
+        nearest = min(range(1, len(rows)), key=lambda i: abs(rows[i].scale - 1))
+        named = texts if len(found.updates) == 1 else [f"{rows[nearest].name}: {text}" for text in texts]
+        for into, values in zip(pairs, (named, pictures[0], pictures[nearest]), strict=True):
+            into.extend(values)
+    write_json(sheets, out / "sheets" / "sheets.json")
+    write_pairs(*pairs, out)
+
+
+def _curves(rows: Sequence["PictureScores"]) -> dict[str, list[tuple[float, Figure, Figure]]]:
+    """Of adapters drawn with at several scales."""
+    style, content = _axes(rows)
+    curves: dict[str, list[tuple[float, Figure, Figure]]] = {}
+    for row in rows:
+        if row.adapter is not None:
+            curves.setdefault(row.adapter, []).append((row.scale, row.figures[style], row.figures[content]))
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items() if len(points) > 1}
+
+
+def _axes(rows: Sequence["PictureScores"]) -> tuple[str, str]:
+    """Style and content: as classifiers tell them, where there are any."""
+    known = rows[-1].figures
+    return ("style_class" if "style_class" in known else "style"), (
+        "content_class" if "content_class" in known else "content"
+    )
+
+
+def _pair(figure: Figure | None) -> dict[str, Any] | None:
+    return None if figure is None else asdict(figure)
