@@ -7,6 +7,8 @@ channels the one wide product is as fast as the four, in half the calls. So dW i
     dA = s * B^T dW,    dB = s * dW A^T.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,8 +30,8 @@ class NarrowLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, pairs, scale, dtype):
         w = weight.clone()
-        for rows, a, b in pairs:
-            w[rows].addmm_(lora_B[b], lora_A[a], alpha=scale)
+        for part, a, b in _by_pair(pairs, w, lora_A, lora_B):
+            part.addmm_(b, a, alpha=scale)
         w, flat = w.to(dtype), x.to(dtype).reshape(-1, x.shape[-1])
         ctx.save_for_backward(flat, w, lora_A, lora_B)
         ctx.pairs, ctx.scale, ctx.x_dtype, ctx.x_shape = pairs, scale, x.dtype, x.shape
@@ -46,8 +48,16 @@ class NarrowLinear(torch.autograd.Function):
             dx = torch.mm(dy, w, out=torch.empty_like(flat)).view(ctx.x_shape).to(ctx.x_dtype)
         dw = torch.mm(dy.t(), flat, out=torch.empty_like(w)).to(lora_A.dtype)
         da, db = torch.empty_like(lora_A), torch.empty_like(lora_B)
-        for rows, a, b in ctx.pairs:  # beta=0: the product alone
-            da[a].addmm_(lora_B[b].t(), dw[rows], beta=0, alpha=ctx.scale)
-            db[b].addmm_(dw[rows], lora_A[a].t(), beta=0, alpha=ctx.scale)
+        trained, gradients = (_by_pair(ctx.pairs, dw, *both) for both in ((lora_A, lora_B), (da, db)))
+        for (part, a, b), (_, pair_da, pair_db) in zip(trained, gradients, strict=True):
+            pair_da.addmm_(b.t(), part, beta=0, alpha=ctx.scale)  # beta=0: the product alone
+            pair_db.addmm_(part, a.t(), beta=0, alpha=ctx.scale)
         dbias = dy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         return dx, None, dbias, da, db, None, None, None
+
+
+def _by_pair(pairs: Sequence[tuple[slice, slice, slice]], wide: Tensor, lora_A: Tensor, lora_B: Tensor) -> list:
+    """Each pair's rows of a tensor of the weight's size, its A and its B; no views are made where there is but one."""
+    if len(pairs) == 1 and len(lora_B) == len(wide):
+        return [(wide, lora_A, lora_B)]
+    return [(wide[rows], lora_A[a], lora_B[b]) for rows, a, b in pairs]
