@@ -56,7 +56,7 @@ class PictureEvaluation:
 
     Attributes:
         prompts: what was drawn, each with each of `seeds`.
-        rows: the reference, the base model, then each adapter at each scale.
+        rows: the reference where a classifier judges it, the base model, then each adapter at each scale.
         reference: where the reference pictures are from.
         backbone: name and SHA-256 of the weights whose features were compared.
         style: what the style classifier was to take pictures for; None without one.
@@ -97,7 +97,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
 
     base = _draw(pipe, config, judges, "the base model")
-    rows = [judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
+    rows = [*judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
     updates = {}
     for name, adapter in zip(names, adapters, strict=True):
         applied = apply(pipe, adapter)
@@ -145,12 +145,14 @@ class _Judges:
     clip: Clip | None
     config: EvaluateConfig
 
-    def of_reference(self) -> PictureScores:
-        each = {}
-        if self.by_style is not None:
-            each["style_class"] = _taken_for(self.by_style, self.reference, [self.style] * len(self.reference))
-        figures = {key: self._mean(values, 1) for key, values in each.items()}
-        return PictureScores("reference", None, None, [], len(self.reference), figures, each)
+    def of_reference(self) -> list[PictureScores]:
+        """What the style classifier makes of the reference, which is the most that can be expected; nothing without
+        one."""
+        if self.by_style is None:
+            return []
+        taken = _taken_for(self.by_style, self.reference, [self.style] * len(self.reference))
+        figures = {"style_class": self._mean(taken, 1)}
+        return [PictureScores("reference", None, None, [], len(self.reference), figures)]
 
     def of_drawn(
         self, drawn: _Drawn, base: _Drawn, name: str, adapter: str | None, scale: float | None

@@ -5,7 +5,7 @@ from typing import Any
 
 from vislora.files import read_json
 from vislora.metrics.pictures import FIGURES
-from vislora.report.page import Section, drawing, paragraph, picture, table
+from vislora.report.page import Section, details, drawing, paragraph, picture, table
 from vislora.report.sections import before_and_after, configuration, moved
 
 _SHARES = ("style_class", "content_class")
@@ -57,7 +57,7 @@ def picture_scores(out: Path) -> Section | None:
         said += f" The style that the classifier was to find: {found['style']}."
     html += paragraph(said)
     html += "".join(paragraph(f"Note: {warning}.") for warning in found["warnings"])
-    html += table(["figure", "what it is"], [[FIGURES[key], _MEANING[key]] for key in keys])
+    html += details("What the figures are", "".join(paragraph(f"{FIGURES[key]}: {_MEANING[key]}.") for key in keys))
     return Section("Scores", html)
 
 
