@@ -221,10 +221,16 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source, reference, captions = _reference(config, adapters)
-    prompts = [Prompt(text) for text in captions] if config.prompts is None else read_prompts(config.prompts, "prompts")
-    unrelated = (
-        [Prompt(t) for t in NEUTRAL] if config.unrelated is None else read_prompts(config.unrelated, "unrelated")
-    )
+    prompts, unrelated = [Prompt(text) for text in captions], [Prompt(text) for text in NEUTRAL]
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts, "prompts")
+    if config.unrelated is not None:
+        unrelated = read_prompts(config.unrelated, "unrelated")
+    if min(drawn := len(prompts) * len(config.seeds), len(reference)) < 4:
+        raise DataError(
+            f"{drawn} pictures to draw and {len(reference)} of reference: distances need four of each; give more "
+            "prompts, seeds or reference pictures"
+        )
     by_style = by_content = style = labels = None
     if config.style_classifier is not None:
         by_style = load_recognizer(config.style_classifier)
