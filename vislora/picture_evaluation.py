@@ -226,11 +226,6 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
         prompts = read_prompts(config.prompts, "prompts")
     if config.unrelated is not None:
         unrelated = read_prompts(config.unrelated, "unrelated")
-    if min(drawn := len(prompts) * len(config.seeds), len(reference)) < 4:
-        raise DataError(
-            f"{drawn} pictures to draw and {len(reference)} of reference: distances need four of each; give more "
-            "prompts, seeds or reference pictures"
-        )
     by_style = by_content = style = labels = None
     if config.style_classifier is not None:
         by_style = load_recognizer(config.style_classifier)
@@ -240,6 +235,11 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
         by_content = load_recognizer(config.content_classifier)
         by_content.model.to(device)
         labels = [_label(prompt, by_content.classes) for prompt in prompts]
+    if min(drawn := len(prompts) * len(config.seeds), len(reference)) < 4:
+        raise DataError(
+            f"{drawn} pictures to draw and {len(reference)} of reference: distances need four of each; give more "
+            "prompts, seeds or reference pictures"
+        )
     clip = None if config.clip is None else Clip(config.clip, device)
     backbone = Backbone(config.backbone, device)
     seen = backbone(reference, config.batch_size)
