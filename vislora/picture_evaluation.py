@@ -56,7 +56,7 @@ class PictureEvaluation:
 
     Attributes:
         prompts: what was drawn, each with each of `seeds`.
-        rows: the reference, the base model, then each adapter at each scale.
+        rows: the reference where a classifier judges it, the base model, then each adapter at each scale.
         reference: where the reference pictures are from.
         backbone: name and SHA-256 of the weights whose features were compared.
         style: what the style classifier was to take pictures for; None without one.
@@ -97,7 +97,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
 
     base = _draw(pipe, config, judges, "the base model")
-    rows = [judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
+    rows = [*judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
     updates = {}
     for name, adapter in zip(names, adapters, strict=True):
         applied = apply(pipe, adapter)
@@ -145,12 +145,14 @@ class _Judges:
     clip: Clip | None
     config: EvaluateConfig
 
-    def of_reference(self) -> PictureScores:
-        each = {}
-        if self.by_style is not None:
-            each["style_class"] = _taken_for(self.by_style, self.reference, [self.style] * len(self.reference))
-        figures = {key: self._mean(values, 1) for key, values in each.items()}
-        return PictureScores("reference", None, None, [], len(self.reference), figures, each)
+    def of_reference(self) -> list[PictureScores]:
+        """What the style classifier makes of the reference, which is the most that can be expected; nothing without
+        one."""
+        if self.by_style is None:
+            return []
+        taken = _taken_for(self.by_style, self.reference, [self.style] * len(self.reference))
+        figures = {"style_class": self._mean(taken, 1)}
+        return [PictureScores("reference", None, None, [], len(self.reference), figures)]
 
     def of_drawn(
         self, drawn: _Drawn, base: _Drawn, name: str, adapter: str | None, scale: float | None
@@ -219,10 +221,11 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source, reference, captions = _reference(config, adapters)
-    prompts = [Prompt(text) for text in captions] if config.prompts is None else read_prompts(config.prompts, "prompts")
-    unrelated = (
-        [Prompt(t) for t in NEUTRAL] if config.unrelated is None else read_prompts(config.unrelated, "unrelated")
-    )
+    prompts, unrelated = [Prompt(text) for text in captions], [Prompt(text) for text in NEUTRAL]
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts, "prompts")
+    if config.unrelated is not None:
+        unrelated = read_prompts(config.unrelated, "unrelated")
     by_style = by_content = style = labels = None
     if config.style_classifier is not None:
         by_style = load_recognizer(config.style_classifier)
@@ -232,6 +235,11 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
         by_content = load_recognizer(config.content_classifier)
         by_content.model.to(device)
         labels = [_label(prompt, by_content.classes) for prompt in prompts]
+    if min(drawn := len(prompts) * len(config.seeds), len(reference)) < 4:
+        raise DataError(
+            f"{drawn} pictures to draw and {len(reference)} of reference: distances need four of each; give more "
+            "prompts, seeds or reference pictures"
+        )
     clip = None if config.clip is None else Clip(config.clip, device)
     backbone = Backbone(config.backbone, device)
     seen = backbone(reference, config.batch_size)

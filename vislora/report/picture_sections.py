@@ -5,7 +5,7 @@ from typing import Any
 
 from vislora.files import read_json
 from vislora.metrics.pictures import FIGURES
-from vislora.report.page import Section, drawing, paragraph, picture, table
+from vislora.report.page import Section, details, drawing, paragraph, picture, side_by_side, table
 from vislora.report.sections import before_and_after, configuration, moved
 
 _SHARES = ("style_class", "content_class")
@@ -57,15 +57,19 @@ def picture_scores(out: Path) -> Section | None:
         said += f" The style that the classifier was to find: {found['style']}."
     html += paragraph(said)
     html += "".join(paragraph(f"Note: {warning}.") for warning in found["warnings"])
-    html += table(["figure", "what it is"], [[FIGURES[key], _MEANING[key]] for key in keys])
+    html += details("What the figures are", "".join(paragraph(f"{FIGURES[key]}: {_MEANING[key]}.") for key in keys))
     return Section("Scores", html)
 
 
 def sweep(out: Path) -> Section | None:
-    """The curve to choose a scale by."""
-    if not (out / "sweep.svg").is_file():
-        return None
-    return Section("Style against content", drawing(out / "sweep.svg", "Each point is a scale; bars are 95% intervals"))
+    """The curves to choose a scale by."""
+    said = {"sweep": "By features", "sweep_classes": "By classifiers"}
+    shown = [
+        drawing(out / f"{stem}.svg", f"{how}: each point is a scale, 0 the base model; bars are 95% intervals")
+        for stem, how in said.items()
+        if (out / f"{stem}.svg").is_file()
+    ]
+    return Section("Style against content", side_by_side(*shown)) if shown else None
 
 
 def sheets(out: Path) -> Section | None:

@@ -36,9 +36,9 @@ def write_pictures(found: "PictureEvaluation", config: EvaluateConfig, out: Path
     _write_table(found.rows, out / "scores.csv")
     _write_pictures(found, out)
     _write_sheets(found, out)
-    if curves := _curves(found.rows):
-        style, content = _axes(found.rows)
-        save(draw_sweep(curves, f"{FIGURES[style]} →", f"{FIGURES[content]} →"), out / "sweep")
+    for stem, *axes in (("sweep", "style", "content"), ("sweep_classes", "style_class", "content_class")):
+        if curves := _curves(found.rows, *axes):
+            save(draw_sweep(curves, *(f"{FIGURES[key]} →" for key in axes)), out / stem)
     moved = [{"name": name, "folder": f"{i + 1:02d}_{file_name(name)}"} for i, name in enumerate(found.updates)]
     for row in moved:
         (out / row["folder"]).mkdir(exist_ok=True)
@@ -143,22 +143,16 @@ def _write_sheets(found: "PictureEvaluation", out: Path) -> None:
     write_pairs(*pairs, out)
 
 
-def _curves(rows: Sequence["PictureScores"]) -> dict[str, list[tuple[float, Figure, Figure]]]:
-    """Of adapters drawn with at several scales."""
-    style, content = _axes(rows)
-    curves: dict[str, list[tuple[float, Figure, Figure]]] = {}
-    for row in rows:
-        if row.adapter is not None:
-            curves.setdefault(row.adapter, []).append((row.scale, row.figures[style], row.figures[content]))
-    return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items() if len(points) > 1}
-
-
-def _axes(rows: Sequence["PictureScores"]) -> tuple[str, str]:
-    """Style and content: as classifiers tell them, where there are any."""
-    known = rows[-1].figures
-    return ("style_class" if "style_class" in known else "style"), (
-        "content_class" if "content_class" in known else "content"
-    )
+def _curves(rows: Sequence["PictureScores"], style: str, content: str) -> dict[str, list[tuple[float, Figure, Figure]]]:
+    """Of adapters drawn with at several scales, where both figures are there; the base model is scale 0."""
+    base = next(row for row in rows if row.images)
+    curves = {}
+    for name in dict.fromkeys(row.adapter for row in rows if row.adapter is not None):
+        own = [row for row in rows if row.adapter == name]
+        if len(own) > 1 and {style, content} <= set(base.figures):
+            points = {row.scale or 0.0: (row.figures[style], row.figures[content]) for row in (base, *own)}
+            curves[name] = [(scale, *points[scale]) for scale in sorted(points)]
+    return curves
 
 
 def _pair(figure: Figure | None) -> dict[str, Any] | None:
