@@ -195,6 +195,10 @@ def export(pipe: StableDiffusionPipeline) -> None:
     # diffusers loads its models in float32 unless told otherwise, transformers what its config says: they must agree.
     file = PIPELINE / "text_encoder" / "config.json"
     write_json(json.loads(file.read_text()) | {"dtype": "float32"}, file)
+    file = PIPELINE / "vae" / "config.json"
+    about = json.loads(file.read_text())
+    about.pop("_name_or_path", None)  # a folder of the machine this runs on
+    write_json(about, file)
 
 
 def main() -> None:
