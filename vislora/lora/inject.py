@@ -416,7 +416,9 @@ class Adapters:
     def _low_rank(self, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
         weight = frozen_weight(self._adaptable(path))
         dora = weights.magnitude is not None
-        low = LowRank(weight, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
+        # without DoRA's lengths only the weight's shape counts, and on the meta device no pairs are drawn in vain
+        like = weight if dora else torch.empty_like(weight, device="meta")
+        low = LowRank(like, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
         for key in ("lora_A", "lora_B"):
             mine, theirs = getattr(low, key), getattr(weights, key)
             if mine.shape != theirs.shape:
@@ -424,8 +426,7 @@ class Adapters:
                     f"{path}.{key} has shape {list(theirs.shape)}, the model needs {list(mine.shape)}: "
                     "the adapter was trained on another architecture"
                 )
-            with torch.no_grad():
-                mine.copy_(theirs)
+            setattr(low, key, nn.Parameter(theirs.to(weight.device, mine.dtype, copy=True)))
         if dora:
             with torch.no_grad():
                 low.magnitude.copy_(torch.cat([weights.magnitude[start:stop] for start, stop in low.rows]))

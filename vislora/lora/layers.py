@@ -88,7 +88,8 @@ class LowRank(nn.Module):
         self.multiplier = 1.0
         kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
         height = sum(stop - start for start, stop in self.rows)
-        a = torch.empty(len(self.rows) * rank, weight.shape[1], *kernel)
+        drawn_on = "meta" if weight.is_meta else "cpu"  # the CPU gives the same numbers whatever the device
+        a = torch.empty(len(self.rows) * rank, weight.shape[1], *kernel, device=drawn_on)
         for pair in a.split(rank):  # each pair starts as it would alone: fan_in is the same, the draw is its own
             nn.init.kaiming_uniform_(pair, a=math.sqrt(5))
         self.lora_A = nn.Parameter(a.to(weight.device))
