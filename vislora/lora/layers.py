@@ -88,9 +88,10 @@ class LowRank(nn.Module):
         self.multiplier = 1.0
         kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
         height = sum(stop - start for start, stop in self.rows)
-        drawn_on = "meta" if weight.is_meta else "cpu"  # the CPU gives the same numbers whatever the device
-        a = torch.empty(len(self.rows) * rank, weight.shape[1], *kernel, device=drawn_on)
-        for pair in a.split(rank):  # each pair starts as it would alone: fan_in is the same, the draw is its own
+        a = torch.empty(len(self.rows) * rank, weight.shape[1], *kernel, device="meta" if weight.is_meta else "cpu")
+        # Each pair starts as it would alone: fan_in is the same, the draw is its own. Without storage there is nothing
+        # to draw, and on the meta device it would take longer than all the rest.
+        for pair in () if weight.is_meta else a.split(rank):
             nn.init.kaiming_uniform_(pair, a=math.sqrt(5))
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(torch.zeros(height, rank, *ones, device=weight.device))
