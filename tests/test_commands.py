@@ -207,8 +207,18 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         same = torch.equal(model.state_dict()["blocks.0.attn.qkv.weight"], base["blocks.0.attn.qkv.weight"])
         assert same is not changes
         assert (result.trainable == result.parameters) is changes
+        assert (tmp_path / adapter / "updates.json").is_file() is changes
         (again,) = evaluate(EvaluateConfig(adapter=[str(result.artifact)], precision=Precision.fp32))
         assert again.evaluation.top1 == result.test.top1
+
+
+@pytest.mark.parametrize("lr", [0, 1e-3])
+def test_full_fine_tuning_tells_how_far_it_went_from_random_weights_too(photos, tmp_path, lr):
+    words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos}", "adapter=full"]
+    train(configure("train", [*words, "trainer.epochs=1", f"optim.lr={lr}"]), tmp_path)
+    updates = json.loads((tmp_path / "updates.json").read_text())
+    assert {"patch_embed.proj", "blocks.1.mlp.fc2"} < {u["layer"] for u in updates}
+    assert all((u["update"] > 0) is (lr > 0) and u["base"] > 0 for u in updates)
 
 
 def test_an_adapter_on_other_base_weights_is_refused(run, weights, tmp_path):
