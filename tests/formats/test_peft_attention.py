@@ -53,6 +53,9 @@ def summed(theirs: nn.Module) -> nn.Module:
             if isinstance(wrapped.attn, peft.tuners.lora.layer.MultiheadAttention):
                 block.attn.in_proj_weight += wrapped.attn.get_delta_weight("default")
                 block.attn.out_proj.weight += wrapped.attn.base_layer.out_proj.get_delta_weight("default")
+                block.attn.in_proj_bias.copy_(wrapped.attn.base_layer.in_proj_bias)
+                block.attn.out_proj.bias.copy_(wrapped.attn.base_layer.out_proj.get_base_layer().bias)
+            block.mlp.bias.copy_(wrapped.mlp.bias)
             if isinstance(wrapped.mlp, peft.tuners.lora.Linear):
                 block.mlp.weight += wrapped.mlp.get_delta_weight("default")
     return plain
@@ -70,6 +73,29 @@ def test_written_adapter_gives_the_same_output_in_peft_and_here(tmp_path, x, par
     assert not torch.allclose(wanted, tower()(x), atol=1e-2)
     write_peft(adapters.adapter("it"), tmp_path)
     assert torch.allclose(summed(peft.PeftModel.from_pretrained(tower(), str(tmp_path)))(x), wanted, atol=1e-5)
+    here = tower()
+    Adapters(here).load("it", read_peft(tmp_path))
+    assert torch.allclose(here(x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+@pytest.mark.parametrize("parts", [["qkv", "o"], ["q", "v"]], ids=" ".join)
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_trained_biases_of_an_attention_give_the_same_output_in_peft_and_here(tmp_path, x, parts, bias):
+    model, adapters = trained(find_targets(tower(), parts), LoraSettings(3, 4.0, bias=bias))
+    without = model(x)
+    moved = {name for name, p in model.named_parameters() if p.requires_grad and "bias" in name}
+    assert "0.attn.in_proj_bias" in moved
+    assert ("0.attn.out_proj.bias" in moved) == ("o" in parts or bias == "all")
+    for name in moved:
+        nn.init.normal_(model.get_parameter(name), std=0.3)
+    wanted = model(x)
+    assert not torch.allclose(wanted, without, atol=1e-2)
+    write_peft(adapters.adapter("it"), tmp_path)
+    assert read_peft(tmp_path).biases.keys() == moved
+    theirs = peft.PeftModel.from_pretrained(tower(), str(tmp_path))
+    assert theirs.peft_config["default"].bias == bias
+    assert torch.allclose(summed(theirs)(x), wanted, atol=1e-5)
     here = tower()
     Adapters(here).load("it", read_peft(tmp_path))
     assert torch.allclose(here(x), wanted, atol=1e-5)

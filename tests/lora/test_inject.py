@@ -342,10 +342,11 @@ def test_module_of_another_class_is_named(path):
     ("how", "why"),
     [
         ({"groups": 2}, "in 2 groups"),
+        ({"dilation": 2}, r"dilation=\(2, 2\), whose A PEFT and its kin compute without dilation"),
         ({"padding_mode": "reflect"}, "padding_mode='reflect'"),
         ({"padding": "same", "kernel_size": (3, 2)}, r"a kernel of \(3, 2\), padded more on one side"),
     ],
-    ids=["grouped", "reflect", "same with an even kernel"],
+    ids=["grouped", "dilated", "reflect", "same with an even kernel"],
 )
 def test_convolution_that_cannot_be_adapted_is_refused(how, why):
     with pytest.raises(AdapterError, match=f"0 can't be adapted: a convolution .*{why}"):

@@ -26,6 +26,7 @@ ABOUT = "vislora.json"
 
 _PREFIX = "base_model.model."
 _SUFFIXES = ("A.weight", "B.weight", "magnitude_vector")  # what follows ".lora_" in a key; the last with DoRA only
+_BIASES = (".bias", ".in_proj_bias")
 # What a PEFT adapter may have that would change its output and isn't read here: (key, harmless values, what it is).
 _UNSUPPORTED = [
     ("bias", ("none", "lora_only", "all", None), "trained biases of an unknown kind"),
@@ -64,9 +65,10 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     for name, state in wide.trained.items():
         tensors |= {f"{_PREFIX}{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
     for name, bias in wide.biases.items():
-        module = name.rpartition(".")[0]
+        module, _, own = name.rpartition(".")
         # PEFT keeps an adapted layer as the base_layer of another
-        key = f"{module}.base_layer.bias" if module in wide.layers else name
+        adapted = module in wide.layers or is_part(module, wide.layers)
+        key = f"{peft_name(module, wide.layers)}.base_layer.{own}" if adapted else name
         tensors[f"{_PREFIX}{key}"] = bias.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / TENSORS, {"format": "pt"})
@@ -110,8 +112,9 @@ def read_peft(folder: Path) -> Adapter:
             continue
         if found := _split_trained(key, config.get("modules_to_save") or []):
             trained.setdefault(found[0], {})[found[1]] = tensor
-        elif key.startswith(_PREFIX) and key.endswith(".bias") and config.get("bias") not in ("none", None):
-            biases[key.removeprefix(_PREFIX).replace(".base_layer.bias", ".bias")] = tensor
+        elif key.startswith(_PREFIX) and key.endswith(_BIASES) and config.get("bias") not in ("none", None):
+            module, _, own = key.removeprefix(_PREFIX).rpartition(".")
+            biases[f"{own_name(module.removesuffix('.base_layer'))}.{own}"] = tensor
         else:
             raise AdapterError(
                 f"{folder / TENSORS}: unexpected tensor {key!r}, which belongs to none of modules_to_save "

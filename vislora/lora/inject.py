@@ -32,6 +32,7 @@ _ADAPTED_DORA = {
     nn.MultiheadAttention: LoraMultiheadAttention,
     NonDynamicallyQuantizableLinear: DoraOutProjection,
 }
+_BIASES = ("bias", "in_proj_bias")  # the second of an nn.MultiheadAttention's q, k and v
 _PLAIN = {adapted: plain for kind in (_ADAPTED, _ADAPTED_DORA) for plain, adapted in kind.items()}
 
 
@@ -110,8 +111,8 @@ class Adapters:
 
         Args:
             name: a new name.
-            targets: the layers to adapt, each an nn.Linear, an ungrouped nn.Conv2d or an nn.MultiheadAttention (its
-                fused q, k and v; its `out_proj` is a layer of its own).
+            targets: the layers to adapt, each an nn.Linear, an ungrouped, undilated nn.Conv2d or an
+                nn.MultiheadAttention (its fused q, k and v; its `out_proj` is a layer of its own).
             settings: rank, alpha, dropout of all of them.
             trained: names of modules to train in full beside them; the adapter gets its own copies.
 
@@ -376,12 +377,12 @@ class Adapters:
         """The base model's own biases to train, by name; those of modules trained in full are trained with them."""
         if wanted == "none":
             return {}
-        adapted = {f"{path}.bias" for path in layers}
+        adapted = {f"{path}.{key}" for path in layers for key in _BIASES}
         inside = tuple(f"{path}." for path in trained)
         found = {
             path: self._base_parameter(path).detach()
             for path, _ in self.model.named_parameters()
-            if path.rpartition(".")[2] == "bias"
+            if path.rpartition(".")[2] in _BIASES
             and not path.startswith(inside)
             and (wanted == "all" or path in adapted)
         }
@@ -468,11 +469,13 @@ def _fits(pattern: str, name: str) -> bool:
 
 
 def unlike_a_product(layer: nn.Conv2d) -> str | None:
-    """Why a convolution's update can't be written as an A of its own geometry and a 1x1 B."""
+    """Why a convolution's update can't be written as an A of its own geometry and a 1x1 B, or not in a file."""
     if layer.groups != 1:
         return f"a convolution in {layer.groups} groups, of which each sees its own channels, while A sees all"
+    if tuple(layer.dilation) != (1, 1):
+        return f"a convolution with dilation={layer.dilation}, whose A PEFT and its kin compute without dilation"
     if layer.padding_mode != "zeros":
         return f"a convolution with padding_mode={layer.padding_mode!r}; only zeros are supported"
-    if layer.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)):
+    if layer.padding == "same" and any((k - 1) % 2 for k in layer.kernel_size):
         return f"a convolution with padding='same' and a kernel of {layer.kernel_size}, padded more on one side"
     return None

@@ -11,7 +11,6 @@ object, with its parameters, hooks and state-dict keys, and goes back to its old
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from vislora.errors import AdapterError
 from vislora.lora.narrow import NarrowLinear, is_narrow
 from vislora.lora.pissa import principal_pair
-from vislora.lora.reads import adapted_weight, frozen_weight
+from vislora.lora.reads import _autocasts, _without_autocast, adapted_weight, frozen_weight
 
 _MOST_DROPOUT = 0.99
 
@@ -184,7 +183,7 @@ class LoraLinear(nn.Linear):
 
 
 class LoraConv2d(nn.Conv2d):
-    """An ungrouped Conv2d whose low-rank update is in `lora`; made by `inject`, never constructed."""
+    """An ungrouped, undilated Conv2d whose low-rank update is in `lora`; made by `inject`, never constructed."""
 
     lora: LowRank
     weight = property(adapted_weight)
@@ -197,7 +196,7 @@ class LoraConv2d(nn.Conv2d):
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
         settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
-        geometry = (self.stride, _padding(self), self.dilation)
+        geometry = (self.stride, _padding(self))
         return _FusedConv2d.apply(x, weight, self.bias, a, b, settings, geometry)
 
 
@@ -245,7 +244,7 @@ def _pairs(rows: Rows, rank: int) -> list[_Pair]:
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """Autocast's dtype where autocast is on; otherwise that of x and the frozen weight, which must agree as they must
     for the layer alone."""
-    if torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     if x.dtype != weight.dtype:
         raise RuntimeError(f"the input is {x.dtype}, the frozen weight {weight.dtype}; cast one, or use autocast")
@@ -373,11 +372,6 @@ class _FusedLinear(torch.autograd.Function):
         return dx, None, None, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
 
 
-def _without_autocast(device: str) -> AbstractContextManager:
-    # to enter torch.autocast takes longer than a small product
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
 def _worth_folding(x: Tensor, weight: Tensor) -> bool:
     """Whether two passes over the weight, [out, in], cost less than one over y and one over dx, for x [n, in]; never
     for weights stored in 16 bits, in which a small update would be rounded away."""
@@ -402,13 +396,13 @@ class _FusedConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry):
         dtype = settings.dtype
-        stride, padding, dilation = geometry
+        stride, padding = geometry
         x_c = x.to(dtype)
         with _without_autocast(x.device.type):
             w = weight.to(dtype)
-            y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), stride, padding, dilation)
+            y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), stride, padding)
             mask, factor = _dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
-            h = F.conv2d(_masked(x_c, mask), lora_A.to(dtype) * factor, None, stride, padding, dilation)
+            h = F.conv2d(_masked(x_c, mask), lora_A.to(dtype) * factor, None, stride, padding)
             b = lora_B.to(dtype).flatten(1)
             for pair in settings.pairs:
                 y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b] * settings.scale, h[:, pair.a])
@@ -448,13 +442,13 @@ def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
     if layer.padding == "valid":
         return (0, 0)
     if layer.padding == "same":
-        return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        return tuple((k - 1) // 2 for k in layer.kernel_size)
     return layer.padding
 
 
 def _conv_grads(dy: Tensor, x: Tensor, weight: Tensor, geometry: tuple, want_dx: bool, want_dw: bool):
-    stride, padding, dilation = geometry
+    stride, padding = geometry
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, stride, padding, dilation, False, [0, 0], 1, [want_dx, want_dw, False]
+        dy, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [want_dx, want_dw, False]
     )
     return dx, dw

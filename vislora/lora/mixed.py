@@ -199,7 +199,7 @@ class MixedConv2d(nn.Conv2d):
         return self._project(x, frozen_weight(self).to(x.dtype))
 
     def _project(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, self.stride, _padding(self), self.dilation)
+        return F.conv2d(x, weight, None, self.stride, _padding(self))
 
 
 class MixedModule(nn.Module):

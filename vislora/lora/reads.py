@@ -10,6 +10,7 @@ The frozen weight stays in the module's parameters under its own name: state dic
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -87,5 +88,15 @@ def _sum(layer: nn.Module) -> Tensor:
         raise AdapterError(
             f"dropout={low.dropout} can't act on a {type(layer).__name__} whose weight is read as a whole; set it to 0"
         )
-    with torch.autocast(frozen.device.type, enabled=False):
+    with _without_autocast(frozen.device.type):
         return low.merged(frozen).to(frozen.dtype)
+
+
+def _autocasts(device: str) -> bool:
+    # the meta device, on which shapes alone are computed, has no autocast, and torch raises where it is asked for it
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    # to enter torch.autocast takes longer than a small product
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()

@@ -33,8 +33,8 @@ def find_targets(
     over all their rows, where `q`, `k` and `v` get pairs of their own on their rows (one for each head, in families
     that keep heads outside q, k and v). What some of the chosen blocks don't have is adapted in the others. `mlp`
     stands for the Linear layers and convolutions of the feed-forward modules in the blocks, `conv` for every other
-    convolution: of the chosen blocks, or of the whole model where all are. Convolutions that are grouped, depthwise or
-    computed in timm's own way (`same` padding, standardised weights) belong to neither.
+    convolution: of the chosen blocks, or of the whole model where all are. Convolutions that are grouped, depthwise,
+    dilated or computed in timm's own way (`same` padding, standardised weights) belong to neither.
 
     Args:
         model: a timm model, or any with attention of the classes in `vislora.targets.families`.
