@@ -9,7 +9,8 @@ import pytest
 from vislora.compose import configure
 from vislora.doctor import doctor, problems, table
 from vislora.errors import ConfigError
-from vislora.examination import examine, look_at
+from vislora.examination import examine
+from vislora.structure import look_at, reach
 from vislora.targets.families import ATTENTION
 
 
@@ -42,6 +43,18 @@ def test_structure_names_families_and_projections():
     assert look_at("resnet18").families == ()
 
 
+def test_graph_on_the_meta_device_tells_what_gradients_reach_here_and_in_peft():
+    assert reach("test_vit").problem is None
+    assert reach("test_vit").peft == "live"
+    read = reach("vit_tiny_patch16_dinov3_qkvb")
+    assert (read.problem, read.peft) == (None, "dead")
+
+
+def test_architectures_that_differ_in_size_alone_have_one_layout():
+    layouts = {name: look_at(name).layout for name in ("vit_tiny_patch16_224", "vit_large_patch16_384", "test_vit3")}
+    assert layouts["vit_tiny_patch16_224"] == layouts["vit_large_patch16_384"] != layouts["test_vit3"]
+
+
 def test_command_prints_one_row_for_each_family(tmp_path):
     words = ["models=test_vit*", "workers=0", f"hydra.run.dir={tmp_path}"]
     run = subprocess.run([sys.executable, "-m", "vislora.doctor", *words], capture_output=True, text=True, check=True)
@@ -63,7 +76,6 @@ def test_pattern_without_attention_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.sweep
 def test_every_attention_architecture_of_timm_is_alive():
     structures, findings = doctor(configure("doctor"))
     print(table(structures, findings))
@@ -77,5 +89,9 @@ def test_every_attention_architecture_of_timm_is_alive():
         "timm.models.mvitv2.MultiScaleAttentionPoolFirst",
     }
     assert {family for structure in structures for family in structure.families} == rows - optional
-    dead = {finding.name for finding in findings if (finding.peft or "").startswith("dead")}
-    assert {"beit_base_patch16_224", "swinv2_tiny_window8_256"} <= dead
+    # what the graph of a layout tells of PEFT is what the gradients of a model with weights say
+    kinds = {structure.name: (structure.peft or "").partition(":")[0] for structure in structures}
+    assert {f.name: (f.peft or "").partition(":")[0] for f in findings} == {f.name: kinds[f.name] for f in findings}
+    assert {"beit_base_patch16_224", "swinv2_tiny_window8_256", "vit_tiny_patch16_dinov3_qkvb"} <= {
+        name for name, kind in kinds.items() if kind == "dead"
+    }

@@ -1,14 +1,15 @@
 """python -m vislora.doctor [models=PATTERN] [real=N] [workers=N]
 
-Puts adapters on every attention architecture of timm, and tells by family whether they act. All of them are built on
-the meta device; the N smallest of each family with random weights: trained, written, read, merged and taken out, beside
-PEFT where it is installed. Leaves doctor.json in the run folder.
+Puts adapters on every attention architecture of timm, and tells by family whether they act, beside PEFT where it is
+installed. All are built on the meta device, where a gradient must find its way to every adapter; the N smallest of each
+family get random weights: trained, written, read, merged and taken out. Leaves doctor.json in the run folder.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from vislora.errors import AdapterError, ConfigError
 from vislora.files import write_json
 
 if TYPE_CHECKING:
-    from vislora.examination import Findings, Structure
+    from vislora.examination import Findings
+    from vislora.structure import Structure
 
 
 def doctor(config: DoctorConfig) -> tuple[list[Structure], list[Findings]]:
@@ -29,12 +31,14 @@ def doctor(config: DoctorConfig) -> tuple[list[Structure], list[Findings]]:
     """
     import timm
 
-    from vislora.examination import examine, look_at
+    from vislora.examination import examine
+    from vislora.structure import look_at
 
     names = timm.list_models(config.models)
     structures = [s for s in _spread(look_at, names, config.workers, "built") if s.families]
     if not structures:
         raise ConfigError(f"models={config.models}: timm has {len(names)} such models, none of them with attention")
+    structures = _traced(structures, config.workers)
     chosen = _smallest(structures, config.real)
     return structures, list(_spread(examine, chosen, config.workers, "run"))
 
@@ -46,14 +50,14 @@ def table(structures: list[Structure], findings: list[Findings]) -> str:
         (
             "attention",
             "models",
-            "adapted",
+            "live",
+            "in PEFT",
             "run",
             "alive",
             "reloaded",
             "merged",
             "removed",
-            "PEFT",
-            "opens ours",
+            "opened by PEFT",
             "e.g.",
         )
     ]
@@ -79,18 +83,30 @@ def _counts(members: list[Structure], run: list[Findings]) -> tuple[str, ...]:
     def share(holds: Callable[[Findings], Any]) -> str:
         return f"{sum(map(bool, map(holds, run)))}/{len(run)}" if run else "-"
 
-    verdicts = {finding.peft.partition(":")[0] for finding in run if finding.peft}
+    verdicts = Counter(member.peft.partition(":")[0] for member in members if member.peft)
     return (
         str(len(members)),
         str(sum(member.problem is None for member in members)),
+        ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in sorted(verdicts)) or "-",
         str(len(run)),
         share(lambda finding: finding.size),
         share(lambda finding: finding.reloaded),
         share(lambda finding: finding.merged),
         share(lambda finding: finding.removed),
-        ", ".join(f"{v} {sum((f.peft or '').startswith(v) for f in run)}" for v in sorted(verdicts)) or "-",
         share(lambda finding: finding.peft_opens) if verdicts else "-",
     )
+
+
+def _traced(structures: list[Structure], workers: int) -> list[Structure]:
+    """The same, told whether gradients reach their adapters: followed once in each layout, in its shallowest model."""
+    from vislora.structure import reach
+
+    sound = sorted((s for s in structures if s.problem is None), key=lambda structure: -structure.layers)
+    shallowest = {structure.layout: structure.name for structure in sound}
+    found = {reached.layout: reached for reached in _spread(reach, [*shallowest.values()], workers, "traced")}
+    return [
+        s if s.problem else replace(s, peft=found[s.layout].peft, problem=found[s.layout].problem) for s in structures
+    ]
 
 
 def _smallest(structures: list[Structure], count: int | None) -> list[str]:
@@ -109,8 +125,8 @@ def _spread(work: Callable[[str], Any], names: list[str], workers: int, what: st
     if workers == 0:
         yield from map(work, tqdm(names, unit="model", desc=what))
         return
-    # spawned, since a forked process may hang in torch's threads; renewed, so that memory doesn't grow
-    with get_context("spawn").Pool(workers, _one_thread, maxtasksperchild=100) as pool:
+    # spawned, since a forked process may hang in torch's threads
+    with get_context("spawn").Pool(workers, _one_thread) as pool:
         yield from tqdm(pool.imap(work, names), total=len(names), unit="model", desc=what)
 
 

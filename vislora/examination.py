@@ -1,44 +1,25 @@
-"""What an architecture's adapters are worth: injected on the meta device; then for real, beside PEFT's."""
+"""What an architecture's adapters are worth with weights in it, beside PEFT's."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from vislora.beside_peft import in_peft, opened_by_peft
 from vislora.errors import AdapterError
 from vislora.formats.peft import read_peft, write_peft
-from vislora.lora import Adapters, LoraSettings, LowRank, TargetLayer
+from vislora.lora import Adapters, LowRank
 from vislora.models.smallest import prove_alive_cheaply
-from vislora.targets.timm import attention_classes, available, find_targets
+from vislora.structure import SETTINGS, everything
 
-_SETTINGS = LoraSettings(rank=2, alpha=4.0)
 _TOLERANCE = 1e-4  # of float32 outputs, relative
-
-
-@dataclass(frozen=True)
-class Structure:
-    """An architecture as the meta device shows it.
-
-    Attributes:
-        families: its attention classes.
-        parameters: of the model.
-        projections: those it has.
-        layers: adapted when all of them are.
-        problem: why it can't be adapted, if it can't.
-    """
-
-    name: str
-    families: tuple[str, ...]
-    parameters: int = 0
-    projections: tuple[str, ...] = ()
-    layers: int = 0
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +31,7 @@ class Findings:
         reloaded: a written and read adapter gives the same output.
         merged: the merged model gives the same output, and unmerging every bit of the weights.
         removed: without the adapter the model gives its own output, bit for bit.
-        peft: "live", "dead: N of M layers", or "refused: …"; None where PEFT isn't installed.
+        peft: PEFT on the same layers; see `vislora.beside_peft.in_peft`.
         peft_opens: PEFT gives the same output from the written folder; None where it isn't installed or refuses.
         problem: the error that ended the examination, if one did.
     """
@@ -69,26 +50,6 @@ class Findings:
         return self.problem is None and self.size is not None and self.reloaded and self.merged and self.removed
 
 
-def look_at(name: str) -> Structure:
-    """Build an architecture without memory for its weights, and put adapters on every attention and MLP projection."""
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    parameters = sum(p.numel() for p in model.parameters())
-    try:
-        families = attention_classes(model)
-    except AdapterError as error:
-        return Structure(name, ("unknown",), parameters, problem=str(error))
-    if not families:
-        return Structure(name, (), parameters)
-    projections, targets = _everything(model)
-    try:
-        with torch.device("meta"):
-            Adapters(model).add("it", targets, _SETTINGS)
-    except AdapterError as error:
-        return Structure(name, families, parameters, projections, problem=str(error))
-    return Structure(name, families, parameters, projections, len(targets))
-
-
 def examine(name: str) -> Findings:
     """Build an architecture with random weights, and follow an adapter on all its projections through its life."""
     torch.manual_seed(0)
@@ -100,23 +61,25 @@ def examine(name: str) -> Findings:
 
 def _examined(name: str) -> Findings:
     model = timm.create_model(name, num_classes=5).eval()
-    _, targets = _everything(model)
+    _, targets = everything(model)
     adapters = Adapters(model)
-    adapters.add("fresh", targets, _SETTINGS)
+    adapters.add("fresh", targets, SETTINGS)
     size = prove_alive_cheaply(model)
     adapters.remove("fresh")
     images = torch.randn(2, 3, size, size)
     _live_in(model, images)
     plain = _output(model, images)
     base = copy.deepcopy(model)
-    adapters.add("it", targets, _SETTINGS)
+    adapters.add("it", targets, SETTINGS)
     adapted = _trained_a_little(model, images, plain)
     value = adapters.adapter("it")
     with tempfile.TemporaryDirectory() as folder:
         write_peft(value, Path(folder))
         adapters.load("again", read_peft(Path(folder)))
         reloaded = _same(_output(model, images), adapted)
-        peft, peft_opens = _in_peft(base, targets, Path(folder), images, adapted)
+        opened = opened_by_peft(copy.deepcopy(base), Path(folder), images)
+    peft = in_peft(copy.deepcopy(base), targets, partial(_count_dead, images))
+    peft_opens = None if opened is None else _same(opened, adapted)
     adapters.remove("again")
     adapters.activate("it")
     adapters.merge()
@@ -127,12 +90,6 @@ def _examined(name: str) -> Findings:
     merged = merged and all(torch.equal(mine, its) for mine, its in bits)
     removed = torch.equal(_output(model, images), plain)
     return Findings(name, size, reloaded, merged, removed, peft, peft_opens)
-
-
-def _everything(model: nn.Module) -> tuple[tuple[str, ...], list[TargetLayer]]:
-    """All projections of attention and MLPs, and the layers that hold them."""
-    projections = tuple(projection for projection in available(model) if projection != "conv")
-    return projections, find_targets(model, projections)
 
 
 @torch.no_grad()
@@ -182,27 +139,9 @@ def _same(found: Tensor, wanted: Tensor) -> bool:
     return _distance(found, wanted) < _TOLERANCE
 
 
-def _in_peft(
-    base: nn.Module, targets: list[TargetLayer], folder: Path, images: Tensor, adapted: Tensor
-) -> tuple[str | None, bool | None]:
-    """What PEFT makes of the same layers, and of the written folder."""
-    try:
-        import peft
-    except ImportError:
-        return None, None
-    try:
-        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=[target.name for target in targets])
-        model = peft.get_peft_model(copy.deepcopy(base), config).eval()
-        output = model(images)
-        trained = [(name, p) for name, p in model.named_parameters() if name.endswith("lora_B.default.weight")]
-        grads: list[Tensor | None] = [None] * len(trained)
-        if output.requires_grad:
-            wanted = (output * torch.randn_like(output)).sum()
-            grads = list(torch.autograd.grad(wanted, [p for _, p in trained], allow_unused=True))
-        dead = sum(grad is None or not grad.any() for grad in grads)
-        verdict = f"dead: {dead} of {len(trained)} layers" if dead else "live"
-        del model
-        opened = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
-        return verdict, _same(_output(opened, images), adapted)
-    except (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-        return f"refused: {str(error).strip().splitlines()[0][:120]}", None
+def _count_dead(images: Tensor, model: nn.Module, pairs: list[nn.Parameter]) -> int:
+    output = model(images)
+    if not output.requires_grad:
+        return len(pairs)
+    grads = torch.autograd.grad((output * torch.randn_like(output)).sum(), pairs, allow_unused=True)
+    return sum(grad is None or not grad.any() for grad in grads)
