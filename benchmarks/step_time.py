@@ -3,10 +3,13 @@
 What one training step costs: the frozen limit, vislora, PEFT and full fine-tuning, interleaved in one run.
 
 The frozen limit is the least any adapter can cost: the model's forward pass, and the backward pass of activations from
-the loss to the first block, with the head alone trained.
+the loss to the first block, with the head alone trained. A model may be built with arguments, as in
+beit_base_patch16_224:embed_dim=192,num_heads=3. Where PEFT's adapters get no gradient, they are called dead and not
+timed.
 """
 
 import argparse
+from ast import literal_eval
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -18,6 +21,7 @@ from interleaved import HEADER, LIMIT, compare, machine
 from torch import nn
 
 from vislora.lora import Adapters, LoraSettings
+from vislora.models.vit import preprocessing
 from vislora.precision import cpu_has_bf16
 from vislora.targets.timm import find_targets
 
@@ -47,7 +51,7 @@ def with_peft(dropout: float, dora: bool = False) -> Callable[[nn.Module], nn.Mo
             lora_alpha=ALPHA,
             lora_dropout=dropout,
             use_dora=dora,
-            target_modules=r".*attn\.(qkv|proj)",
+            target_modules=[target.name for target in find_targets(model, ["qkv", "o"])],
             modules_to_save=["head"],
         )
         return peft.get_peft_model(model, config)
@@ -85,15 +89,19 @@ def main() -> None:
     print(f"{machine()}; peft {peft.__version__}; batch {options.batch}")
     print(HEADER)
     for name in options.models:
-        base = timm.create_model(name, num_classes=10)
+        base = _built(name)
+        size = preprocessing(base).size
         for dtype in dtypes:
             models = {
                 title: build(deepcopy(base)).to(device).train()
                 for title, build in VARIANTS.items()
                 if title in {LIMIT, *options.only}
             }
-            images = torch.randn(options.batch, 3, 224, 224, device=device)
+            images = torch.randn(options.batch, 3, size, size, device=device)
             loss = partial(step_loss, images=images, dtype=dtype)
+            for title in [title for title, model in models.items() if _is_dead(model, loss)]:
+                print(f"{title} is dead on {name}: not all of its adapters get a gradient")
+                del models[title]
             compare(name, models, loss, "fp32" if dtype is None else "bf16", options.rounds)
 
 
@@ -101,6 +109,19 @@ def step_loss(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None)
     with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
         logits = model(images)
     return logits.float().logsumexp(1).mean()
+
+
+def _built(name: str) -> nn.Module:
+    name, _, arguments = name.partition(":")
+    pairs = (argument.split("=") for argument in arguments.split(",") if argument)
+    return timm.create_model(name, num_classes=10, **{key: literal_eval(value) for key, value in pairs})
+
+
+def _is_dead(model: nn.Module, loss: Callable[[nn.Module], torch.Tensor]) -> bool:
+    loss(model).backward()
+    dead = any(p.grad is None for name, p in model.named_parameters() if "lora_B" in name)
+    model.zero_grad(set_to_none=True)
+    return dead
 
 
 def _head_only(model: nn.Module) -> None:
