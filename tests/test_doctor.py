@@ -66,7 +66,8 @@ def test_command_prints_one_row_for_each_family(tmp_path):
     ]
     assert rows[4][:2] == ["3", "classes"]
     written = json.loads((tmp_path / "doctor.json").read_text())
-    assert len(written["findings"]) == int(rows[4][4])
+    assert rows[4][2:6] == ["5", "5", "live", "5"]
+    assert len(written["findings"]) == int(rows[4][6])
     assert all(finding["merged"] for finding in written["findings"])
 
 
