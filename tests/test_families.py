@@ -25,6 +25,7 @@ FAMILIES = {  # timm's name, pixels (its own for None), and what makes it small
     "LambdaNet": ("lambda_resnet26t", 64, {}),
     "HaloNet": ("eca_halonext26ts", 256, {}),
 }
+WITHOUT_O = {"lambda_resnet26t", "eca_halonext26ts"}
 RUN = ["trainer.epochs=2", "trainer.batch_size=4", "trainer.progress=false", "trainer.precision=fp32", "optim.lr=5e-3"]
 BIRDS = ["data=birds", "data.species=[blue jay,mallard,barn owl]", "data.size=32"]
 FEW = ["data.train_per_species=8", "data.val_per_species=2", "data.test_per_species=2"]
@@ -44,7 +45,8 @@ def test_family_learns_and_its_written_adapter_gives_the_trained_logits(monkeypa
     model = ["model=timm", f"model.name={name}", f"model.weights={base}"]
     model += [f"model.img_size={size}"] if size else []
     model += [f"+model.args={{{','.join(f'{key}:{value}' for key, value in arguments.items())}}}"] if arguments else []
-    words = [*model, *BIRDS, *FEW, *RUN, "adapter.rank=2", "logger.trackers=[]"]
+    targets = "adapter.targets=[qkv]" if name in WITHOUT_O else "adapter.targets=[qkv,o]"
+    words = [*model, *BIRDS, *FEW, *RUN, targets, "adapter.rank=2", "logger.trackers=[]"]
     artifact = train(configure("train", words), tmp_path / "run").artifact
 
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
