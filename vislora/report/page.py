@@ -174,7 +174,7 @@ a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
 section{padding:8px 0 4px;scroll-margin-top:12px}
 h2{font-size:1.25rem;letter-spacing:-.01em;margin:1.3em 0 .6em}
 h3{font-size:1rem;margin:1.2em 0 .4em}
-p{max-width:72ch}
+p{max-width:72ch;overflow-wrap:anywhere}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin:0 0 16px}
 .tiles div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
 dt{font-size:.8rem;color:var(--soft)}dd{margin:0;font-size:1.5rem;font-variant-numeric:tabular-nums;line-height:1.25;
