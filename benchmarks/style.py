@@ -80,7 +80,7 @@ def main() -> None:
     row("base model", drawn())
     applied = vislora.apply(pipe, adapter, scale=0.0)
     row("adapter, scale 0", drawn())
-    for scale in (0.5, 1.0):
+    for scale in (0.5, 1.0, 1.1):
         applied.scale = scale
         row(f"adapter, scale {scale:g}", drawn())
     print(f"pictures: {out}")
