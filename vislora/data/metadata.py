@@ -59,11 +59,9 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """
     table = folder / METADATA
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        lines = text_lines(table)
     except FileNotFoundError:
         raise DataError(f"{table} is missing") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table} isn't text in UTF-8: {error}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -80,6 +78,18 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         if not (folder / name).is_file():
             raise DataError(f"{where}: {folder / name} is missing")
         yield where, folder / name, row
+
+
+def text_lines(file: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        DataError: it isn't in UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} isn't text in UTF-8: {error}") from None
 
 
 def _by_number(label: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vislora.data.captions import clean
+from vislora.data.metadata import text_lines
 from vislora.errors import ConfigError, DataError
 
 NEUTRAL = (
@@ -42,7 +43,7 @@ def read_prompts(given: str | Sequence[str], key: str) -> list[Prompt]:
         file = Path(given).expanduser()
         if not file.is_file():
             raise ConfigError(f"{key}={given}: there is no such file; write a list as {key}=['a prompt','another one']")
-        found = list(_from_jsonl(file) if file.suffix == ".jsonl" else _from_lines(_lines(file), str(file)))
+        found = list(_from_jsonl(file) if file.suffix == ".jsonl" else _from_lines(text_lines(file), str(file)))
     elif isinstance(given, Sequence) and all(isinstance(line, str) for line in given):
         found = list(_from_lines(given, key))
     else:
@@ -65,7 +66,7 @@ def _from_lines(lines: Sequence[str], where: str) -> Iterator[Prompt]:
 
 
 def _from_jsonl(file: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(text_lines(file), 1):
         if not line.strip():
             continue
         at = f"{file}, line {number}"
@@ -77,10 +78,3 @@ def _from_jsonl(file: Path) -> Iterator[Prompt]:
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not isinstance(label, str | None):
             raise DataError(f'{at}: expected {{"prompt": "…"}} or {{"prompt": "…", "label": "…"}}')
         yield Prompt(clean(row["prompt"], at), None if label is None else clean(label, f"{at}: the label"))
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} isn't text in UTF-8: {error}") from None
