@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,3 +26,13 @@ def two_processes(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # accelerate's own launcher starts a single process where there is no GPU
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """The folder of a tiny Stable Diffusion pipeline."""
+    import tiny_diffusion as tiny  # diffusers, which most tests do without
+
+    folder = tmp_path_factory.mktemp("sd")
+    tiny.stable_diffusion(folder / "words").save_pretrained(folder / "pipe")
+    return folder / "pipe"

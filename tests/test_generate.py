@@ -24,14 +24,6 @@ PROMPT = "a blue jay, facing left"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """The folder of a tiny Stable Diffusion pipeline."""
-    folder = tmp_path_factory.mktemp("sd")
-    tiny.stable_diffusion(folder / "words").save_pretrained(folder / "pipe")
-    return folder / "pipe"
-
-
-@pytest.fixture(scope="module")
 def style(base, tmp_path_factory) -> Path:
     """An adapter's file that says what it was trained on."""
     adapter = tiny.trained(tiny.stable_diffusion(tmp_path_factory.mktemp("words")))

@@ -38,14 +38,6 @@ WORDS = ["steps=2", "size=16", "unrelated=[x,y]", f"prompts={PROMPTS}", "resampl
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """The folder of a tiny Stable Diffusion pipeline."""
-    folder = tmp_path_factory.mktemp("sd")
-    tiny.stable_diffusion(folder / "words").save_pretrained(folder / "pipe")
-    return folder / "pipe"
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """Six captioned pictures."""
     root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
