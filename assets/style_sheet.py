@@ -10,8 +10,9 @@ from pathlib import Path
 
 import vislora
 from vislora.config import PipelineConfig
+from vislora.drawing import draw
 from vislora.models.diffusion import load_pipeline
-from vislora.report.samples import draw_samples, save_grid
+from vislora.report.samples import save_grid
 
 PROMPTS = [
     "a northern cardinal on a branch, facing left",
@@ -26,9 +27,10 @@ PROMPTS = [
 
 def main(adapter: str) -> None:
     pipe = load_pipeline(PipelineConfig("embedded"))
-    (before,) = draw_samples(pipe, PROMPTS, [0], 25, 3.0)
+    jobs = [(prompt, 0) for prompt in PROMPTS]
+    before = draw(pipe, jobs, 25, 3.0)
     vislora.apply(pipe, adapter)
-    (after,) = draw_samples(pipe, PROMPTS, [0], 25, 3.0)
+    after = draw(pipe, jobs, 25, 3.0)
     save_grid([before, after], PROMPTS, Path(__file__).parent / "sketch.png")
 
 

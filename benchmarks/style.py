@@ -27,9 +27,10 @@ from vislora.config import PipelineConfig
 from vislora.data.birds import SPECIES, STYLES, caption, picture, seeded_scene
 from vislora.data.encoded import to_tensor
 from vislora.data.order import mix
+from vislora.drawing import draw
 from vislora.models.diffusion import load_pipeline
 from vislora.recognizer import Recognizer, load_recognizer
-from vislora.report.samples import draw_samples, save_grid
+from vislora.report.samples import save_grid
 from vislora.train import train
 
 DIFFICULTY = 0.1
@@ -71,7 +72,8 @@ def main() -> None:
         save_grid(rows, prompts, out / f"{title.replace(' ', '_')}.png")
 
     def drawn() -> list[list[Image.Image]]:
-        return draw_samples(pipe, prompts, options.seeds, options.steps, options.guidance)
+        wanted = [[(prompt, seed) for prompt in prompts] for seed in options.seeds]
+        return [draw(pipe, jobs, options.steps, options.guidance) for jobs in wanted]
 
     for kind in dict.fromkeys(("natural", style)):
         seen = [[unseen(name, seed, kind) for name in species] for seed in options.seeds]

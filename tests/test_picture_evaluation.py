@@ -277,3 +277,28 @@ def test_the_command_prints_the_table(style, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "base model" in done.stdout
     assert (tmp_path / "o" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(style, two_processes, tmp_path):
+    for count, launch in {1: [sys.executable], 2: two_processes}.items():
+        words = [
+            f"adapter={style}",
+            *WORDS,
+            "scales=[0,1]",
+            "drawn_at_once=3",
+            f"hydra.run.dir={tmp_path / str(count)}",
+        ]
+        done = subprocess.run([*launch, "-m", "vislora.evaluate", *words], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("report.html") == 1
+    one, two = ({f.relative_to(tmp_path / c): f for f in (tmp_path / c).rglob("*.*")} for c in "12")
+    pictures = [name for name in one if name.suffix == ".png" and "pictures" in name.parts]
+    assert len(pictures) == 3 * len(PROMPTS) * 2
+    assert two.keys() == one.keys()
+    for name in [*pictures, Path("pictures.csv")]:
+        assert two[name].read_bytes() == one[name].read_bytes(), name
+    found = (json.loads((tmp_path / count / "scores.json").read_text())["rows"] for count in "12")
+    for mine, theirs in zip(*found, strict=True):
+        for key, figure in mine["figures"].items():  # sums of a matrix library, run twice
+            assert figure["value"] == pytest.approx(theirs["figures"][key]["value"], rel=1e-9, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Pictures drawn by a pipeline: which one belongs to adapters, how it is opened, and pictures by prompt and seed."""
+"""Pictures drawn by a pipeline: which one belongs to adapters, how it is opened, and what it draws."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vislora.config import PipelineConfig, Precision
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from PIL import Image
 
     from vislora.lora import Adapter
@@ -55,42 +56,44 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
 
 def draw(
     pipe: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+    jobs: Sequence[tuple[str, int]],
     steps: int,
     guidance: float,
     size: int | None = None,
     at_once: int = 8,
     what: str = "drawing",
+    accelerator: Accelerator | None = None,
 ) -> list[Image.Image]:
-    """A picture of each prompt with each seed: those of the first prompt, then those of the second, …
+    """A picture of each job, which is a prompt and the seed of its noise.
 
-    A picture's noise hangs on its seed and prompt alone (see `noise_seed`): the same for whatever adapter is in the
-    pipeline, and whatever else is drawn.
+    With `accelerator` each of its processes draws a share, and all have all pictures afterwards. Whole batches are
+    dealt out, so that the number of processes leaves no trace in the pictures.
     """
     import torch
+    from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    images: list[Image.Image] = []
-    with tqdm(total=len(jobs), desc=what, unit="", delay=2, leave=False, disable=None) as bar:
-        for start in range(0, len(jobs), at_once):
-            part = jobs[start : start + at_once]
-            drawn = pipe(
-                [prompt for prompt, _ in part],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[torch.Generator().manual_seed(noise_seed(seed, prompt)) for prompt, seed in part],
-                height=size,
-                width=size,
-            )
-            images += drawn.images
-            bar.update(len(part))
-    return images
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    starts = range(rank * at_once, len(jobs), world * at_once)
+    mine: list[tuple[int, list[Image.Image]]] = []
+    for start in tqdm(starts, desc=what, unit="batch", delay=2, leave=False, disable=None if rank == 0 else True):
+        part = jobs[start : start + at_once]
+        drawn = pipe(
+            [prompt for prompt, _ in part],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+            height=size,
+            width=size,
+        )
+        mine.append((start, drawn.images))
+    batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
+    return [image for _, images in batches for image in images]
 
 
 def noise_seed(seed: int, prompt: str) -> int:
-    """What torch's generator is seeded with for a picture; `python -m vislora.generate seeds=[…]` takes it too."""
+    """The seed of a picture's noise where each prompt is to have noise of its own, whatever else is drawn;
+    `python -m vislora.generate seeds=[…]` takes it too."""
     from vislora.data.cache import content_key
 
     return int(content_key(seed, prompt)[:12], 16)

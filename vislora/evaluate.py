@@ -295,13 +295,17 @@ def draws(config: EvaluateConfig) -> bool:
 
 def _main(config: EvaluateConfig, out: Path) -> None:
     if draws(config):
+        from accelerate import PartialState
+
         from vislora.picture_evaluation import evaluate_pictures
         from vislora.report.pictures import table_text, write_pictures
 
-        found = evaluate_pictures(config)
-        write_pictures(found, config, out)
-        print(table_text(found))
-        print(f"figures, pictures and the report: {out / 'report.html'}")
+        found, state = evaluate_pictures(config), PartialState()
+        if state.is_main_process:
+            write_pictures(found, config, out)
+            print(table_text(found))
+            print(f"figures, pictures and the report: {out / 'report.html'}")
+        state.wait_for_everyone()
         return
 
     from vislora.report.scores import table_text

@@ -16,6 +16,7 @@ from vislora.errors import ConfigError, DataError
 from vislora.names import short_names
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from PIL import Image
     from torch import Tensor
 
@@ -75,28 +76,28 @@ class PictureEvaluation:
 
 
 def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
-    """Draw the prompts with each of `config.adapter` at each scale, and score what comes.
+    """Draw the prompts with each of `config.adapter` at each scale, and score what comes. Several processes share the
+    drawing, and find the same.
 
     Raises:
         VisloraError: a mistake in the settings, the data, a model or an adapter.
     """
     _check(config)
 
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
     from vislora.drawing import open_pipeline, pipeline_of
     from vislora.formats.detect import read_adapter
     from vislora.metrics.updates import layer_updates
     from vislora.pipeline import apply, unapply
 
-    state = PartialState()
-    if state.num_processes > 1:
-        raise ConfigError(f"{state.num_processes} processes would all draw the same pictures; start a single one")
+    accelerator = Accelerator(mixed_precision="no")
     names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
-    judges = _judges(config, adapters)
+    with accelerator.main_process_first():  # so that one process prepares the caches
+        judges = _judges(config, adapters)
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
 
-    base = _draw(pipe, config, judges, "the base model")
+    base = _draw(pipe, config, judges, "the base model", accelerator)
     rows = [*judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
     updates = {}
     for name, adapter in zip(names, adapters, strict=True):
@@ -105,7 +106,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         for scale in config.scales:
             title = name if config.scales == [1.0] else f"{name}, scale {scale:g}"
             applied.scale = scale
-            rows.append(judges.of_drawn(_draw(pipe, config, judges, title), base, title, name, scale))
+            rows.append(judges.of_drawn(_draw(pipe, config, judges, title, accelerator), base, title, name, scale))
         unapply(pipe)
     return PictureEvaluation(
         judges.prompts,
@@ -310,13 +311,13 @@ def _label(prompt: Prompt, classes: Sequence[str]) -> str:
     return max(named, key=len)
 
 
-def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str) -> _Drawn:
-    from vislora.drawing import draw
+def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:
+    from vislora.drawing import draw, noise_seed
 
     def pictures(prompts: Sequence[Prompt]) -> list[Image.Image]:
-        texts = [prompt.text for prompt in prompts]
+        jobs = [(prompt.text, noise_seed(seed, prompt.text)) for prompt in prompts for seed in config.seeds]
         settings = (config.steps, config.guidance, config.size, config.drawn_at_once, f"{who} draws")
-        return draw(pipe, texts, config.seeds, *settings)
+        return draw(pipe, jobs, *settings, accelerator)
 
     images = pictures(judges.prompts)
     return _Drawn(

@@ -1,32 +1,12 @@
-"""Pictures that a pipeline draws, and sheets of them."""
+"""Sheets of pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 _CAPTION = 14  # pixels of a line of text
-
-
-def draw_samples(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, size: int | None = None
-) -> list[list[Image.Image]]:
-    """A picture of each prompt, by seed: a list for each seed. A seed gives the same starting noise to every prompt."""
-    rows = []
-    for seed in seeds:
-        generators = [torch.Generator().manual_seed(seed) for _ in prompts]
-        drawn = pipe(
-            list(prompts),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            height=size,
-            width=size,
-        )
-        rows.append(list(drawn.images))
-    return rows
 
 
 def save_grid(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], file: Path) -> None:

@@ -18,7 +18,7 @@ from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.load import load_captions
 from vislora.data.order import MicroBatches, Order, SampleKey
 from vislora.data.preflight import captioned_rows_of, examine
-from vislora.drawing import draw
+from vislora.drawing import draw, noise_seed
 from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
@@ -30,7 +30,7 @@ from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import Flow, schedule
 from vislora.precision import autocast_dtype
 from vislora.report.before_after import write_pairs
-from vislora.report.samples import draw_samples, save_grid
+from vislora.report.samples import save_grid
 from vislora.report.updates import write_updates
 from vislora.tasks.prior import with_prior
 from vislora.tasks.task import Outcome, Task
@@ -81,7 +81,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     drawn = (config.objective.preview_steps, config.objective.guidance)
 
     def preview(file: Path) -> None:
-        save_grid(draw_samples(pipe.to(device), prompts, range(2), *drawn), prompts, file)
+        save_grid([draw(pipe.to(device), [(p, seed) for p in prompts], *drawn) for seed in range(2)], prompts, file)
         if spared:
             encoder.move(torch.device("cpu"))
 
@@ -127,7 +127,7 @@ def _before_and_after(
     found = []
     for scale in (0.0, 1.0):
         adapters.scale("default", scale)
-        found.append(draw(pipe, prompts, [0], steps, guidance, size))
+        found.append(draw(pipe, [(prompt, noise_seed(0, prompt)) for prompt in prompts], steps, guidance, size))
     return found[0], found[1]
 
 

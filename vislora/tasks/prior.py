@@ -13,10 +13,10 @@ from vislora.data.cache import content_key, weights_key
 from vislora.data.captions import Captioned, captions_folder, clean
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
+from vislora.drawing import draw
 from vislora.errors import ConfigError
 from vislora.models.families import family_of
 from vislora.paths import cache_dir
-from vislora.report.samples import draw_samples
 
 
 def with_prior(
@@ -74,7 +74,7 @@ def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     pipe.to(device)
     missing: Sequence[int] = [i for i in range(data.prior.count) if not (folder / f"{i:05d}.png").is_file()]
     for number in missing:
-        ((image,),) = draw_samples(pipe, [prompt], [mix(number)], 25, 5.0, data.size)
+        (image,) = draw(pipe, [(prompt, mix(number))], 25, 5.0, data.size)
         part = folder / f"{number:05d}.part"
         image.save(part, format="PNG")
         part.rename(folder / f"{number:05d}.png")
