@@ -23,10 +23,11 @@ def _seed():
 
 
 @pytest.fixture(autouse=True, params=["short", "wide"])
-def products(request, monkeypatch):
+def products(request, monkeypatch) -> str:
     """Every test runs with both kinds of products, whichever is the faster for a layer's size."""
     wide = request.param == "wide"
     monkeypatch.setattr("vislora.lora.layers.is_narrow", lambda weight, *_: wide and weight.dtype.itemsize >= 4)
+    return request.param
 
 
 def adapted(layer: nn.Module, rank: int = 4, alpha: float = 6.0, rows=None, rslora=False, dropout=0.0) -> nn.Module:
@@ -590,7 +591,7 @@ def test_autocast_behind_a_layer_norm_gives_the_gradients_with_x_kept():
         assert relative_error(grads[0][name], grads[1][name]) < 0.01, name
 
 
-def test_backward_outside_the_autocast_context_gives_the_same_gradients():
+def test_backward_outside_the_autocast_context_gives_the_same_gradients(products):
     layer, x, dy = adapted(nn.Linear(IN, OUT)), torch.randn(5, IN), torch.randn(5, OUT).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         inside = fused_step(layer, x, dy)
@@ -599,7 +600,8 @@ def test_backward_outside_the_autocast_context_gives_the_same_gradients():
         y = layer(x)
     y.backward(dy)
     for mine, theirs in zip([y, x.grad, layer.lora.lora_A.grad, layer.lora.lora_B.grad], inside, strict=True):
-        assert torch.equal(mine, theirs)
+        # products that autograd makes are cast where backward is called inside
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2**-7 * theirs.abs().max() if products == "wide" else 0)
 
 
 # --- Trained biases, padding by name ----------------------------------------------------------------------------------

@@ -27,13 +27,13 @@ from vislora.lora.layers import (
     LowRank,
     _compute_dtype,
     _dropout_mask,
-    _folded,
     _masked,
     _Normalised,
     _Settings,
     _without_autocast,
     row_norms,
 )
+from vislora.lora.narrow import summed
 from vislora.lora.reads import frozen_weight
 
 
@@ -170,7 +170,7 @@ class _FoldedLinear(torch.autograd.Function):
 def _summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, settings: _Settings) -> Tensor:
     """W0 + s B A, a new tensor in float32 or wider."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return _folded(wide, lora_A, lora_B, settings.pairs, settings.scale)
+    return summed(wide, lora_A, lora_B, settings.pairs, settings.scale)
 
 
 def _column_products(dy: Tensor, y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
-from vislora.lora.narrow import NarrowLinear, is_narrow
+from vislora.lora.narrow import is_narrow, summed
 from vislora.lora.pissa import principal_pair
 from vislora.lora.reads import _autocasts, _without_autocast, adapted_weight, frozen_weight
 
@@ -173,7 +173,7 @@ class LoraLinear(nn.Linear):
         a, b = low.acting()
         settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
         if not dropout and is_narrow(weight, a, b):
-            return NarrowLinear.apply(x, weight, self.bias, a, b, low.pairs, low.scale, settings.dtype)
+            return F.linear(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
         if self.bias is not None and self.bias.requires_grad:
@@ -328,7 +328,7 @@ class _FusedLinear(torch.autograd.Function):
         flat = x.to(dtype).reshape(-1, x.shape[-1])
         with _without_autocast(x.device.type):
             fold = not settings.dropout and _worth_folding(flat, weight)
-            w = (_folded(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
+            w = (summed(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
             y = F.linear(flat, w, None if bias is None else bias.to(dtype))
             mask, factor = _dropout_mask(flat, settings.dropout) if settings.dropout else (None, 1.0)
             h = _masked(flat, mask) @ (lora_A * (settings.scale * factor)).to(dtype).t()
@@ -376,17 +376,6 @@ def _worth_folding(x: Tensor, weight: Tensor) -> bool:
     """Whether two passes over the weight, [out, in], cost less than one over y and one over dx, for x [n, in]; never
     for weights stored in 16 bits, in which a small update would be rounded away."""
     return weight.dtype.itemsize >= 4 and x.shape[0] * sum(weight.shape) > 2 * weight.numel()
-
-
-def _folded(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: list[_Pair], scale: float) -> Tensor:
-    """W0 + s B A, in W0's dtype."""
-    a, b = lora_A.to(weight.dtype), lora_B.to(weight.dtype)
-    if pairs[0].rows == slice(0, weight.shape[0]):
-        return torch.addmm(weight, b, a, alpha=scale)
-    w = weight.clone()
-    for pair in pairs:
-        w[pair.rows].addmm_(b[pair.b], a[pair.a], alpha=scale)
-    return w
 
 
 class _FusedConv2d(torch.autograd.Function):
