@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from vislora.errors import DataError
@@ -44,6 +46,27 @@ def test_frechet_distance_is_that_of_scipys_matrix_square_root(n, m):
     root = np.sqrt(np.linalg.eigvalsh(half @ c1 @ half).clip(0)).sum()
     expected = ((means[0] - means[1]) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * root
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_is_that_of_torchmetrics_where_pictures_are_many():
+    one, other = gaussians(400, 12, 0), gaussians(300, 12, 1, shift=0.5)
+    network = nn.Identity()
+    network.num_features = 12
+    metric = FrechetInceptionDistance(feature=network).set_dtype(torch.float64)
+    metric.update(one, real=True)
+    metric.update(other, real=False)
+    assert frechet_distance(one, other) == pytest.approx(metric.compute().item(), rel=1e-6)
+
+
+def test_frechet_distance_of_few_pictures_in_many_dimensions_keeps_its_digits():
+    """Four directions of 192, turned at random: the rest of either covariance is 0."""
+    turn = torch.linalg.qr(gaussians(192, 192, 2)).Q
+    sigma, tau = [0.3, 1.2, 2.0, 0.7], [1.3, 0.2, 2.5, 0.7]
+    one, other = exactly([0.0] * 4, sigma) @ turn[:4], exactly([0.0] * 4, tau) @ turn[:4]
+    apart = exactly([0.0] * 4, tau) @ turn[4:8]
+    expected = sum((a - b) ** 2 for a, b in zip(sigma, tau, strict=True))
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(one, apart) == pytest.approx(sum(x**2 for x in [*sigma, *tau]), rel=1e-6)
 
 
 def test_a_set_is_at_no_distance_from_itself():
