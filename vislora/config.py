@@ -233,6 +233,7 @@ class ShardsData(DataConfig):
     val: str | None = None
     test: str | None = None
     label_key: str = "label"  # of NAME.json
+    quarantine: str | None = None  # as above
     classes: list[str] | None = None  # names of labels that are numbers, from 0
 
 

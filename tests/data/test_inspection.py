@@ -70,16 +70,16 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch):
     for i, path in enumerate(paths):
         scene(20, 20, i).save(path)
 
-    def stopped(path):
+    def stopped(path, place):
         if path == paths[80]:
             raise KeyboardInterrupt
-        return inspect(path)
+        return inspect(path, place)
 
     monkeypatch.setattr(inspection, "inspect", stopped)
     with pytest.raises(KeyboardInterrupt):
         inspect_files(paths)
     opened = []
-    monkeypatch.setattr(inspection, "inspect", lambda path: opened.append(path) or inspect(path))
+    monkeypatch.setattr(inspection, "inspect", lambda path, place: opened.append(path) or inspect(path, place))
     found = inspect_files(paths)
     assert set(opened) == set(paths[64:])  # the first two batches of 32 were done
     assert list(found) == paths

@@ -3,18 +3,25 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from vislora.compose import configure
 from vislora.config import ShardsData
 from vislora.data.load import load_splits
+from vislora.data.quarantine import write_quarantine
 from vislora.errors import DataError
+from vislora.preflight import preflight
 
 
-def png(value):
+def png(pixels):
+    """Of an array [H, W, 3], or of a shade of red."""
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, 0, 0)).save(buffer, "png")
+    image = Image.new("RGB", (4, 4), (pixels, 0, 0)) if isinstance(pixels, int) else Image.fromarray(pixels)
+    image.save(buffer, "png")
     return buffer.getvalue()
 
 
@@ -36,7 +43,7 @@ def test_pictures_are_read_at_their_places_in_any_order(tmp_path):
     assert splits.classes == ("0", "1")
     assert splits.train.labels == [0, 1, 0, 1]
     assert [splits.train.image(i).getpixel((0, 0))[0] for i in (3, 0, 2, 1)] == [9, 0, 2, 1]
-    assert splits.test.names == [f"{tmp_path / 'eval.tar'}/c"]
+    assert splits.test.names == [f"{tmp_path / 'eval.tar'}/c.png"]
     assert splits.val is None
     named = load_splits(ShardsData(root=str(tmp_path), train="train-0?.tar", classes=["cat", "dog", "eel"]), 0)
     assert named.classes == ("cat", "dog", "eel")
@@ -72,13 +79,42 @@ def test_shards_that_can_not_be_used_are_named(tmp_path, files, message):
         load_splits(ShardsData(root=str(tmp_path)), 0)
 
 
-def test_a_compressed_shard_a_missing_one_and_a_damaged_picture_are_named(tmp_path):
+def test_a_compressed_shard_and_a_missing_one_are_named(tmp_path):
     pack(tmp_path / "train.tar", {"a.png": png(1), "a.cls": b"0"}, "w:gz")
     with pytest.raises(DataError, match=r"train\.tar can't be read as an uncompressed tar file"):
         load_splits(ShardsData(root=str(tmp_path)), 0)
     with pytest.raises(DataError, match=r"no shard in .* is called x-1\.tar"):
         load_splits(ShardsData(root=str(tmp_path), train="x-{1..2}.tar"), 0)
-    pack(tmp_path / "bad.tar", {"a.png": png(1), "a.cls": b"0", "b.png": b"no picture", "b.cls": b"1"})
-    split = load_splits(ShardsData(root=str(tmp_path), train="bad.tar"), 0).train
-    with pytest.raises(DataError, match=r"bad\.tar/b can't be decoded"):
-        split.image(1)
+
+
+def test_pictures_that_can_not_be_used_are_named_and_left_out(tmp_path):
+    files = {f"{i}.png": png(50 * i) for i in range(4)} | {f"{i}.cls": str(i % 2).encode() for i in range(4)}
+    shard = pack(
+        tmp_path / "train.tar", files | {"2.png": b"no picture", "3.png": png(0)[:-20], "4.png": b"", "4.cls": b"0"}
+    )
+    splits = load_splits(ShardsData(root=str(tmp_path), classes=["cat", "dog", "eel"]), 0)
+    assert splits.train.names == [f"{shard}/0.png", f"{shard}/1.png"]
+    assert {(p.file.name, p.kinds) for p in splits.problems} == {
+        ("2.png", ("unknown",)),
+        ("3.png", ("damaged",)),
+        ("4.png", ("empty",)),
+    }
+    pack(shard, {"a.png": b"no picture", "a.cls": b"0", "b.png": png(1), "b.cls": b"1"})
+    with pytest.raises(DataError, match=r"class '0' has no usable picture to train on .*train\.tar/a\.png is no image"):
+        load_splits(ShardsData(root=str(tmp_path)), 0)
+
+
+def test_a_preflight_finds_copies_in_shards_and_its_list_leaves_them_out(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
+    pictures = [png(array) for array in noise]
+    pack(
+        tmp_path / "train.tar",
+        {f"{i}.png": p for i, p in enumerate(pictures)} | {f"{i}.cls": b"01"[i % 2 :][:1] for i in range(4)},
+    )
+    pack(tmp_path / "test.tar", {"x.png": pictures[2], "x.cls": b"0", "y.png": png(255 - noise[0]), "y.cls": b"1"})
+    words = ["data=shards", f"data.root={tmp_path}", "data.test=test.tar"]
+    found = preflight(configure("preflight", words))
+    assert list(found.leave_out) == [f"{tmp_path / 'train.tar'}/2.png"]
+    write_quarantine(found.leave_out, tmp_path, tmp_path / "list.txt")
+    data = configure("preflight", [*words, f"data.quarantine={tmp_path / 'list.txt'}"]).data
+    assert [Path(name).name for name in load_splits(data, 0).train.names] == ["0.png", "1.png", "3.png"]

@@ -1,10 +1,12 @@
 """Pictures as people have them: read as upright 8-bit RGB, or looked into once to tell what they are."""
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -37,6 +39,14 @@ _FORMATS = {  # by suffix, as Pillow calls them; MPO is what phones write as .jp
     ".ppm": ("PPM",),
     ".pgm": ("PPM",),
 }
+
+
+class Place(NamedTuple):
+    """Where the bytes of a picture are that lies in a larger file, which is no archive to be unpacked."""
+
+    file: Path
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,13 @@ class Facts:
         return self.problem is None or self.problem.usable
 
 
-def read_image(path: Path) -> Image.Image:
-    """A picture as `upright_rgb` makes it.
+def read_image(path: Path, place: Place | None = None) -> Image.Image:
+    """A picture as `upright_rgb` makes it; where it lies in a larger file, `path` is but its name.
 
     Raises:
         DataError: the file is missing, empty, truncated, too large or no image.
     """
-    with no_warnings(), _opened(path) as picture:
+    with no_warnings(), _opened(path, place) as picture:
         return upright_rgb(picture)
 
 
@@ -104,13 +114,13 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     return rgb
 
 
-def inspect(path: Path) -> Facts:
-    """Decode a file, and tell what it holds or why it can't be used.
+def inspect(path: Path, place: Place | None = None) -> Facts:
+    """Decode a picture, and tell what it is or why it can't be used.
 
     A JPEG is decoded to the end but at a reduced scale: its damage shows as well, in less time.
     """
     try:
-        with _opened(path) as picture:
+        with _opened(path, place) as picture:
             size = picture.size
             picture.draft(None, (_DRAFT, _DRAFT))
             small = thumbnail(upright_rgb(picture))
@@ -134,12 +144,12 @@ class _UnreadableError(DataError):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file as Pillow opens it; any error on the way, and in the block, is a DataError."""
+def _opened(path: Path, place: Place | None) -> Iterator[Image.Image]:
+    """The picture as Pillow opens it; any error on the way, and in the block, is a DataError."""
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if place is None else place.size) == 0:
             raise _UnreadableError("empty", f"{path} is empty")
-        with Image.open(path) as picture:
+        with Image.open(path if place is None else _read(place)) as picture:
             yield picture
     except DataError:
         raise
@@ -152,6 +162,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise _UnreadableError("huge", what) from None
     except Exception as error:  # Pillow's decoders raise many classes on malformed files, struct.error among them
         raise _UnreadableError("damaged", f"{path} can't be decoded: {error}") from None
+
+
+def _read(place: Place) -> io.BytesIO:
+    with place.file.open("rb") as file:
+        file.seek(place.offset)
+        return io.BytesIO(file.read(place.size))
 
 
 def _oddities(picture: Image.Image, size: tuple[int, int], suffix: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -14,10 +14,11 @@ from pathlib import Path
 import PIL
 from tqdm import tqdm
 
-from vislora.data.images import Facts, Problem, inspect, no_warnings
+from vislora.data.images import Facts, Place, Problem, inspect, no_warnings
 from vislora.paths import cache_dir
 
 _PROCESSES_FROM = 2000  # files; threads, which share the interpreter, are done with fewer before processes have started
+_Picture = tuple[Path, Place | None]
 _BATCH = 32  # files; each is in the cache when it is done, so that an interrupted run goes on from there
 
 
@@ -26,18 +27,20 @@ def check_images(paths: Sequence[Path]) -> list[Problem]:
     return [facts.problem for facts in inspect_files(paths).values() if facts.problem is not None]
 
 
-def inspect_files(paths: Sequence[Path]) -> dict[Path, Facts]:
-    """Decode every file once, on all cores, and tell what each holds, in the order of `paths`.
+def inspect_files(paths: Sequence[Path], places: Mapping[Path, Place] | None = None) -> dict[Path, Facts]:
+    """Decode every picture once, on all cores, and tell what each is, in the order of `paths`; those in `places` lie in
+    larger files, and their paths are but names.
 
     What was found about usable files is kept in the cache, one list for each folder, and holds while their size and
     time of change do. Unusable ones are tried again each time: a disk or a permission may have been the cause.
     """
-    states = {path: _state(path) for path in paths}
+    places = places or {}
+    states = {path: _state(places[path].file if path in places else path) for path in paths}
     known = {folder: _Store(folder) for folder in {path.absolute().parent for path in states}}
     found = {path: known[path.absolute().parent].look_up(path, state) for path, state in states.items()}
     fresh = [path for path, facts in found.items() if facts is None]
     with tqdm(total=len(fresh), desc="checking images", unit="", delay=2, leave=False, disable=None) as bar:
-        for batch in _inspected(fresh):
+        for batch in _inspected([(path, places.get(path)) for path in fresh]):
             for facts, path in batch:
                 found[path] = facts
             by_folder: dict[Path, dict[Path, Facts]] = {}
@@ -50,10 +53,10 @@ def inspect_files(paths: Sequence[Path]) -> dict[Path, Facts]:
     return found
 
 
-def _inspected(paths: list[Path]) -> Iterator[list[tuple[Facts, Path]]]:
-    batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
+def _inspected(pictures: list[_Picture]) -> Iterator[list[tuple[Facts, Path]]]:
+    batches = [pictures[i : i + _BATCH] for i in range(0, len(pictures), _BATCH)]
     cores, done = os.cpu_count() or 1, 0
-    if len(paths) >= _PROCESSES_FROM and cores > 1:
+    if len(pictures) >= _PROCESSES_FROM and cores > 1:
         try:
             # not forked: the threads of torch, once started, don't survive a fork in any defined state
             with ProcessPoolExecutor(cores, get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
@@ -66,13 +69,13 @@ def _inspected(paths: list[Path]) -> Iterator[list[tuple[Facts, Path]]]:
         yield from _results(pool, batches[done:])
 
 
-def _results(pool: Executor, batches: list[list[Path]]) -> Iterator[list[tuple[Facts, Path]]]:
+def _results(pool: Executor, batches: list[list[_Picture]]) -> Iterator[list[tuple[Facts, Path]]]:
     for batch, facts in zip(batches, pool.map(_inspect_batch, batches), strict=True):
-        yield list(zip(facts, batch, strict=True))
+        yield [(fact, path) for fact, (path, _) in zip(facts, batch, strict=True)]
 
 
-def _inspect_batch(paths: list[Path]) -> list[Facts]:
-    return [inspect(path) for path in paths]
+def _inspect_batch(pictures: list[_Picture]) -> list[Facts]:
+    return [inspect(path, place) for path, place in pictures]
 
 
 def _state(path: Path) -> list[int] | None:

@@ -4,7 +4,6 @@ A shard is indexed once; pictures are then read at their places in it. Nothing i
 can lead anywhere, and what isn't a regular file is never followed.
 """
 
-import io
 import json
 import re
 import tarfile
@@ -12,72 +11,56 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from vislora.config import ShardsData
 from vislora.data.folder import SUFFIXES
-from vislora.data.images import upright_rgb
-from vislora.data.splits import ImageSplit, Splits
+from vislora.data.images import Place
+from vislora.data.quarantine import leave_out
+from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json file
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a picture's bytes are."""
-
-    shard: Path
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
 class _Sample:
-    name: str
-    place: _Place
+    name: Path
+    place: Place
     label: str
 
 
-@dataclass(frozen=True)
-class _Shards:
-    places: list[_Place]
-
-    def __getitem__(self, index: int) -> Image.Image:
-        place = self.places[index]
-        with place.shard.open("rb") as file:
-            file.seek(place.offset)
-            return upright_rgb(Image.open(io.BytesIO(file.read(place.size))))
-
-
 def image_shards(config: ShardsData) -> Splits:
-    """Labelled pictures of the splits that have shards. Pictures are decoded when they are asked for, and not checked
-    before.
+    """Labelled pictures of the splits that have shards, called SHARD/NAME; those that can't be decoded are left out and
+    named in `problems`.
 
     Raises:
-        DataError: no shard fits a pattern, one is compressed or malformed, a picture has no label, or a class isn't in
-            train.
+        DataError: no shard fits a pattern, one is compressed or malformed, a picture has no label, a class isn't in
+            train, or has no usable picture there.
     """
     root = Path(config.root).expanduser()
-    samples = {
-        split: [sample for shard in _shards(root, pattern) for sample in _samples(shard, config.label_key)]
-        for split, pattern in {"train": config.train, "val": config.val, "test": config.test}.items()
-        if pattern is not None
-    }
+    samples = _listed(config, root)
     labels = {sample.label for sample in samples["train"]}
     numbers = all(label.isascii() and label.isdigit() for label in labels)
     listed = tuple(sorted(labels, key=int if numbers else str))
     if config.classes is not None and not (numbers and all(int(label) < len(config.classes) for label in labels)):
         raise DataError(f"data.classes names {len(config.classes)} classes, and the shards' labels are {listed[:8]}…")
-    column = {label: int(label) if config.classes is not None else k for k, label in enumerate(listed)}
-    classes = listed if config.classes is None else tuple(config.classes)
-    splits = {}
+    names = {label: label if config.classes is None else config.classes[int(label)] for label in listed}
     for split, found in samples.items():
-        if strange := next((sample for sample in found if sample.label not in column), None):
+        if strange := next((sample for sample in found if sample.label not in names), None):
             raise DataError(f"{split}: class {strange.label!r} of {strange.name} isn't among those of train")
-        names, places = [sample.name for sample in found], [sample.place for sample in found]
-        splits[split] = ImageSplit(classes, [column[sample.label] for sample in found], names, _Shards(places))
-    return Splits(**splits)
+    files = {split: [(sample.name, names[sample.label]) for sample in found] for split, found in samples.items()}
+    files, left_out = leave_out(files, config.quarantine, root)
+    places = {sample.name: sample.place for found in samples.values() for sample in found}
+    classes = tuple(names.values()) if config.classes is None else tuple(config.classes)
+    return splits_of_files(files, classes, left_out, list(names.values()), places)
+
+
+def _listed(config: ShardsData, root: Path) -> dict[str, list[_Sample]]:
+    patterns = {"train": config.train, "val": config.val, "test": config.test}
+    return {
+        split: [sample for shard in _shards(root, pattern) for sample in _samples(shard, config.label_key)]
+        for split, pattern in patterns.items()
+        if pattern is not None
+    }
 
 
 def _shards(root: Path, pattern: str) -> list[Path]:
@@ -97,7 +80,7 @@ def _shards(root: Path, pattern: str) -> list[Path]:
 
 def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
     """What belongs to each name, in the shard's order; a name is a path up to the first dot of its last part."""
-    pictures: dict[str, _Place] = {}
+    pictures: dict[str, tuple[Path, Place]] = {}
     labels: dict[str, str] = {}
     try:
         with tarfile.open(shard, "r:") as archive:  # uncompressed only: places are read directly
@@ -108,7 +91,8 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
                 stem, _, suffix = file.partition(".")
                 key = f"{folder}{slash}{stem}"
                 if f".{suffix.lower()}" in SUFFIXES:
-                    pictures[key] = _Place(shard, member.offset_data, member.size)
+                    place = Place(shard, member.offset_data, member.size)
+                    pictures[key] = (Path(f"{shard}/{member.name}"), place)  # a name, never opened
                 elif suffix in ("cls", "json"):
                     if member.size > _LONGEST_LABEL:
                         raise DataError(f"{shard}: {member.name} has {member.size} bytes, too many for a label")
@@ -119,10 +103,10 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
         raise DataError(f"{shard} can't be read as an uncompressed tar file: {error}") from None
     if not pictures:
         raise DataError(f"{shard} holds no picture ({' '.join(SUFFIXES)})")
-    for key, place in pictures.items():
+    for key, (name, place) in pictures.items():
         if key not in labels:
             raise DataError(f"{shard}: {key} has no {key}.cls, and no {label_key!r} in a {key}.json")
-        yield _Sample(f"{shard}/{key}", place, labels[key])
+        yield _Sample(name, place, labels[key])
 
 
 def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vislora.data.images import Facts, Problem, read_image
+from vislora.data.images import Facts, Place, Problem, read_image
 from vislora.data.inspection import inspect_files
 from vislora.errors import DataError
 
@@ -22,12 +22,13 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures in files, decoded when asked for."""
+    """Pictures in files of their own, or else in larger files at `places`, decoded when asked for."""
 
     paths: Sequence[Path]
+    places: Mapping[Path, Place] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], self.places.get(self.paths[index]))
 
 
 @dataclass(frozen=True)
@@ -110,28 +111,35 @@ class Splits:
 
 
 def splits_of_files(
-    files: dict[str, list[tuple[Path, str]]], classes: tuple[str, ...], left_out: Sequence[Problem] = ()
+    files: dict[str, list[tuple[Path, str]]],
+    classes: tuple[str, ...],
+    left_out: Sequence[Problem] = (),
+    needed: Sequence[str] | None = None,
+    places: Mapping[Path, Place] | None = None,
 ) -> Splits:
     """Splits from (file, class name) pairs by split, without the files that can't be decoded.
 
     Args:
         files: by "train", "val" and "test"; a split without a usable file is left out.
         left_out: the files of the data set that aren't among them, to be told with the rest.
+        needed: classes that must have a usable file to train on; all by default.
+        places: of the pictures that lie in larger files, and whose paths are but names.
 
     Raises:
-        DataError: a class without a usable file to train on.
+        DataError: a class without a usable file to train on, or no such file at all.
     """
     column = {name: k for k, name in enumerate(classes)}
-    found = inspect_files([path for pairs in files.values() for path, _ in pairs])
+    places = places or {}
+    found = inspect_files([path for pairs in files.values() for path, _ in pairs], places)
     splits: dict[str, ImageSplit] = {}
     for name, pairs in files.items():
         usable = [(path, column[label]) for path, label in pairs if found[path].usable]
         if usable:
             paths, labels = [path for path, _ in usable], [label for _, label in usable]
-            splits[name] = ImageSplit(classes, labels, [str(path) for path in paths], Files(paths))
+            splits[name] = ImageSplit(classes, labels, [str(path) for path in paths], Files(paths, places))
     problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
     present = set(splits["train"].labels) if "train" in splits else set()
-    if absent := [name for name, k in column.items() if k not in present]:
+    if absent := [name for name in needed or classes if column[name] not in present]:
         bad = [problem for problem in problems if not problem.usable]
         because = f" ({len(bad)} files were left out; {bad[0].what})" if bad else ""
         raise DataError(f"class {absent[0]!r} has no usable picture to train on{because}")
