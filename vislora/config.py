@@ -160,8 +160,8 @@ class BirdsCaptionsData(CaptionedData):
     """Drawn birds with captions, in any style."""
 
     species: list[str] | None = None  # names, drawn in turn; all named ones by default
-    count: int = 32
-    val_count: int = 16
+    count: int = 40
+    val_count: int = 27
     prefix: str = ""  # before each caption, as "ink sketch of "
     style: str = "ink"
     difficulty: float = 0.1
@@ -186,7 +186,7 @@ class BirdsData(DataConfig):
     invented: int = 0  # draw this many invented species instead
     train_per_species: int = 20
     val_per_species: int = 10
-    test_per_species: int = 80
+    test_per_species: int = 40
     difficulty: float = 0.35  # 0: field-guide plates, 1: field conditions
     style: str = "natural"
     size: int = 64  # pixels of the drawings
