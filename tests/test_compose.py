@@ -1,5 +1,6 @@
 """Recipes, overrides, and the sentence a wrong one is answered with."""
 
+import itertools
 import resource
 import subprocess
 import sys
@@ -7,7 +8,18 @@ import sys
 import pytest
 
 from vislora.compose import configure
-from vislora.config import BirdsData, ImageFolderData, LoraAdapter, Precision, ProbeAdapter, Target, data_from_dict
+from vislora.config import (
+    DATA_OPTIONS,
+    BirdsData,
+    CaptionedData,
+    DataConfig,
+    ImageFolderData,
+    LoraAdapter,
+    Precision,
+    ProbeAdapter,
+    Target,
+    data_from_dict,
+)
 from vislora.config import data_to_dict as to_dict
 from vislora.errors import ConfigError
 from vislora.paths import RECIPES
@@ -20,6 +32,24 @@ def test_every_recipe_composes_and_begins_with_its_command(recipe):
     assert f"{second} ".startswith(f"# python -m vislora.train recipe={recipe} ")
     config = configure("train", second.split()[4:])
     assert isinstance(config.adapter, LoraAdapter)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipes"), [(CaptionedData, {"sketch_style", "sd15_style"}), (DataConfig, {"vit_birds", "vit_cub"})]
+)
+def test_recipes_take_any_data_of_their_kind(kind, recipes):
+    options = [option for option, schema in DATA_OPTIONS.items() if issubclass(schema, kind)]
+    assert len(options) > 1
+    for recipe, option in itertools.product(recipes, options):
+        words = [f"recipe={recipe}", f"data={option}"]
+        missing = [f"data.{key}=x" for key in ("root", "name") if hasattr(DATA_OPTIONS[option], key)]
+        assert isinstance(configure("train", [*words, *missing]).data, DATA_OPTIONS[option])
+
+
+def test_a_recipe_made_for_other_data_says_so():
+    message = "recipe=sd15_dreambooth sets data.prompt, which the chosen data doesn't have; leave out data=…"
+    with pytest.raises(ConfigError, match=message):
+        configure("train", ["recipe=sd15_dreambooth", "data=birds_captions"])
 
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tmp_path):

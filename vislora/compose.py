@@ -183,6 +183,12 @@ def _explained(error: Exception) -> ConfigError:
     if found := re.search(r"Error merging override (.+)", text):
         cause = str(error.__cause__ or "").splitlines()
         return ConfigError(f"{found[1]} can't be used: {cause[0] if cause else 'wrong type'}")
+    if found := re.search(r"In 'recipe/(\w+)': .*Key '(\w+)' not in.*full_key: (\S+)", text, re.DOTALL):
+        group = found[3].partition(".")[0]
+        return ConfigError(
+            f"recipe={found[1]} sets {found[3]}, which the chosen {group} doesn't have; leave out {group}=…, or take "
+            "another recipe"
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = [o for o in error.options or [] if not o.endswith("schema")]
