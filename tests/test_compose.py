@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vislora.compose import configure
+from vislora.compose import configure, quoted
 from vislora.config import (
     DATA_OPTIONS,
     BirdsData,
@@ -147,6 +147,51 @@ def test_a_users_own_recipes_come_from_a_folder_of_theirs(tmp_path):
     command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine", "--cfg", "job"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "rank: 77" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["grün", "日本", "birds (old)", "it's", "a=b", "a;b#c", "C:\\new", "back\\"])
+def test_paths_need_no_quotes_for_hydra(name):
+    assert configure("train", ["data=imagefolder", f"data.root=/data/{name}"]).data.root == f"/data/{name}"
+    assert configure("predict", [f"adapter=/runs/{name}", f"images=[{quoted(name)}]"]).images == [name]
+
+
+def test_a_path_from_the_home_folder_is_found_where_the_shell_leaves_it_alone(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert configure("train", ["trainer.resume=~/runs/a"]).trainer.resume == "/home/ada/runs/a"
+    several = configure("blend", ["adapter=[~/a,~/b]", "weights=[1,1]", "out=~/c"])
+    assert (several.adapter, several.out) == (["/home/ada/a", "/home/ada/b"], "/home/ada/c")
+
+
+def test_options_stand_anywhere_among_the_overrides(tmp_path):
+    words = ["recipe=vit_birds", "--cfg", "job", "optim.lr=0.125"]
+    done = subprocess.run([sys.executable, "-m", "vislora.train", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert "lr: 0.125" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "# @package _global_\ntrainer:\n  epoch: 1\n",
+            "sets an unknown key trainer.epoch; did you mean trainer.epochs",
+        ),
+        ("trainer:\n  epochs: 1\n", "has to begin with the line `# @package _global_`"),
+        ("# @package _global_\ntrainer: [1\n", "mine.yaml"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_answered_with_one_sentence(text, message, tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_data_of_the_other_kind_is_refused_by_a_command_that_has_no_use_for_it():
+    with pytest.raises(ConfigError, match="data=captions is not for this command"):
+        configure("evaluate", ["adapter=A", "data=captions", "data.root=x"])
 
 
 def test_data_settings_survive_json():
