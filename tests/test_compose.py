@@ -1,6 +1,7 @@
 """Recipes, overrides, and the sentence a wrong one is answered with."""
 
 import itertools
+import re
 import resource
 import subprocess
 import sys
@@ -103,6 +104,36 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
     with pytest.raises(ConfigError, match=message) as caught:
         configure("train", overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "expected"),
+    [
+        ("train", "trainer.epochs=0", "1 or more"),
+        ("train", "trainer.validate_every=0", "1 or more"),
+        ("train", "trainer.checkpoint_every=0", "1 or more"),
+        ("train", "trainer.patience=0", "1 or more"),
+        ("train", "trainer.workers=-1", "0 or more"),
+        ("train", "trainer.ema=1.5", "0 to 1"),
+        ("train", "optim.lr=-1.0", "0 or more"),
+        ("train", "optim.lr=nan", "0 or more"),
+        ("train", "optim.warmup=10.0", "0 to 1"),
+        ("train", "optim.betas=[0.9]", "two numbers from 0 to below 1"),
+        ("train", "optim.betas=[0.9, 1.0]", "two numbers from 0 to below 1"),
+        ("train", "objective.label_smoothing=2.0", "0 to 1"),
+        ("train", "model.drop_path=2.0", "0 to 1"),
+        ("train", "data.crop_pct=0.0", "0.01 to 1"),
+        ("evaluate", "resamples=0", "1 or more"),
+        ("evaluate", "batch_size=0", "1 or more"),
+        ("evaluate", "maps=-1", "0 or more"),
+        ("predict", "top=0", "1 or more"),
+        ("doctor", "workers=-1", "0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name, override, expected):
+    needed = {"evaluate": ["adapter=A"], "predict": ["adapter=A", "images=[a.png]"]}.get(name, [])
+    with pytest.raises(ConfigError, match=rf"^{re.escape(override)}: expected {expected}$"):
+        configure(name, [*needed, override])
 
 
 @pytest.mark.parametrize("override", ["data.root=x", "+data.root=x", "data.augment.hflip=1"])
