@@ -123,7 +123,7 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
         ("train", "objective.label_smoothing=2.0", "0 to 1"),
         ("train", "model.drop_path=2.0", "0 to 1"),
         ("train", "data.crop_pct=0.0", "0.01 to 1"),
-        ("evaluate", "resamples=0", "1 or more"),
+        ("evaluate", "resamples=1", "2 or more"),
         ("evaluate", "batch_size=0", "1 or more"),
         ("evaluate", "maps=-1", "0 or more"),
         ("predict", "top=0", "1 or more"),
