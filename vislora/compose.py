@@ -54,12 +54,14 @@ _SCHEMAS = [
     ("logger", "schema", settings.LoggerConfig),
 ]
 
+_OF_FILES = (PermissionError, NotADirectoryError)  # where a user's path leads, at any time
+
 
 def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None = None) -> None:
     """Run `python -m vislora.<name>`: compose conf/<name>.yaml with the command line, call body(config, run folder).
 
-    A mistake in the configuration, or any VisloraError of the body, is printed as one sentence, and the process exits
-    with code 2.
+    A mistake in the configuration, any VisloraError of the body, or a file that may not be used is told in one
+    sentence, and the process exits with code 2.
     """
     _register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
@@ -75,6 +77,8 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
             body(_typed(config, adapter), out)
         except VisloraError as error:
             _refuse(error)
+        except _OF_FILES as error:
+            _refuse(_explained(error))
         finally:
             # Hydra makes the folder at once: it stays empty after a refusal, and in all processes but the first
             if out != Path.cwd() and out.is_dir() and not any(out.iterdir()):
@@ -85,7 +89,7 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
     except ConfigError as error:
         _refuse(error)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, *_OF_FILES) as error:
         _refuse(_explained(error))
 
 
@@ -199,8 +203,10 @@ def _refuse(error: VisloraError) -> None:
 
 
 def _explained(error: Exception) -> ConfigError:
-    """One sentence for what Hydra and OmegaConf tell in several lines."""
+    """One sentence for what Hydra, OmegaConf and the file system tell in several lines."""
     text = str(error)
+    if isinstance(error, _OF_FILES):
+        return ConfigError(f"{error.filename} can't be used: {error.strerror}")
     if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
