@@ -174,8 +174,14 @@ def test_the_merged_export_is_a_timm_model_with_the_same_logits_and_labels(run, 
     assert theirs.pretrained_cfg["label_names"] == list(CLASSES)
     merged = load_recognizer(folder)
     assert (merged.classes, merged.preprocessing) == (mine.classes, mine.preprocessing)
-    with pytest.raises(ConfigError, match="holds a model already"):
-        export(ExportConfig(adapter=str(out / "adapter"), out=str(folder)))
+    (tmp_path / "file").touch()
+    for taken in (folder, tmp_path / "file", out / "adapter"):
+        with pytest.raises(ConfigError, match="is there already; choose another place"):
+            export(ExportConfig(adapter=str(out / "adapter"), out=str(taken)))
+    command = [sys.executable, "-m", "vislora.export", f"adapter={out / 'adapter'}", f"out={tmp_path / 'file' / 'sub'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "can't be used: Not a directory" in done.stderr
     with pytest.raises(ConfigError, match="nothing to merge"):
         export(ExportConfig(adapter=str(folder), out=str(tmp_path / "twice")))
 
@@ -210,6 +216,24 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         assert (tmp_path / adapter / "updates.json").is_file() is changes
         (again,) = evaluate(EvaluateConfig(adapter=[str(result.artifact)], precision=Precision.fp32))
         assert again.evaluation.top1 == result.test.top1
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run):
+    out, _ = run
+    before = (out / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"holds a run already; .* or go on with trainer\.resume="):
+        train(configure("train", [*BASE, *TINY, *RUN]), out)
+    assert (out / "metrics.jsonl").read_text() == before
+
+
+def test_an_adapter_finds_its_base_model_folder_from_anywhere(run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(ExportConfig(adapter=str(run[0] / "adapter"), out="merged"))
+    words = [*RUN, "model=timm", "model.name=local-dir:merged", "data=imagefolder", f"data.root={photos}"]
+    words += ["trainer.epochs=1", "logger.trackers=[]"]
+    adapter = train(configure("train", words), tmp_path / "run").artifact
+    monkeypatch.chdir("/")
+    assert load_recognizer(adapter).classes == CLASSES
 
 
 @pytest.mark.parametrize("lr", [0, 1e-3])
@@ -260,6 +284,16 @@ def test_mistakes_of_evaluation_and_prediction_are_explained(run, photos, tmp_pa
 def test_models_that_can_not_be_built_are_explained(settings, message):
     with pytest.raises(ModelError, match=message):
         build_vit(ModelConfig(**settings), 3)
+
+
+def test_weights_from_a_file_take_the_place_of_a_model_folders_own(run, tmp_path):
+    folder = export(ExportConfig(adapter=str(run[0] / "adapter"), out=str(tmp_path / "merged")))
+    theirs = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in theirs.items()}, tmp_path / "other.safetensors")
+    model = build_vit(
+        ModelConfig(name=f"local-dir:{folder}", weights=str(tmp_path / "other.safetensors")), len(CLASSES)
+    )
+    assert torch.equal(model.state_dict()["cls_token"], theirs["cls_token"] + 1)
 
 
 def test_weights_of_another_architecture_are_refused(weights):

@@ -1,13 +1,14 @@
 """Recipes, overrides, and the sentence a wrong one is answered with."""
 
 import itertools
+import re
 import resource
 import subprocess
 import sys
 
 import pytest
 
-from vislora.compose import configure
+from vislora.compose import configure, quoted
 from vislora.config import (
     DATA_OPTIONS,
     BirdsData,
@@ -105,6 +106,36 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "override", "expected"),
+    [
+        ("train", "trainer.epochs=0", "1 or more"),
+        ("train", "trainer.validate_every=0", "1 or more"),
+        ("train", "trainer.checkpoint_every=0", "1 or more"),
+        ("train", "trainer.patience=0", "1 or more"),
+        ("train", "trainer.workers=-1", "0 or more"),
+        ("train", "trainer.ema=1.5", "0 to 1"),
+        ("train", "optim.lr=-1.0", "0 or more"),
+        ("train", "optim.lr=nan", "0 or more"),
+        ("train", "optim.warmup=10.0", "0 to 1"),
+        ("train", "optim.betas=[0.9]", "two numbers from 0 to below 1"),
+        ("train", "optim.betas=[0.9, 1.0]", "two numbers from 0 to below 1"),
+        ("train", "objective.label_smoothing=2.0", "0 to 1"),
+        ("train", "model.drop_path=2.0", "0 to 1"),
+        ("train", "data.crop_pct=0.0", "0.01 to 1"),
+        ("evaluate", "resamples=1", "2 or more"),
+        ("evaluate", "batch_size=0", "1 or more"),
+        ("evaluate", "maps=-1", "0 or more"),
+        ("predict", "top=0", "1 or more"),
+        ("doctor", "workers=-1", "0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name, override, expected):
+    needed = {"evaluate": ["adapter=A"], "predict": ["adapter=A", "images=[a.png]"]}.get(name, [])
+    with pytest.raises(ConfigError, match=rf"^{re.escape(override)}: expected {expected}$"):
+        configure(name, [*needed, override])
+
+
 @pytest.mark.parametrize("override", ["data.root=x", "+data.root=x", "data.augment.hflip=1"])
 def test_settings_of_a_data_set_that_isnt_chosen_are_refused(override, tmp_path):
     with pytest.raises(ConfigError, match="is a setting of a data set, and none is chosen; give data=OPTION too"):
@@ -147,6 +178,51 @@ def test_a_users_own_recipes_come_from_a_folder_of_theirs(tmp_path):
     command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine", "--cfg", "job"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "rank: 77" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["grün", "日本", "birds (old)", "it's", "a=b", "a;b#c", "C:\\new", "back\\"])
+def test_paths_need_no_quotes_for_hydra(name):
+    assert configure("train", ["data=imagefolder", f"data.root=/data/{name}"]).data.root == f"/data/{name}"
+    assert configure("predict", [f"adapter=/runs/{name}", f"images=[{quoted(name)}]"]).images == [name]
+
+
+def test_a_path_from_the_home_folder_is_found_where_the_shell_leaves_it_alone(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert configure("train", ["trainer.resume=~/runs/a"]).trainer.resume == "/home/ada/runs/a"
+    several = configure("blend", ["adapter=[~/a,~/b]", "weights=[1,1]", "out=~/c"])
+    assert (several.adapter, several.out) == (["/home/ada/a", "/home/ada/b"], "/home/ada/c")
+
+
+def test_options_stand_anywhere_among_the_overrides(tmp_path):
+    words = ["recipe=vit_birds", "--cfg", "job", "optim.lr=0.125"]
+    done = subprocess.run([sys.executable, "-m", "vislora.train", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert "lr: 0.125" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "# @package _global_\ntrainer:\n  epoch: 1\n",
+            "sets an unknown key trainer.epoch; did you mean trainer.epochs",
+        ),
+        ("trainer:\n  epochs: 1\n", "has to begin with the line `# @package _global_`"),
+        ("# @package _global_\ntrainer: [1\n", "mine.yaml"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_answered_with_one_sentence(text, message, tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_data_of_the_other_kind_is_refused_by_a_command_that_has_no_use_for_it():
+    with pytest.raises(ConfigError, match="data=captions is not for this command"):
+        configure("evaluate", ["adapter=A", "data=captions", "data.root=x"])
 
 
 def test_data_settings_survive_json():

@@ -16,11 +16,15 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vislora import config as settings
 from vislora.errors import ConfigError, VisloraError
@@ -50,17 +54,22 @@ _SCHEMAS = [
     ("logger", "schema", settings.LoggerConfig),
 ]
 
+_OF_FILES = (PermissionError, NotADirectoryError)  # where a user's path leads, at any time
+
 
 def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None = None) -> None:
     """Run `python -m vislora.<name>`: compose conf/<name>.yaml with the command line, call body(config, run folder).
 
-    A mistake in the configuration, or any VisloraError of the body, is printed as one sentence, and the process exits
-    with code 2.
+    A mistake in the configuration, any VisloraError of the body, or a file that may not be used is told in one
+    sentence, and the process exits with code 2.
     """
     _register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
     words = sys.argv[1:] if argv is None else argv
-    sys.argv[1:], adapter = _take_adapter(name, words)
+    rest, adapter = _take_adapter(name, words)
+    # Hydra's parser gives up on overrides on both sides of an option, as in `recipe=NAME --multirun optim.lr=…`
+    overrides = get_args_parser().parse_intermixed_args(rest).overrides
+    sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, overrides)]
 
     def run(config: DictConfig) -> None:
         out = Path(HydraConfig.get().runtime.output_dir)
@@ -68,6 +77,8 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
             body(_typed(config, adapter), out)
         except VisloraError as error:
             _refuse(error)
+        except _OF_FILES as error:
+            _refuse(_explained(error))
         finally:
             # Hydra makes the folder at once: it stays empty after a refusal, and in all processes but the first
             if out != Path.cwd() and out.is_dir() and not any(out.iterdir()):
@@ -78,7 +89,7 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
     except ConfigError as error:
         _refuse(error)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, *_OF_FILES) as error:
         _refuse(_explained(error))
 
 
@@ -93,10 +104,28 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             words, adapter = _take_adapter(name, overrides)
-            config = compose(name, words)
-    except (HydraException, OmegaConfBaseException) as error:
+            config = compose(name, [*map(_readable, words)])
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error) from error
     return _typed(config, adapter)
+
+
+def quoted(text: str) -> str:
+    """A text as one value for Hydra, which would take commas, brackets and much else apart."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _readable(override: str) -> str:
+    """The override as Hydra can read it: a plain value that its grammar has no way to read, as grün or a(1), in quotes;
+    there a leading ~ is the home folder, which shells leave to the command."""
+    key, _, value = override.partition("=")
+    if not value or value.startswith(("[", "{", "'", '"')):
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{key}={quoted(os.path.expanduser(value))}"
+    return override
 
 
 def _register() -> None:
@@ -112,10 +141,10 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
     group of that name, which only training has; a path needs no quotes this way, either."""
     if name in ("train", "preflight"):
         return list(words), None
-    given = [word.removeprefix("adapter=") for word in words if word.startswith("adapter=")]
+    given = [os.path.expanduser(word.removeprefix("adapter=")) for word in words if word.startswith("adapter=")]
     rest = [word for word in words if not word.startswith("adapter=")]
     if given and given[-1].startswith("[") and given[-1].endswith("]"):
-        return rest, [folder.strip(" '\"") for folder in given[-1][1:-1].split(",")]
+        return rest, [os.path.expanduser(folder.strip(" '\"")) for folder in given[-1][1:-1].split(",")]
     if given and name == "evaluate":  # one, or several
         return rest, given[-1:]
     return rest, given[-1] if given else None
@@ -174,8 +203,10 @@ def _refuse(error: VisloraError) -> None:
 
 
 def _explained(error: Exception) -> ConfigError:
-    """One sentence for what Hydra and OmegaConf tell in several lines."""
+    """One sentence for what Hydra, OmegaConf and the file system tell in several lines."""
     text = str(error)
+    if isinstance(error, _OF_FILES):
+        return ConfigError(f"{error.filename} can't be used: {error.strerror}")
     if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
@@ -185,16 +216,25 @@ def _explained(error: Exception) -> ConfigError:
         return ConfigError(f"{found[1]} can't be used: {cause[0] if cause else 'wrong type'}")
     if found := re.search(r"In 'recipe/(\w+)': .*Key '(\w+)' not in.*full_key: (\S+)", text, re.DOTALL):
         group = found[3].partition(".")[0]
+        if group == "recipe":
+            return ConfigError(f"recipe={found[1]} has to begin with the line `# @package _global_`")
+        if found[3] not in _known_keys():
+            return ConfigError(f"recipe={found[1]} sets an {_unknown_key(found[3])}")
         return ConfigError(
             f"recipe={found[1]} sets {found[3]}, which the chosen {group} doesn't have; leave out {group}=…, or take "
             "another recipe"
         )
+    if found := re.search(r"In '(\w+)/(\w+)_schema': .*Merge error: \w+ is not a subclass of", text, re.DOTALL):
+        return ConfigError(f"{found[1]}={found[2]} is not for this command")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = [o for o in error.options or [] if not o.endswith("schema")]
         return ConfigError(f"{group}={option} is not known; {group} can be: {', '.join(options) or 'nothing here'}")
     if "LexerNoViableAlt" in repr(error) or isinstance(error, OverrideParseException):
-        return ConfigError(f"can't read the override {getattr(error, 'override', None)!r}; write key=value")
+        return ConfigError(
+            f"can't read the override {getattr(error, 'override', None)!r}; write key=value, and in lists quote what "
+            "isn't in plain letters, as ['grün']"
+        )
     return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip()))
 
 

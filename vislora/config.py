@@ -4,6 +4,7 @@ The data, adapter and logger groups hold one class per option, so that a key whi
 before anything heavy is imported.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,6 +13,15 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from vislora.errors import ConfigError
+
+
+def _check_ranges(config: Any, group: str = "", **ranges: tuple[float, float]) -> None:
+    """Refuse numbers out of range, both ends of which are allowed; None stands for no number."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise ConfigError(f"{group}{name}={value}: expected {expected}")
 
 
 class Precision(Enum):
@@ -105,6 +115,9 @@ class ModelConfig(BaseModel):
     drop_path: float = 0.0
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, "model.", img_size=(1, math.inf), drop_path=(0, 1))
+
 
 @dataclass
 class AugmentConfig:
@@ -176,6 +189,9 @@ class DataConfig(BaseData):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_fraction: float = 0.0  # share of train held out per class, where the data has no validation split of its own
     crop_pct: float | None = None  # share of the resized image that the centre crop keeps; the model's by default
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, "data.", crop_pct=(0.01, 1))
 
 
 @dataclass
@@ -344,6 +360,9 @@ class RecognitionObjective(ObjectiveConfig):
 
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, "objective.", label_smoothing=(0, 1))
+
 
 @dataclass
 class DiffusionObjective(ObjectiveConfig):
@@ -370,6 +389,12 @@ class OptimConfig:
     warmup: float = 0.1  # share of all steps
     clip_norm: float | None = 1.0  # of the gradient; null: no clipping
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, "optim.", **dict.fromkeys(("lr", "b_lr_ratio", "head_lr", "clip_norm"), (0, math.inf)))
+        _check_ranges(self, "optim.", weight_decay=(0, math.inf), warmup=(0, 1))
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ConfigError(f"optim.betas={[*self.betas]}: expected two numbers from 0 to below 1")
+
 
 @dataclass
 class TrainerConfig:
@@ -387,6 +412,10 @@ class TrainerConfig:
     checkpoint_every: int | None = None  # steps; at the end of each epoch as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "validate_every", "patience", "preview_every", "checkpoint_every")
+        _check_ranges(self, "trainer.", **dict.fromkeys(counts, (1, math.inf)), workers=(0, math.inf), ema=(0, 1))
 
 
 class Tracker(Enum):
@@ -484,6 +513,10 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
     batch_size: int = 64
     precision: Precision = Precision.auto
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, resamples=(2, math.inf), batch_size=(1, math.inf))
+        _check_ranges(self, **dict.fromkeys(("maps", "mistakes", "workers"), (0, math.inf)))
+
 
 @dataclass
 class PredictConfig:
@@ -495,6 +528,9 @@ class PredictConfig:
     top: int = 5
     batch_size: int = 64
     precision: Precision = Precision.fp32
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, top=(1, math.inf), batch_size=(1, math.inf))
 
 
 class ExportTo(Enum):
@@ -591,6 +627,9 @@ class DoctorConfig:
     models: str = "*"  # a pattern of timm's names
     real: int | None = 1  # how many of each attention class are run with weights, the smallest first; null: all
     workers: int = 2  # processes, each with one thread; 0: this one
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, real=(0, math.inf), workers=(0, math.inf))
 
 
 DATA_OPTIONS: dict[str, type[BaseData]] = {

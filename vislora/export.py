@@ -21,6 +21,8 @@ def export(config: ExportConfig) -> Path:
             taken.
     """
     out = Path(config.out)
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"out={out} is there already; choose another place")
     return _merged(config, out) if config.to is ExportTo.merged else _converted(config, out)
 
 
@@ -34,8 +36,6 @@ def _merged(config: ExportConfig, out: Path) -> Path:
             f"adapter={config.adapter} is of a pipeline, and to=merged writes timm models; choose to=diffusers, "
             "kohya or peft"
         )
-    if (out / "model.safetensors").exists():
-        raise ConfigError(f"out={out} holds a model already; choose another folder")
     recognizer = load_recognizer(config.adapter, config.weights)
     if recognizer.adapters is None:
         raise ConfigError(f"adapter={config.adapter} is a plain model already; there is nothing to merge")
@@ -51,8 +51,6 @@ def _converted(config: ExportConfig, out: Path) -> Path:
     from vislora.formats.detect import read_adapter, write_adapter
     from vislora.formats.peft import write_peft
 
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"out={out} is there already; choose another place")
     adapter = read_adapter(config.adapter)
     if config.to is ExportTo.peft and not is_pipelines(adapter):
         write_peft(adapter, out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vislora.compose import command
+from vislora.compose import command, quoted
 from vislora.config import PredictConfig
 
 
@@ -42,5 +42,4 @@ if __name__ == "__main__":
         word for word in sys.argv[1:] if Path(word).is_file() or ("=" not in word and not word.startswith(("-", "~")))
     ]
     rest = [word for word in sys.argv[1:] if word not in images]
-    quoted = ",".join("'" + image.replace("\\", "\\\\").replace("'", "\\'") + "'" for image in images)
-    command("predict", _main, [*rest, f"images=[{quoted}]"] if images else rest)
+    command("predict", _main, [*rest, f"images=[{','.join(map(quoted, images))}]"] if images else rest)

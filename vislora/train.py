@@ -71,7 +71,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     """Run a training from a checked configuration (`vislora.compose.configure("train", [...])`) into the folder `out`.
 
     Raises:
-        VisloraError: a mistake in the settings, the data, the model or the adapter.
+        VisloraError: a mistake in the settings, the data, the model or the adapter, or a folder that holds a run.
     """
     kind = _kind(config)
 
@@ -91,6 +91,8 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # the first state made decides it for all
     precision = resolve_precision(config.trainer.precision, PartialState(cpu=on_cpu).device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
+    if config.trainer.resume is None and (out / "metrics.jsonl").exists():
+        raise ConfigError(f"{out} holds a run already; choose another folder, or go on with trainer.resume={out}")
     accelerator = Accelerator(
         mixed_precision="no" if precision is Precision.fp32 else precision.value,
         log_with=trackers(config.logger) or None,
@@ -163,6 +165,8 @@ def _make_paths_absolute(config: TrainConfig) -> None:
     model, data = config.model, config.data
     if getattr(model, "weights", "random") not in ("pretrained", "random"):
         model.weights = _absolute(model.weights)
+    if model.name.startswith("local-dir:"):
+        model.name = f"local-dir:{_absolute(model.name.removeprefix('local-dir:'))}"
     if isinstance(model, settings.PipelineConfig) and model.name != "embedded" and Path(model.name).is_dir():
         model.name = _absolute(model.name)
     for name in ("root", "quarantine"):

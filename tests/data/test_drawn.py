@@ -89,6 +89,8 @@ def test_size_style_and_difficulty_are_those_asked_for():
         ({"size": 16}, "size=16: expected 32 to 512 pixels"),
         ({"train_per_species": 0}, "train_per_species=0: expected 1 or more"),
         ({"test_per_species": -1}, "test_per_species=-1: expected 0 or more"),
+        ({"species": []}, "names no species to draw"),
+        ({"invented": -1}, "invented=-1: expected 0 or more"),
         ({"species": ["great egret", "great egret"]}, "two classes of the data are called 'great egret'"),
     ],
 )

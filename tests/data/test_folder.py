@@ -1,6 +1,7 @@
 """A user's own pictures: class folders and tables."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -47,6 +48,27 @@ def test_class_folders_alone_are_held_out_from_by_class(tmp_path):
     assert load_splits(config, 0).val.names == splits.val.names
     assert load_splits(config, 1).val.names != splits.val.names
     assert load_splits(ImageFolderData(root=str(tmp_path)), 0).val is None
+
+
+def test_pictures_that_only_other_programs_read_are_left_out_and_named_too(tree):
+    for name in ("phone.HEIC", "phone.heif"):
+        (tree / "train" / "cat" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    picture(tree / "train" / "cat" / "saved.jpg")
+    (tree / "train" / "cat" / "saved.jpg").rename(tree / "train" / "cat" / "saved.jfif")
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert len(splits.train) == 19
+    assert sorted(problem.file.name for problem in splits.problems) == ["phone.HEIC", "phone.heif"]
+    assert not any(problem.usable for problem in splits.problems)
+
+
+def test_a_split_is_never_passed_over_in_silence(tree):
+    picture(tree / "validation" / "cat" / "a.png")
+    with pytest.raises(DataError, match=r"val and .*validation are one split by two names"):
+        load_splits(ImageFolderData(root=str(tree)), 0)
+    shutil.rmtree(tree / "val")
+    (tree / "validation" / "cat" / "a.png").rename(tree / "validation" / "loose.png")
+    with pytest.raises(DataError, match="validation holds no picture in a class folder"):
+        load_splits(ImageFolderData(root=str(tree), val_fraction=0.2), 0)
 
 
 def test_unreadable_files_are_left_out_and_named(tree):

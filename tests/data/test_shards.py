@@ -85,6 +85,11 @@ def test_a_compressed_shard_and_a_missing_one_are_named(tmp_path):
         load_splits(ShardsData(root=str(tmp_path)), 0)
     with pytest.raises(DataError, match=r"no shard in .* is called x-1\.tar"):
         load_splits(ShardsData(root=str(tmp_path), train="x-{1..2}.tar"), 0)
+    (tmp_path / "folder.tar").mkdir()
+    with pytest.raises(DataError, match=r"no shard in .* is called folder\.tar"):
+        load_splits(ShardsData(root=str(tmp_path), train="folder.tar"), 0)
+    with pytest.raises(DataError, match=r"x-\{3\.\.1\}\.tar: the range \{3\.\.1\} is empty"):
+        load_splits(ShardsData(root=str(tmp_path), train="x-{3..1}.tar"), 0)
 
 
 def test_pictures_that_can_not_be_used_are_named_and_left_out(tmp_path):

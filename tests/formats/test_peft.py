@@ -196,7 +196,7 @@ def test_folder_of_an_adapted_convolution_opened_by_peft_gives_the_same_output(t
 def test_written_folder_reads_back_equal_with_dropout_and_about(tmp_path, images):
     model, adapter = trained_here(("qkv", "o", "mlp"))
     write_peft(adapter, tmp_path)
-    back = read_peft(tmp_path)
+    back = read_peft(str(tmp_path))
     assert back.equals(adapter)
     assert back.dropout == adapter.dropout == 0.1
     assert back.about == {"classes": ["wren", "tit"]}

@@ -44,6 +44,11 @@ def test_block_that_is_not_there_is_named_with_the_range(blocks):
         choose_blocks(blocks, NAMES)
 
 
+def test_a_range_the_wrong_way_round_is_refused():
+    with pytest.raises(AdapterError, match="blocks=5-2: no block is in that range"):
+        choose_blocks(["5-2", 1], NAMES)
+
+
 @pytest.mark.parametrize("blocks", ["last:0", "last:13", "first:13"])
 def test_more_blocks_than_there_are_are_refused(blocks):
     with pytest.raises(AdapterError, match=rf"blocks={blocks}: the model has 12 blocks"):

@@ -68,6 +68,8 @@ def drawing_seeds(seed: int, split: str, count: int) -> list[int]:
 
 
 def _species(config: BirdsData) -> list[Species]:
+    if config.invented < 0:
+        raise DataError(f"data.invented={config.invented}: expected 0 or more")
     if config.invented:
         return [invented(index) for index in range(config.invented)]
     return _named(config.species)
@@ -75,6 +77,8 @@ def _species(config: BirdsData) -> list[Species]:
 
 def _named(names: list[str] | None) -> list[Species]:
     names = names if names is not None else list(SPECIES)
+    if not names:
+        raise DataError("data.species=[] names no species to draw")
     for name in names:
         if name not in SPECIES:
             near = get_close_matches(name, SPECIES, n=3)

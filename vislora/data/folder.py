@@ -7,7 +7,9 @@ from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# what can't be decoded here, as HEIC where Pillow has no plug-in for it, is told by the look into every file
+_HARDLY_READ = (".avif", ".heic", ".heif", ".jp2")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", *_HARDLY_READ)
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
@@ -15,8 +17,8 @@ def image_folder(config: ImageFolderData) -> Splits:
     """Read the tree; files that can't be decoded are left out and named in `problems`.
 
     Raises:
-        DataError: no such folder, fewer than two classes, a class without a usable picture to train on, or a class that
-            training doesn't know.
+        DataError: no such folder, fewer than two classes, a class without a usable picture to train on, a class that
+            training doesn't know, or a split without any picture.
     """
     folders = split_folders(Path(config.root).expanduser())
     classes = tuple(folder.name for folder in _subfolders(folders["train"]))
@@ -31,6 +33,8 @@ def image_folder(config: ImageFolderData) -> Splits:
     files = list_folder(config)
     if empty := set(classes) - {label for _, label in files["train"]}:
         raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
+    if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
+        raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
     files, left_out = leave_out(files, config.quarantine, Path(config.root).expanduser())
     return splits_of_files(files, classes, left_out)
 
@@ -52,6 +56,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, spellings in _SPLITS.items():
         if folders := [root / spelling for spelling in spellings if (root / spelling).is_dir()]:
+            if len(folders) > 1:
+                raise DataError(f"{folders[0]} and {folders[1]} are one split by two names; put them together")
             found[name] = folders[0]
     if found and "train" not in found:
         raise DataError(f"{root} holds {', '.join(f.name for f in found.values())} but no train folder")

@@ -68,10 +68,12 @@ def _shards(root: Path, pattern: str) -> list[Path]:
     names = [pattern]
     while (found := re.search(r"\{(\d+)\.\.(\d+)\}", names[0])) is not None:
         wide, numbers = len(found[1]), range(int(found[1]), int(found[2]) + 1)
+        if not numbers:
+            raise DataError(f"{pattern}: the range {found[0]} is empty; write the smaller number first")
         names = [name.replace(found[0], f"{number:0{wide}d}", 1) for name in names for number in numbers]
     shards = []
     for name in names:
-        fitting = sorted(root.glob(name))
+        fitting = sorted(path for path in root.glob(name) if path.is_file())
         if not fitting:
             raise DataError(f"no shard in {root} is called {name}")
         shards += fitting

@@ -80,12 +80,13 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         )
 
 
-def read_peft(folder: Path) -> Adapter:
+def read_peft(folder: Path | str) -> Adapter:
     """Read an adapter folder, written by vislora or by PEFT.
 
     Raises:
         AdapterError: a file is missing or malformed, or the adapter uses something that would be lost.
     """
+    folder = Path(folder)
     config = _read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA can be read")

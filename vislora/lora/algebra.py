@@ -167,6 +167,8 @@ def blend(
         raise AdapterError(
             f"{len(adapters)} adapters with weights {list(weights)}: give two or more, a number for each"
         )
+    if rank is not None and rank < 1:
+        raise AdapterError(f"rank={rank}: rank must be at least 1")
     rank = rank or max(w.rank for adapter in adapters for w in adapter.layers.values())
     layers, energy = {}, {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):

@@ -42,7 +42,8 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
     if config.weights not in ("pretrained", "random"):
-        overlay |= {"file": str(_weights_file(config.weights)), "custom_load": False}
+        # without a source: timm would look at the folder's or the hub's own weights in place of the file
+        overlay |= {"file": str(_weights_file(config.weights)), "custom_load": False, "source": ""}
     if overlay:
         arguments["pretrained_cfg_overlay"] = overlay
     pretrained = config.weights != "random"

@@ -37,7 +37,10 @@ def _indices(block: int | str, names: Sequence[str]) -> Sequence[int]:
     if isinstance(block, int):
         return [_checked(block, count)]
     if found := re.fullmatch(r"(\d+)-(\d+)", block):
-        return range(_checked(int(found[1]), count), _checked(int(found[2]), count) + 1)
+        first, last = _checked(int(found[1]), count), _checked(int(found[2]), count)
+        if first > last:
+            raise AdapterError(f"blocks={block}: no block is in that range; write the smaller number first")
+        return range(first, last + 1)
     if found := re.fullmatch(r"(first|last):(\d+)", block):
         number = int(found[2])
         if not 1 <= number <= count:
