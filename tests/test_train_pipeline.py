@@ -251,7 +251,6 @@ def test_a_hub_recipe_runs_to_its_end(recipe, photos, tmp_path):
     pipe = (tiny.stable_diffusion_xl if xl else tiny.stable_diffusion)(tmp_path / "words")
     environment = hub(tmp_path / "hub", name, pipe, "fp16" if xl else None)
     words = [f"recipe={recipe}", f"data.root={photos}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
-    words += ["trainer.accumulation=1"] if xl else []
     words += ["data.prior.count=4"] if recipe == "sd15_dreambooth" else []
     command = [sys.executable, "-m", "vislora.train", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
