@@ -80,6 +80,11 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
         ("trainer.epochs", "write key=value"),
         ("data=[", "write key=value"),
         ("data=imagefolder", "data.root has no value"),
+        ("adapter.targets=q", r"adapter.targets=q can't be used: expected a list, adapter.targets=\[q\]"),
+        (
+            "model.name=a, b",
+            "'model.name=a, b' has commas: put a text in quotes, 'model.name=\"…\"', or a list in brackets",
+        ),
         ("adapter.bias=some", r"expected one of \[none, lora_only, all\]"),
         ("+adapter.rank_pattern={qkv:many}", r"rank_pattern=\{qkv:many\} can't be used"),
         ("adapter.rank_pattern={qkv:4}", r"write \+adapter.rank_pattern=… to add it"),

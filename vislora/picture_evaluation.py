@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vislora.config import CaptionedData, EvaluateConfig, data_from_dict
+from vislora.drawing import check_drawing, draw, noise_seed, open_pipeline, pipeline_of
 from vislora.errors import ConfigError, DataError
 from vislora.names import short_names
 
@@ -86,7 +87,6 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
 
     from accelerate import Accelerator
 
-    from vislora.drawing import open_pipeline, pipeline_of
     from vislora.formats.detect import read_adapter
     from vislora.metrics.updates import layer_updates
     from vislora.pipeline import apply, unapply
@@ -210,6 +210,7 @@ def _check(config: EvaluateConfig) -> None:
             raise ConfigError(f"{key}={values}: expected at least one, each once")
     if config.style is not None and config.style_classifier is None:
         raise ConfigError(f"style={config.style} is a class of the style classifier; give style_classifier=FOLDER")
+    check_drawing(config.steps, config.size, config.seeds)
 
 
 def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
@@ -312,8 +313,6 @@ def _label(prompt: Prompt, classes: Sequence[str]) -> str:
 
 
 def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:
-    from vislora.drawing import draw, noise_seed
-
     def pictures(prompts: Sequence[Prompt]) -> list[Image.Image]:
         jobs = [(prompt.text, noise_seed(seed, prompt.text)) for prompt in prompts for seed in config.seeds]
         settings = (config.steps, config.guidance, config.size, config.drawn_at_once, f"{who} draws")
