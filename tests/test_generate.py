@@ -151,6 +151,12 @@ def test_what_the_pipeline_refuses_is_told_in_one_sentence(base, tmp_path):
         run(tmp_path, f"model.name={base}", "size=15")
 
 
+def test_a_negative_prompt_that_would_be_ignored_is_refused(tmp_path):
+    tiny.flux(tmp_path / "words").save_pretrained(tmp_path / "flux")
+    with pytest.raises(ConfigError, match="FluxPipeline pays no heed to a negative prompt"):
+        run(tmp_path / "out", f"model.name={tmp_path / 'flux'}", "negative_prompt=blurred")
+
+
 def test_scales_without_an_adapter_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"scales=.* are an adapter's; give one with adapter=FILE"):
         run(tmp_path, "scales=[0,1]")

@@ -19,7 +19,7 @@ from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
 from vislora.config import PipelineConfig
 from vislora.drawing import noise_seed
-from vislora.errors import ConfigError
+from vislora.errors import ConfigError, DataError, ModelError
 from vislora.export import export
 from vislora.formats.detect import read_adapter
 from vislora.models.diffusion import load_pipeline
@@ -150,8 +150,10 @@ def test_the_report_shows_the_same_noise_before_and_after(sd, photos, tmp_path):
     assert {u["layer"] for u in updates} == set(low)
     for update in updates:
         assert update["update"] == pytest.approx(tiny.delta(low[update["layer"]]).norm().item(), rel=1e-4)
-    run(sd, photos, tmp_path / "without", "objective.before_after=0")
+    run(sd, photos, tmp_path / "without", "objective.before_after=0", "data.size=64", "trainer.preview_every=100")
     assert not (tmp_path / "without" / "before_after").exists()
+    (preview,) = (tmp_path / "without" / "previews").iterdir()
+    assert len(pixels(preview)) == 2 * (2 * 64 + 4) + 42  # two rows of the learned size, enlarged; and captions
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
@@ -228,6 +230,21 @@ def test_the_class_is_shown_as_often_as_the_subject(sd, photos, tmp_path, capsys
 def test_what_doesnt_go_together_is_refused(words, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(configure("train", words), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.size=30", "data.size=30: expected a multiple of 8 pixels"),
+        ("data.size=0", "data.size=0: expected a multiple of 8 pixels"),
+        ("data.prior.images=nowhere", "data.prior.images=.*nowhere: there is no such folder"),
+        ("model.variant=fp16", "model.variant=null takes files without a variant"),
+    ],
+)
+def test_what_cant_be_drawn_or_read_is_refused_before_the_first_step(sd, photos, tmp_path, word, message):
+    with pytest.raises((ConfigError, DataError, ModelError), match=message):
+        run(sd, photos, tmp_path, "data.prior.prompt=a", word)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def hub(root: Path, name: str, pipe, variant=None) -> dict[str, str]:

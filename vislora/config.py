@@ -144,6 +144,10 @@ class CaptionedData(BaseData):
     cache: bool = True  # encode pictures and captions once and keep them on disk
     prior: PriorConfig = field(default_factory=PriorConfig)
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.hflip <= 1.0:
+            raise ConfigError(f"data.hflip={self.hflip}: expected a probability, 0 to 1")
+
 
 @dataclass
 class CaptionsData(CaptionedData):
@@ -357,6 +361,17 @@ class DiffusionObjective(ObjectiveConfig):
     guidance: float = 5.0  # of the preview pictures
     before_after: int = 4  # prompts of the report's pictures without and with the adapter; 0 for none
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise ConfigError(f"objective.caption_dropout={self.caption_dropout}: expected a share, 0 to 1")
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0.0:
+            raise ConfigError(f"objective.min_snr_gamma={self.min_snr_gamma}: expected more than 0, or null")
+        if self.preview_steps < 1 or self.before_after < 0:
+            raise ConfigError(
+                f"objective.preview_steps={self.preview_steps}, objective.before_after={self.before_after}: expected "
+                "one step at least, and no negative number of prompts"
+            )
+
 
 @dataclass
 class OptimConfig:
@@ -387,6 +402,15 @@ class TrainerConfig:
     checkpoint_every: int | None = None  # steps; at the end of each epoch as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "validate_every", "patience", "preview_every", "checkpoint_every"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ConfigError(f"trainer.{key}={value}: expected 1 or more")
+        if self.workers < 0:
+            raise ConfigError(f"trainer.workers={self.workers}: expected 0 or more")
+        if self.ema is not None and not 0.0 <= self.ema < 1.0:
+            raise ConfigError(f"trainer.ema={self.ema}: expected a decay from 0 to below 1")
 
 
 class Tracker(Enum):

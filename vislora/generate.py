@@ -7,6 +7,7 @@ of `scales=[0,0.5,1]`, or for each prompt.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -50,6 +51,8 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     adapters = [read_adapter(file) for file in files]
     model = pipeline_of(config.model, files, adapters)
     pipe = open_pipeline(model, config.precision)
+    if config.negative_prompt is not None and not _heeds_negative_prompts(pipe):
+        raise ConfigError(f"{type(pipe).__name__} pays no heed to a negative prompt; leave negative_prompt out")
     applied = apply(pipe, adapters if len(adapters) > 1 else adapters[0], weights=config.weights) if adapters else None
 
     out.mkdir(parents=True, exist_ok=True)
@@ -80,6 +83,12 @@ def _check(config: GenerateConfig) -> None:
     if config.weights is not None and (count < 2 or len(config.weights) != count):
         raise ConfigError(f"weights={config.weights} for {count} adapters; weights are for several, one for each")
     check_drawing(config.steps, config.size, config.seeds)
+
+
+def _heeds_negative_prompts(pipe: Any) -> bool:
+    """Not where guidance is distilled into the model, and a true one is off by default."""
+    arguments = inspect.signature(pipe.__call__).parameters
+    return "negative_prompt" in arguments and getattr(arguments.get("true_cfg_scale"), "default", 2.0) > 1.0
 
 
 def _draw(pipe: Any, config: GenerateConfig, prompt: str, seed: int) -> Image.Image:
