@@ -210,6 +210,8 @@ def _check(config: EvaluateConfig) -> None:
             raise ConfigError(f"{key}={values}: expected at least one, each once")
     if config.style is not None and config.style_classifier is None:
         raise ConfigError(f"style={config.style} is a class of the style classifier; give style_classifier=FOLDER")
+    if config.drawn_at_once < 1:
+        raise ConfigError(f"drawn_at_once={config.drawn_at_once}: expected 1 or more")
     check_drawing(config.steps, config.size, config.seeds)
 
 
