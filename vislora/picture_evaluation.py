@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vislora.config import CaptionedData, EvaluateConfig, data_from_dict
+from vislora.config import CaptionedData, EvaluateConfig, Precision, data_from_dict
 from vislora.drawing import check_drawing, draw, noise_seed, open_pipeline, pipeline_of
 from vislora.errors import ConfigError, DataError
 from vislora.names import short_names
@@ -85,13 +85,12 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     """
     _check(config)
 
-    from accelerate import Accelerator
-
     from vislora.formats.detect import read_adapter
     from vislora.metrics.updates import layer_updates
     from vislora.pipeline import apply, unapply
+    from vislora.precision import new_accelerator
 
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = new_accelerator(Precision.fp32)
     names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
     with accelerator.main_process_first():  # so that one process prepares the caches
         judges = _judges(config, adapters)
