@@ -18,7 +18,7 @@ from vislora.compose import configure
 from vislora.errors import ConfigError
 from vislora.export import export
 from vislora.formats.detect import read_adapter, write_adapter
-from vislora.generate import Generated, generate
+from vislora.generate import Generated, _quoted, generate
 
 PROMPT = "a blue jay, facing left"
 
@@ -113,8 +113,28 @@ def test_command_takes_a_prompt_with_commas_as_it_is(style, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["a, b [c]", "[v] dog, sitting", "'tis a jay", "it's a\\'b\\", '"one" and "two"', "${x} $y {z} = 鳥 # (a:1.2)", ""],
+)
+def test_bare_prompts_mean_what_they_say(text):
+    config = configure("generate", [_quoted(f"prompt={text}"), _quoted(f"negative_prompt={text}")])
+    assert config.prompt == [text]
+    assert config.negative_prompt == text
+
+
+def test_prompts_in_hydras_own_words_are_left_to_it():
+    words = ["prompt='a, b'", "prompt=[a,'b, c']", "negative_prompt=null", 'negative_prompt="a, b"']
+    found = [configure("generate", ["prompt=[x]", _quoted(word)]) for word in words]
+    assert [config.prompt for config in found[:2]] == [["a, b"], ["a", "b, c"]]
+    assert [config.negative_prompt for config in found[2:]] == [None, "a, b"]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["size=0"], "size=0: expected pixels of a side"),
+        (["steps=0"], "steps=0: expected 1 or more"),
+        (["seeds=[99999999999999999999]"], "seeds: 99999999999999999999 is no number of 64 bits"),
         (["weights=[1]"], r"weights=\[1.0\] for 1 adapters; weights are for several, one for each"),
         (["scales=[]"], "scales is empty"),
         (["prompt=[]"], "prompt is empty"),
@@ -124,6 +144,17 @@ def test_settings_that_make_no_sense_are_refused(style, tmp_path, words, message
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "out", f"adapter={style}", *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_pipeline_refuses_is_told_in_one_sentence(base, tmp_path):
+    with pytest.raises(ConfigError, match=r"StableDiffusionPipeline can't draw that: .* divisible by 8 but are 15"):
+        run(tmp_path, f"model.name={base}", "size=15")
+
+
+def test_a_negative_prompt_that_would_be_ignored_is_refused(tmp_path):
+    tiny.flux(tmp_path / "words").save_pretrained(tmp_path / "flux")
+    with pytest.raises(ConfigError, match="FluxPipeline pays no heed to a negative prompt"):
+        run(tmp_path / "out", f"model.name={tmp_path / 'flux'}", "negative_prompt=blurred")
 
 
 def test_scales_without_an_adapter_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from vislora.config import Precision
 from vislora.errors import ConfigError
-from vislora.precision import autocast_dtype, cpu_has_bf16, resolve_precision
+from vislora.precision import autocast_dtype, cpu_has_bf16, new_accelerator, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -27,6 +27,11 @@ def test_what_is_asked_for_is_taken_or_refused():
         warnings.simplefilter("always")
         assert resolve_precision(Precision.bf16, CPU) is Precision.bf16
     assert bool(caught) is not cpu_has_bf16()
+
+
+def test_a_run_is_not_held_to_the_precision_of_the_one_before_it_in_the_process():
+    for precision, name in ((Precision.bf16, "bf16"), (Precision.fp32, "no")):
+        assert new_accelerator(precision, cpu=True).mixed_precision == name
 
 
 def test_autocast_computes_in_the_chosen_type():

@@ -224,6 +224,15 @@ def test_pictures_held_out_are_compared_with_those_they_were_taken_from(tmp_path
     assert len(kept) == 5  # one of each stays
 
 
+def test_a_picture_with_two_captions_isnt_left_out_as_its_own_copy(tmp_path):
+    drawing(NAMES[0], 0).save(tmp_path / "a.png")
+    rows = [{"file_name": "a.png", "text": text} for text in ("one", "two")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run("model=diffusers", "model.name=x", "data=captions", f"data.root={tmp_path}", "data.size=64")
+    assert [item.what for finding in result.findings for item in finding.items] == ["is listed twice"]
+    assert result.leave_out == {}
+
+
 def test_pictures_smaller_than_the_models_input_are_counted(clean):
     model = ["model=timm", "model.name=vit_tiny_patch16_224", "model.weights=random"]
     result = run("data=imagefolder", f"data.root={clean}", *model)

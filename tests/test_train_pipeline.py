@@ -19,7 +19,7 @@ from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
 from vislora.config import PipelineConfig
 from vislora.drawing import noise_seed
-from vislora.errors import ConfigError
+from vislora.errors import ConfigError, DataError, ModelError
 from vislora.export import export
 from vislora.formats.detect import read_adapter
 from vislora.models.diffusion import load_pipeline
@@ -150,8 +150,10 @@ def test_the_report_shows_the_same_noise_before_and_after(sd, photos, tmp_path):
     assert {u["layer"] for u in updates} == set(low)
     for update in updates:
         assert update["update"] == pytest.approx(tiny.delta(low[update["layer"]]).norm().item(), rel=1e-4)
-    run(sd, photos, tmp_path / "without", "objective.before_after=0")
+    run(sd, photos, tmp_path / "without", "objective.before_after=0", "data.size=64", "trainer.preview_every=100")
     assert not (tmp_path / "without" / "before_after").exists()
+    (preview,) = (tmp_path / "without" / "previews").iterdir()
+    assert len(pixels(preview)) == 2 * (2 * 64 + 4) + 42  # two rows of the learned size, enlarged; and captions
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
@@ -184,7 +186,7 @@ def test_transformers_learn_a_flow(build, photos, tmp_path):
     build(tmp_path / "words").save_pretrained(tmp_path / "pipe")
     result = run(tmp_path / "pipe", photos, tmp_path / "run", "data.size=16", "objective.min_snr_gamma=null")
     with pytest.raises(ConfigError, match=r"flow matching: set objective\.min_snr_gamma=null"):
-        run(tmp_path / "pipe", photos, tmp_path / "run", "data.size=16")
+        run(tmp_path / "pipe", photos, tmp_path / "other", "data.size=16")
     adapter = read_adapter(result.artifact)
     assert all(name.startswith("transformer.") and weights.lora_B.any() for name, weights in adapter.layers.items())
     vislora.apply(build(tmp_path / "words"), adapter)
@@ -230,6 +232,21 @@ def test_what_doesnt_go_together_is_refused(words, message, tmp_path):
         train(configure("train", words), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.size=30", "data.size=30: expected a multiple of 8 pixels"),
+        ("data.size=0", "data.size=0: expected a multiple of 8 pixels"),
+        ("data.prior.images=nowhere", "data.prior.images=.*nowhere: there is no such folder"),
+        ("model.variant=fp16", "model.variant=null takes files without a variant"),
+    ],
+)
+def test_what_cant_be_drawn_or_read_is_refused_before_the_first_step(sd, photos, tmp_path, word, message):
+    with pytest.raises((ConfigError, DataError, ModelError), match=message):
+        run(sd, photos, tmp_path, "data.prior.prompt=a", word)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def hub(root: Path, name: str, pipe, variant=None) -> dict[str, str]:
     """Lay a pipeline out as the hub's cache does, and the environment that finds it, with no hub."""
     repo = root / f"models--{name.replace('/', '--')}"
@@ -251,7 +268,6 @@ def test_a_hub_recipe_runs_to_its_end(recipe, photos, tmp_path):
     pipe = (tiny.stable_diffusion_xl if xl else tiny.stable_diffusion)(tmp_path / "words")
     environment = hub(tmp_path / "hub", name, pipe, "fp16" if xl else None)
     words = [f"recipe={recipe}", f"data.root={photos}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
-    words += ["trainer.accumulation=1"] if xl else []
     words += ["data.prior.count=4"] if recipe == "sd15_dreambooth" else []
     command = [sys.executable, "-m", "vislora.train", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)

@@ -211,7 +211,15 @@ def _explained(error: Exception) -> ConfigError:
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
         return _unknown_key(found[1])
+    if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
+        key = found[1].partition("=")[0]
+        return ConfigError(
+            f"{found[1]!r} has commas: put a text in quotes, '{key}=\"…\"', or a list in brackets, '{key}=[…]'"
+        )
     if found := re.search(r"Error merging override (.+)", text):
+        if "is not a ListConfig" in str(error.__cause__):
+            key, _, value = found[1].partition("=")
+            return ConfigError(f"{found[1]} can't be used: expected a list, {key}=[{value}]")
         cause = str(error.__cause__ or "").splitlines()
         return ConfigError(f"{found[1]} can't be used: {cause[0] if cause else 'wrong type'}")
     if found := re.search(r"In 'recipe/(\w+)': .*Key '(\w+)' not in.*full_key: (\S+)", text, re.DOTALL):

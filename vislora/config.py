@@ -157,6 +157,9 @@ class CaptionedData(BaseData):
     cache: bool = True  # encode pictures and captions once and keep them on disk
     prior: PriorConfig = field(default_factory=PriorConfig)
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, "data.", hflip=(0, 1))
+
 
 @dataclass
 class CaptionsData(CaptionedData):
@@ -376,6 +379,13 @@ class DiffusionObjective(ObjectiveConfig):
     guidance: float = 5.0  # of the preview pictures
     before_after: int = 4  # prompts of the report's pictures without and with the adapter; 0 for none
 
+    def __post_init__(self) -> None:
+        _check_ranges(
+            self, "objective.", caption_dropout=(0, 1), preview_steps=(1, math.inf), before_after=(0, math.inf)
+        )
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0.0:
+            raise ConfigError(f"objective.min_snr_gamma={self.min_snr_gamma}: expected more than 0, or null")
+
 
 @dataclass
 class OptimConfig:
@@ -415,7 +425,9 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "validate_every", "patience", "preview_every", "checkpoint_every")
-        _check_ranges(self, "trainer.", **dict.fromkeys(counts, (1, math.inf)), workers=(0, math.inf), ema=(0, 1))
+        _check_ranges(self, "trainer.", **dict.fromkeys(counts, (1, math.inf)), workers=(0, math.inf))
+        if self.ema is not None and not 0.0 <= self.ema < 1.0:
+            raise ConfigError(f"trainer.ema={self.ema}: expected a decay from 0 to below 1")
 
 
 class Tracker(Enum):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vislora.config import PipelineConfig, Precision
@@ -54,6 +55,33 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
     return load_pipeline(model, autocast_dtype(precision) or torch.float32).to(device)
 
 
+def check_drawing(steps: int, size: int | None, seeds: Sequence[int]) -> None:
+    """Refuse what no pipeline can draw.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps={steps}: expected 1 or more")
+    if size is not None and size < 1:
+        raise ConfigError(f"size={size}: expected pixels of a side")
+    if wrong := [seed for seed in seeds if not -(2**63) <= seed < 2**64]:
+        raise ConfigError(f"seeds: {wrong[0]} is no number of 64 bits")
+
+
+@contextmanager
+def as_it_can(pipe: Any) -> Iterator[None]:
+    """What a pipeline doesn't take, such as a size that isn't a multiple of its own, told as a mistake in the settings.
+
+    Raises:
+        ConfigError: the pipeline refused its arguments.
+    """
+    try:
+        yield
+    except ValueError as error:  # what its check_inputs raises
+        raise ConfigError(f"{type(pipe).__name__} can't draw that: {' '.join(str(error).split())}") from error
+
+
 def draw(
     pipe: Any,
     jobs: Sequence[tuple[str, int]],
@@ -78,14 +106,15 @@ def draw(
     mine: list[tuple[int, list[Image.Image]]] = []
     for start in tqdm(starts, desc=what, unit="batch", delay=2, leave=False, disable=None if rank == 0 else True):
         part = jobs[start : start + at_once]
-        drawn = pipe(
-            [prompt for prompt, _ in part],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-            height=size,
-            width=size,
-        )
+        with as_it_can(pipe):
+            drawn = pipe(
+                [prompt for prompt, _ in part],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+                height=size,
+                width=size,
+            )
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
     return [image for _, images in batches for image in images]

@@ -76,14 +76,12 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     Raises:
         VisloraError: a mistake in the settings, the data or the adapter.
     """
-    from accelerate import Accelerator
-
     from vislora.inference import Inference
-    from vislora.precision import resolve_precision
+    from vislora.precision import new_accelerator, resolve_precision
     from vislora.recognizer import load_recognizer
     from vislora.report.scores import Adapted, write_scores
 
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = new_accelerator(Precision.fp32)
     precision = resolve_precision(config.precision, accelerator.device)
     inference = Inference(config.batch_size, precision, config.workers, accelerator)
     rows: list[Scored] = []

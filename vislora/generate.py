@@ -7,7 +7,9 @@ of `scales=[0,0.5,1]`, or for each prompt.
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vislora import __version__
 from vislora.compose import command
 from vislora.config import GenerateConfig, PipelineConfig
+from vislora.drawing import as_it_can, check_drawing, open_pipeline, pipeline_of
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +43,6 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     """
     _check(config)
 
-    from vislora.drawing import open_pipeline, pipeline_of
     from vislora.formats.detect import read_adapter
     from vislora.pipeline import apply
     from vislora.report.samples import save_grid
@@ -49,6 +51,8 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     adapters = [read_adapter(file) for file in files]
     model = pipeline_of(config.model, files, adapters)
     pipe = open_pipeline(model, config.precision)
+    if config.negative_prompt is not None and not _heeds_negative_prompts(pipe):
+        raise ConfigError(f"{type(pipe).__name__} pays no heed to a negative prompt; leave negative_prompt out")
     applied = apply(pipe, adapters if len(adapters) > 1 else adapters[0], weights=config.weights) if adapters else None
 
     out.mkdir(parents=True, exist_ok=True)
@@ -78,21 +82,29 @@ def _check(config: GenerateConfig) -> None:
     count = len(config.adapter.files)
     if config.weights is not None and (count < 2 or len(config.weights) != count):
         raise ConfigError(f"weights={config.weights} for {count} adapters; weights are for several, one for each")
+    check_drawing(config.steps, config.size, config.seeds)
+
+
+def _heeds_negative_prompts(pipe: Any) -> bool:
+    """Not where guidance is distilled into the model, and a true one is off by default."""
+    arguments = inspect.signature(pipe.__call__).parameters
+    return "negative_prompt" in arguments and getattr(arguments.get("true_cfg_scale"), "default", 2.0) > 1.0
 
 
 def _draw(pipe: Any, config: GenerateConfig, prompt: str, seed: int) -> Image.Image:
     import torch
 
     options = {} if config.negative_prompt is None else {"negative_prompt": config.negative_prompt}
-    return pipe(
-        prompt,
-        num_inference_steps=config.steps,
-        guidance_scale=config.guidance,
-        height=config.size,
-        width=config.size,
-        generator=torch.Generator().manual_seed(seed),
-        **options,
-    ).images[0]
+    with as_it_can(pipe):
+        return pipe(
+            prompt,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            height=config.size,
+            width=config.size,
+            generator=torch.Generator().manual_seed(seed),
+            **options,
+        ).images[0]
 
 
 def _about(config: GenerateConfig, model: PipelineConfig) -> dict[str, Any]:
@@ -150,11 +162,20 @@ def _main(config: GenerateConfig, out: Path) -> None:
 
 
 def _quoted(word: str) -> str:
-    """A bare prompt as a list of one for Hydra, which would take its commas and brackets apart."""
-    text = word.removeprefix("prompt=")
-    if text == word or text.startswith(("[", "'", '"')):
-        return word
-    return "prompt=['" + text.replace("\\", "\\\\").replace("'", "\\'") + "']"
+    """A bare prompt in quotes for Hydra, which would take its commas and brackets apart."""
+    key, _, text = word.partition("=")
+    if key == "prompt" and not (text.startswith("[") and text.endswith("]")):
+        return f"prompt=[{_in_quotes(text)}]"
+    if key == "negative_prompt" and text != "null":
+        return f"negative_prompt={_in_quotes(text)}"
+    return word
+
+
+def _in_quotes(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]:
+        return text
+    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # or it would stand for another setting
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", r"\'"), plain) + "'"
 
 
 if __name__ == "__main__":

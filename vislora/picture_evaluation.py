@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vislora.config import CaptionedData, EvaluateConfig, data_from_dict
+from vislora.config import CaptionedData, EvaluateConfig, Precision, data_from_dict
+from vislora.drawing import check_drawing, draw, noise_seed, open_pipeline, pipeline_of
 from vislora.errors import ConfigError, DataError
 from vislora.names import short_names
 
@@ -84,14 +85,12 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     """
     _check(config)
 
-    from accelerate import Accelerator
-
-    from vislora.drawing import open_pipeline, pipeline_of
     from vislora.formats.detect import read_adapter
     from vislora.metrics.updates import layer_updates
     from vislora.pipeline import apply, unapply
+    from vislora.precision import new_accelerator
 
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = new_accelerator(Precision.fp32)
     names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
     with accelerator.main_process_first():  # so that one process prepares the caches
         judges = _judges(config, adapters)
@@ -210,6 +209,9 @@ def _check(config: EvaluateConfig) -> None:
             raise ConfigError(f"{key}={values}: expected at least one, each once")
     if config.style is not None and config.style_classifier is None:
         raise ConfigError(f"style={config.style} is a class of the style classifier; give style_classifier=FOLDER")
+    if config.drawn_at_once < 1:
+        raise ConfigError(f"drawn_at_once={config.drawn_at_once}: expected 1 or more")
+    check_drawing(config.steps, config.size, config.seeds)
 
 
 def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
@@ -312,8 +314,6 @@ def _label(prompt: Prompt, classes: Sequence[str]) -> str:
 
 
 def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:
-    from vislora.drawing import draw, noise_seed
-
     def pictures(prompts: Sequence[Prompt]) -> list[Image.Image]:
         jobs = [(prompt.text, noise_seed(seed, prompt.text)) for prompt in prompts for seed in config.seeds]
         settings = (config.steps, config.guidance, config.size, config.drawn_at_once, f"{who} draws")

@@ -1,12 +1,18 @@
 """What a device computes well in."""
 
+from __future__ import annotations
+
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vislora.config import Precision
 from vislora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> Precision:
@@ -28,6 +34,15 @@ def resolve_precision(wanted: Precision, device: torch.device) -> Precision:
             "this CPU has no native bf16: expect steps up to 100 times slower than precision=fp32", stacklevel=2
         )
     return wanted
+
+
+def new_accelerator(precision: Precision, **options: Any) -> Accelerator:
+    """An Accelerator of this precision; accelerate itself would hold a process to that of its first one."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision="no" if precision is Precision.fp32 else precision.value, **options)
 
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:

@@ -76,11 +76,11 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     kind = _kind(config)
 
     import torch
-    from accelerate import Accelerator, PartialState
+    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
     from vislora.logs import MetricLog, trackers
-    from vislora.precision import resolve_precision
+    from vislora.precision import new_accelerator, resolve_precision
     from vislora.report.preflight import headline
     from vislora.report.summary import write_summary
     from vislora.report.write import write_run_report
@@ -93,11 +93,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     if config.trainer.resume is None and (out / "metrics.jsonl").exists():
         raise ConfigError(f"{out} holds a run already; choose another folder, or go on with trainer.resume={out}")
-    accelerator = Accelerator(
-        mixed_precision="no" if precision is Precision.fp32 else precision.value,
-        log_with=trackers(config.logger) or None,
-        project_dir=out,
-    )
+    accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
     if accelerator.is_main_process:
         _write_settings(config, task, out)

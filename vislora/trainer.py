@@ -63,7 +63,7 @@ class Trainer:
         model: with everything that is to be trained requiring a gradient; wrapped and moved to the device by `fit`.
         objective: gives losses and validation figures.
         order: which samples each step sees.
-        batches: micro-batches of this process from a step on, `order.accumulation` per step.
+        batches: micro-batches of this process from a step on, as `order.micro_batches` has them.
         validation: batches of this process to validate on, or None.
         head: prefixes of the names of parameters that learn at `optim.head_lr`.
         preview: draws into a file what the model can do so far, each `config.preview_every` steps.
@@ -111,7 +111,8 @@ class Trainer:
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             size = len(self.order.global_batch(progress.step))
-            loss, norm = self._step(wrapped, optimizer, batches, size)
+            passes = len(self.order.micro_batches(progress.step))
+            loss, norm = self._step(wrapped, optimizer, batches, size, passes)
             progress.step += 1
             if ema is not None:
                 ema.update(progress.step)
@@ -165,11 +166,13 @@ class Trainer:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in own):
                     module.eval()
 
-    def _step(self, wrapped: nn.Module, optimizer: Any, batches: Iterator, size: int) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, wrapped: nn.Module, optimizer: Any, batches: Iterator, size: int, passes: int
+    ) -> tuple[Tensor, Tensor]:
         """One optimizer step; this process's share of the mean loss [], and the gradient's norm []."""
         loss_sum = torch.zeros((), device=self.accelerator.device)
-        for micro in range(self.order.accumulation):
-            last = micro == self.order.accumulation - 1
+        for micro in range(passes):
+            last = micro == passes - 1
             batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
             with nullcontext() if last else self.accelerator.no_sync(wrapped):
                 # the sum over the micro-batch, over the size of the global batch; processes are averaged, hence `world`

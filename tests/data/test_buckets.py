@@ -72,6 +72,11 @@ def test_processes_and_passes_share_a_batch_without_overlap():
         assert sorted(parts) == sorted(orders[0].global_batch(step))
 
 
-def test_a_bucket_too_small_to_be_divided_is_refused():
-    with pytest.raises(ConfigError, match=r"batch of 1 pictures can't be divided into 2 parts"):
-        BucketOrder(9, 4, 0, accumulation=2, buckets=(0,) * 8 + (1,))
+def test_a_bucket_too_small_for_the_processes_is_refused():
+    with pytest.raises(ConfigError, match=r"batch of 1 pictures can't be divided among 2 processes"):
+        BucketOrder(9, 4, 0, world=2, buckets=(0,) * 8 + (1,))
+
+
+def test_a_bucket_smaller_than_the_accumulated_passes_is_learned_too():
+    order = BucketOrder(5, 4, 0, accumulation=4, buckets=(0,) * 4 + (1,))
+    assert sorted(len(order.micro_batches(step)) for step in range(2)) == [1, 4]

@@ -58,6 +58,18 @@ def test_listed_files_are_left_out_of_tables_and_captions(tree):
     assert captioned.problems[0].kinds == ("quarantined",)
 
 
+@pytest.mark.parametrize("caption", [None, " ", "x" * 5000])
+def test_a_picture_whose_caption_cant_be_used_can_be_left_out(tmp_path, caption):
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"picture {name}")
+    (tmp_path / "b.txt").unlink() if caption is None else (tmp_path / "b.txt").write_text(caption)
+    with pytest.raises(DataError, match="caption"):
+        load_captions(CaptionsData(root=str(tmp_path)))
+    splits = load_captions(CaptionsData(root=str(tmp_path), quarantine=listed(tmp_path, "b.png")))
+    assert list(splits.train.captions) == ["picture a"]
+
+
 def test_a_listed_file_that_does_not_exist_is_told(tree):
     splits = load_splits(ImageFolderData(root=str(tree), quarantine=listed(tree, "train/cat/gone.png")), 0)
     assert len(splits.train) == 8

@@ -86,6 +86,14 @@ def test_every_reader_gets_the_same_scale_with_and_without_the_header(pipe, tmp_
     assert settings["unet.rank_pattern"] == settings["unet.alpha_pattern"] != {}
 
 
+def test_what_dropped_out_in_training_no_longer_does_in_diffusers(pipe, tmp_path):
+    adapter = tiny.trained(pipe)
+    peers = [tiny.stable_diffusion(tmp_path / "words") for _ in range(2)]
+    for peer, dropout in zip(peers, (0.0, 0.9), strict=True):
+        peer.load_lora_weights(str(write_diffusers(replace(adapter, dropout=dropout), tmp_path / f"{dropout}")))
+    assert torch.equal(*map(tiny.draw, peers))
+
+
 def test_keys_are_those_that_diffusers_documents(pipe, tmp_path):
     keys = list(load_file(write_diffusers(tiny.trained(pipe), tmp_path)))
     assert f"{UNET}.lora_A.weight" in keys

@@ -75,13 +75,13 @@ class BucketOrder(Order):
     buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        parts = self.accumulation * self.world
+        super().__post_init__()
         counts = [self.buckets.count(bucket) for bucket in sorted(set(self.buckets))]
-        smallest = min((count // math.ceil(count / max(1, self.batch_size)) for count in counts), default=0)
-        if smallest < parts or self.batch_size < 1:
+        smallest = min((count // math.ceil(count / self.batch_size) for count in counts), default=0)
+        if smallest < self.world:
             raise ConfigError(
-                f"a bucket's batch of {smallest} pictures can't be divided into {parts} parts; use fewer accumulated "
-                "passes or processes, or data.buckets=false"
+                f"a bucket's batch of {smallest} pictures can't be divided among {self.world} processes; use fewer "
+                "processes, more data.repeats, or data.buckets=false"
             )
 
     @property

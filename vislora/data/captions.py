@@ -5,9 +5,11 @@ Captions come from anywhere: they are text and nothing else.
 
 import random
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vislora.config import CaptionsData
 from vislora.data.folder import SUFFIXES
@@ -73,16 +75,11 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
         raise DataError(f"data.root={root}: there is no such folder")
     if not 0.0 <= config.val_fraction < 1.0:
         raise DataError(f"data.val_fraction={config.val_fraction}: expected a share of the pictures, 0 to below 1")
-    if config.prompt is not None:
-        pairs = [(path, clean(config.prompt, "data.prompt")) for path in _pictures(root)]
-    elif (root / METADATA).is_file():
-        pairs = list(_from_metadata(root))
-    else:
-        pairs = [(path, _beside(path)) for path in _pictures(root)]
-    files, left_out = leave_out({"train": pairs}, config.quarantine, root)
-    found = inspect_files([path for path, _ in files["train"]])
+    files, left_out = leave_out({"train": _with_captions(config, root)}, config.quarantine, root)
+    files = [(path, read()) for path, read in files["train"]]
+    found = inspect_files([path for path, _ in files])
     problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
-    pairs = [(path, text) for path, text in files["train"] if found[path].usable]
+    pairs = [(path, text) for path, text in files if found[path].usable]
     if not pairs:
         unusable = sum(not problem.usable for problem in problems)
         because = f"; {unusable} were left out, {problems[0].what}" if unusable else f" ({' '.join(SUFFIXES)})"
@@ -103,7 +100,7 @@ def list_captions(config: CaptionsData) -> Labelled:
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
     if config.prompt is None and (root / METADATA).is_file():
-        return {"train": list(_from_metadata(root))}
+        return {"train": [(path, _told(row, where)) for where, path, row in metadata_rows(root)]}
     texts = {path: path.with_suffix(".txt") for path in _pictures(root)}
     read = {
         path: file.read_text(encoding="utf-8-sig", errors="replace") for path, file in texts.items() if file.is_file()
@@ -148,6 +145,15 @@ def _pictures(root: Path) -> list[Path]:
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
 
 
+def _with_captions(config: CaptionsData, root: Path) -> list[tuple[Path, Callable[[], str]]]:
+    """The pictures, each with what reads its caption: those that are left out need none."""
+    if config.prompt is not None:
+        return [(path, partial(clean, config.prompt, "data.prompt")) for path in _pictures(root)]
+    if (root / METADATA).is_file():
+        return [(path, partial(_told, row, where)) for where, path, row in metadata_rows(root)]
+    return [(path, partial(_beside, path)) for path in _pictures(root)]
+
+
 def _beside(picture: Path) -> str:
     file = picture.with_suffix(".txt")
     if not file.is_file():
@@ -161,11 +167,10 @@ def _beside(picture: Path) -> str:
         raise DataError(f"{file} isn't text in UTF-8: {error}") from None
 
 
-def _from_metadata(root: Path) -> Iterator[tuple[Path, str]]:
-    for where, path, row in metadata_rows(root):
-        if not isinstance(row.get("text"), str):
-            raise DataError(f'{where}: expected {{"file_name": "…", "text": "…"}}')
-        yield path, clean(row["text"], where)
+def _told(row: dict[str, Any], where: str) -> str:
+    if not isinstance(row.get("text"), str):
+        raise DataError(f'{where}: expected {{"file_name": "…", "text": "…"}}')
+    return clean(row["text"], where)
 
 
 def _hold_out(whole: Captioned, fraction: float) -> tuple[Captioned, Captioned | None]:

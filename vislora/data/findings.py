@@ -117,7 +117,8 @@ def about_copies(groups: list[list[Row]]) -> list[Finding]:
             if row.label != kept.label:
                 conflicts.append(Item(row.name, f"{row.label!r}, is a copy of {kept.name}, {kept.label!r}"))
             if row.split == kept.split and row.label == kept.label:
-                superfluous.append(Item(row.name, f"is a copy of {kept.name}"))
+                listed_twice = row.name == kept.name
+                superfluous.append(Item(row.name, "is listed twice" if listed_twice else f"is a copy of {kept.name}"))
     kinds = (
         ("leak", Level.bad, "copies across splits", "keep one, or what is learned by heart counts as known", leaks),
         ("conflict", Level.bad, "copies with another label", "keep the one whose label is right", conflicts),
@@ -139,7 +140,8 @@ def superfluous_files(groups: list[list[Row]]) -> dict[str, str]:
                 row.name: "copies with different labels: keep the one whose label is right" for row in (kept, *others)
             }
         else:
-            reasons |= {row.name: "copies of a picture that stays" for row in others}
+            # a file that is listed twice would be left out altogether
+            reasons |= {row.name: "copies of a picture that stays" for row in others if row.name != kept.name}
     return reasons
 
 

@@ -32,17 +32,18 @@ class Order:
 
     An epoch is a permutation drawn from (seed, epoch), divided into `steps_per_epoch` global batches whose sizes
     differ by at most one: every sample once per epoch, and no tiny last batch. A global batch is dealt out to the
-    processes, and each process's share is divided into `accumulation` micro-batches.
+    processes, and each process's share is divided into `accumulation` micro-batches, or into one a sample where there
+    are fewer samples.
 
     Attributes:
         size: samples.
         batch_size: largest size of a global batch.
         seed: of the run.
-        accumulation: micro-batches of a process per step.
+        accumulation: micro-batches of a process per step, at most.
         rank, world: this process among how many.
 
     Raises:
-        ConfigError: a micro-batch would be empty.
+        ConfigError: the largest batch can't be divided that often, or a process would have no sample in a step.
     """
 
     size: int
@@ -54,7 +55,7 @@ class Order:
 
     def __post_init__(self) -> None:
         parts = self.accumulation * self.world
-        if min(self.size, self.batch_size, parts) < 1 or self.size // self.steps_per_epoch < parts:
+        if min(self.size, parts) < 1 or self.batch_size < parts or self.size // self.steps_per_epoch < self.world:
             raise ConfigError(
                 f"trainer.batch_size={self.batch_size} over {self.size} training images can't be divided into "
                 f"{self.accumulation} accumulated passes on {self.world} processes; use larger batches or fewer passes"
@@ -62,7 +63,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.size / max(1, self.batch_size))
+        return math.ceil(self.size / self.batch_size)
 
     def global_batch(self, step: int) -> list[SampleKey]:
         """All processes' samples of a step, counted from the start of the training."""
@@ -76,7 +77,8 @@ class Order:
     def micro_batches(self, step: int) -> list[list[SampleKey]]:
         """This process's samples of a step, one list per accumulated pass."""
         share = self.global_batch(step)[self.rank :: self.world]
-        return [[share[i] for i in part] for part in torch.arange(len(share)).tensor_split(self.accumulation)]
+        passes = min(self.accumulation, len(share))
+        return [[share[i] for i in part] for part in torch.arange(len(share)).tensor_split(passes)]
 
 
 class MicroBatches(Sampler[list[SampleKey]]):
@@ -88,9 +90,6 @@ class MicroBatches(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for step in range(self.start, self.stop):
             yield from self.order.micro_batches(step)
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.order.accumulation
 
 
 class _Training(Dataset):

@@ -8,11 +8,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from vislora.data.images import Problem
 from vislora.errors import DataError
 from vislora.files import write_text
 
+T = TypeVar("T")
 Labelled = dict[str, list[tuple[Path, str]]]  # (file, class name) pairs by split
 
 
@@ -27,7 +29,9 @@ def write_quarantine(reasons: Mapping[str, str], root: Path | None, path: Path) 
     write_text("\n".join(lines) + "\n", path)
 
 
-def leave_out(files: Labelled, quarantine: str | None, root: Path) -> tuple[Labelled, list[Problem]]:
+def leave_out(
+    files: dict[str, list[tuple[Path, T]]], quarantine: str | None, root: Path
+) -> tuple[dict[str, list[tuple[Path, T]]], list[Problem]]:
     """The files without the listed ones; and each listed one as a Problem, those that don't exist too.
 
     Raises:

@@ -134,7 +134,7 @@ def _config(component: str, adapter: Adapter) -> dict[str, Any]:
         "rank_pattern": other,
         "alpha_pattern": other,
         "target_modules": list(ranks),
-        "lora_dropout": adapter.dropout,
+        "lora_dropout": 0.0,  # diffusers would go on dropping out while it draws
         "use_rslora": False,
         "use_dora": dora.pop(),
         "bias": "none",

@@ -46,7 +46,8 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
         offline = (
             "" if folder.is_dir() else "; where the hub can't be reached, only models in its local cache are found"
         )
-        raise ModelError(f"diffusers can't open {config.name}: {first}{offline}") from error
+        variant = "" if config.variant is None else "; model.variant=null takes files without a variant"
+        raise ModelError(f"diffusers can't open {config.name}: {first}{variant}{offline}") from error
     pipe.set_progress_bar_config(disable=True)
     for module in pipe.components.values():
         if isinstance(module, nn.Module):

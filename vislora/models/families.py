@@ -27,12 +27,14 @@ class Family:
 
     Attributes:
         component: the pipeline's name for its denoiser.
+        multiple: pixels that the sides of the pictures it draws are multiples of.
         lengths: tokens that each text encoder reads; None: as many as its tokenizer says.
         encode: text encoders in order and their tokens -> text, as the pipeline's own `encode_prompt` computes it.
         predict: denoiser, latents [B, C, h, w], timesteps [B] and text -> prediction [B, C, h, w].
     """
 
     component: str
+    multiple: int
     lengths: tuple[int | None, ...]
     encode: Callable[[list[nn.Module], list[Tensor]], Text]
     predict: Callable[[nn.Module, Tensor, Tensor, Text], Tensor]
@@ -122,8 +124,8 @@ def _clips(encoders: list[nn.Module], tokens: list[Tensor]) -> tuple[Tensor, lis
 
 
 _FAMILIES: dict[tuple[str, int], Family] = {  # by the denoiser's class and the number of text encoders
-    ("UNet2DConditionModel", 1): Family("unet", (None,), _encode_sd, _predict_sd),
-    ("UNet2DConditionModel", 2): Family("unet", (None, None), _encode_sdxl, _predict_sdxl),
-    ("SD3Transformer2DModel", 3): Family("transformer", (None, None, 256), _encode_sd3, _predict_sd3),
-    ("FluxTransformer2DModel", 2): Family("transformer", (None, 512), _encode_flux, _predict_flux),
+    ("UNet2DConditionModel", 1): Family("unet", 8, (None,), _encode_sd, _predict_sd),
+    ("UNet2DConditionModel", 2): Family("unet", 8, (None, None), _encode_sdxl, _predict_sdxl),
+    ("SD3Transformer2DModel", 3): Family("transformer", 16, (None, None, 256), _encode_sd3, _predict_sd3),
+    ("FluxTransformer2DModel", 2): Family("transformer", 16, (None, 512), _encode_flux, _predict_flux),
 }

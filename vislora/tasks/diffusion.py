@@ -26,6 +26,7 @@ from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import PipelineEncoder, load_pipeline, resolution
+from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import Flow, schedule
 from vislora.precision import autocast_dtype
@@ -52,10 +53,10 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
     if settings.prefix_cache is not PrefixCache.off:
         raise ConfigError("trainer.prefix_cache is for timm models; pipelines cache their latents (data.cache)")
+    side = _side(pipe, data)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
         learned, weights, shown = with_prior(pipe, splits.train, data, device)
-    side = data.size or resolution(pipe)
     train = Gallery(learned, _sizes(learned, data, side), weights, shown, data.hflip)
     val = None
     if splits.val is not None:
@@ -78,7 +79,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         encoder.move(torch.device("cpu"))
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
-    drawn = (config.objective.preview_steps, config.objective.guidance)
+    drawn = (config.objective.preview_steps, config.objective.guidance, side)
 
     def preview(file: Path) -> None:
         save_grid([draw(pipe.to(device), [(p, seed) for p in prompts], *drawn) for seed in range(2)], prompts, file)
@@ -93,7 +94,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             write_diffusers(replace(adapter, about=about), out / "adapter")
             write_updates(layer_updates(adapter, model), out)
             if texts := prompts[: config.objective.before_after]:
-                write_pairs(texts, *_before_and_after(pipe.to(device), adapters, texts, *drawn, size=side), out)
+                write_pairs(texts, *_before_and_after(pipe.to(device), adapters, texts, *drawn), out)
         return Outcome(out / "adapter")
 
     return Task(
@@ -129,6 +130,13 @@ def _before_and_after(
         adapters.scale("default", scale)
         found.append(draw(pipe, [(prompt, noise_seed(0, prompt)) for prompt in prompts], steps, guidance, size))
     return found[0], found[1]
+
+
+def _side(pipe: Any, data: CaptionedData) -> int:
+    side, multiple = resolution(pipe) if data.size is None else data.size, family_of(pipe).multiple
+    if side < multiple or side % multiple:
+        raise ConfigError(f"data.size={side}: expected a multiple of {multiple} pixels")
+    return side
 
 
 def _sizes(captioned: Captioned, data: CaptionedData, side: int) -> list[Size]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vislora.config import CaptionedData, CaptionsData
 from vislora.data.cache import content_key, weights_key
-from vislora.data.captions import Captioned, captions_folder, clean
+from vislora.data.captions import Captioned, captions_folder, clean, picture_files
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
 from vislora.drawing import draw
@@ -38,7 +38,11 @@ def with_prior(
         if data.prior.images is not None:
             raise ConfigError("data.prior.images needs data.prior.prompt, the caption of those pictures")
         return train, [1.0] * len(train), shown
-    folder = Path(data.prior.images) if data.prior.images is not None else _drawn(pipe, data, device)
+    if data.prior.images is not None:
+        folder = Path(data.prior.images).expanduser()
+        picture_files(folder, "data.prior.images")
+    else:
+        folder = _drawn(pipe, data, device)
     prior = captions_folder(CaptionsData(root=str(folder), prompt=data.prior.prompt)).train
     count = max(len(shown), len(prior))
     both = Captioned(
