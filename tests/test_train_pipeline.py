@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,16 @@ def test_the_class_is_shown_as_often_as_the_subject(sd, photos, tmp_path, capsys
     run(sd, photos, tmp_path, *words)
     assert "7 pictures, 3 of the class" in capsys.readouterr().out
     assert len(losses(tmp_path)) == 2 * -(-14 // 3)
+
+
+def test_pictures_of_the_class_that_can_not_be_used_are_told(sd, photos, tmp_path):
+    folder = tmp_path / "class"
+    shutil.copytree(photos, folder)
+    (folder / "torn.png").write_bytes(b"no picture")
+    words = ["data.prompt=sks", "data.prior.prompt=a", f"data.prior.images={folder}", "trainer.epochs=1"]
+    run(sd, photos, tmp_path / "run", *words)
+    (found,) = json.loads((tmp_path / "run" / "data.json").read_text())["findings"][:1]
+    assert "torn.png" in json.dumps(found)
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ class Trainer:
             wrapped.eval()
             with torch.random.fork_rng(), torch.no_grad(), self.accelerator.autocast():
                 self.preview(self.out / "previews" / f"step_{step:08d}.png")
-            wrapped.train()
+            self._train_mode(wrapped)
 
     def _exhausted(self, progress: Progress) -> bool:
         return self.config.patience is not None and progress.stale >= self.config.patience

@@ -56,7 +56,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     side = _side(pipe, data)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
-        learned, weights, shown = with_prior(pipe, splits.train, data, device)
+        learned, weights, shown, odd = with_prior(pipe, splits.train, data, device)
     train = Gallery(learned, _sizes(learned, data, side), weights, shown, data.hflip)
     val = None
     if splits.val is not None:
@@ -114,7 +114,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         about=f"{len(splits.train)} pictures"
         + (f", {len(learned) - len(splits.train)} of the class" if len(learned) > len(splits.train) else "")
         + f" of {side} pixels",
-        preflight=examine(captioned_rows_of(splits), splits.problems, side),
+        preflight=examine(captioned_rows_of(splits), [*splits.problems, *odd], side),
         finish=finish,
         preview=preview,
     )

@@ -7,22 +7,24 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from vislora.config import CaptionedData, CaptionsData
 from vislora.data.cache import content_key, weights_key
 from vislora.data.captions import Captioned, captions_folder, clean, picture_files
+from vislora.data.images import Problem
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
 from vislora.drawing import draw
 from vislora.errors import ConfigError
-from vislora.models.families import family_of
 from vislora.paths import cache_dir
 
 
 def with_prior(
     pipe: Any, train: Captioned, data: CaptionedData, device: torch.device
-) -> tuple[Captioned, list[float], list[int]]:
-    """The pictures to learn from, the weight of each one's loss, and the picture of each showing of an epoch.
+) -> tuple[Captioned, list[float], list[int], list[Problem]]:
+    """The pictures to learn from, the weight of each one's loss, the picture of each showing of an epoch, and files of
+    the class that need a look.
 
     With prior preservation the subject is shown as often as the class. Pictures of the class are drawn by the untuned
     pipeline, and kept in the cache, where `data.prior.images` names no folder of them.
@@ -37,13 +39,14 @@ def with_prior(
     if data.prior.prompt is None:
         if data.prior.images is not None:
             raise ConfigError("data.prior.images needs data.prior.prompt, the caption of those pictures")
-        return train, [1.0] * len(train), shown
+        return train, [1.0] * len(train), shown, []
     if data.prior.images is not None:
         folder = Path(data.prior.images).expanduser()
         picture_files(folder, "data.prior.images")
     else:
         folder = _drawn(pipe, data, device)
-    prior = captions_folder(CaptionsData(root=str(folder), prompt=data.prior.prompt)).train
+    found = captions_folder(CaptionsData(root=str(folder), prompt=data.prior.prompt))
+    prior = found.train
     count = max(len(shown), len(prior))
     both = Captioned(
         [*train.captions, *prior.captions],
@@ -52,7 +55,7 @@ def with_prior(
     )
     weights = [1.0] * len(train) + [data.prior.weight] * len(prior)
     subject = [i % len(train) for i in range(count)]
-    return both, weights, subject + [len(train) + i % len(prior) for i in range(count)]
+    return both, weights, subject + [len(train) + i % len(prior) for i in range(count)], found.problems
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     if data.prior.count < 1:
         raise ConfigError(f"data.prior.count={data.prior.count}: expected 1 or more")
     prompt = clean(data.prior.prompt, "data.prior.prompt")
-    key = content_key(prompt, data.size, weights_key([getattr(pipe, family_of(pipe).component), pipe.vae]))
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    key = content_key(prompt, data.size, weights_key(modules))
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(device)
