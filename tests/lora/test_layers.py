@@ -22,11 +22,12 @@ def _seed():
         yield
 
 
-@pytest.fixture(autouse=True, params=["short", "wide"])
-def products(request, monkeypatch) -> str:
-    """Every test runs with both kinds of products, whichever is the faster for a layer's size."""
-    wide = request.param == "wide"
-    monkeypatch.setattr("vislora.lora.layers.is_narrow", lambda weight, *_: wide and weight.dtype.itemsize >= 4)
+@pytest.fixture(autouse=True, params=["fused", "summed", "added"])
+def step(request, monkeypatch) -> str:
+    """Every test runs with every kind of step, whichever is the fastest for a layer's and an input's size."""
+    narrow, short = request.param == "summed", request.param == "added"
+    monkeypatch.setattr("vislora.lora.layers.is_narrow", lambda weight, *_: narrow and weight.dtype.itemsize >= 4)
+    monkeypatch.setattr("vislora.lora.layers.is_short", lambda x, _: short)
     return request.param
 
 
@@ -393,7 +394,7 @@ def kept_bytes(y: Tensor, model: nn.Module) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("products", ["short"], indirect=True)
+@pytest.mark.parametrize("step", ["fused"], indirect=True)
 def test_layer_behind_a_layer_norm_keeps_no_copy_of_x():
     tokens, rank = 512, 4
     x = torch.randn(tokens, IN, requires_grad=True)
@@ -591,7 +592,7 @@ def test_autocast_behind_a_layer_norm_gives_the_gradients_with_x_kept():
         assert relative_error(grads[0][name], grads[1][name]) < 0.01, name
 
 
-def test_backward_outside_the_autocast_context_gives_the_same_gradients(products):
+def test_backward_outside_the_autocast_context_gives_the_same_gradients(step):
     layer, x, dy = adapted(nn.Linear(IN, OUT)), torch.randn(5, IN), torch.randn(5, OUT).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         inside = fused_step(layer, x, dy)
@@ -601,7 +602,7 @@ def test_backward_outside_the_autocast_context_gives_the_same_gradients(products
     y.backward(dy)
     for mine, theirs in zip([y, x.grad, layer.lora.lora_A.grad, layer.lora.lora_B.grad], inside, strict=True):
         # products that autograd makes are cast where backward is called inside
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=2**-7 * theirs.abs().max() if products == "wide" else 0)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2**-7 * theirs.abs().max() if step != "fused" else 0)
 
 
 # --- Trained biases, padding by name ----------------------------------------------------------------------------------

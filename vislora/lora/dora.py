@@ -33,8 +33,8 @@ from vislora.lora.layers import (
     _without_autocast,
     row_norms,
 )
-from vislora.lora.narrow import summed
 from vislora.lora.reads import frozen_weight
+from vislora.lora.small import summed
 
 
 class DoraLinear(LoraLinear):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
-from vislora.lora.narrow import is_narrow, summed
 from vislora.lora.pissa import principal_pair
 from vislora.lora.reads import _autocasts, _without_autocast, adapted_weight, frozen_weight
+from vislora.lora.small import added, is_narrow, is_short, summed
 
 _MOST_DROPOUT = 0.99
 
@@ -174,6 +174,10 @@ class LoraLinear(nn.Linear):
         settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
         if not dropout and is_narrow(weight, a, b):
             return F.linear(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
+        if not dropout and is_short(x, weight):
+            flat = x.to(settings.dtype).reshape(-1, x.shape[-1])
+            y = added(flat, weight, self.bias, a, b, low.pairs, low.scale)
+            return y.view(*x.shape[:-1], y.shape[-1])
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
         if self.bias is not None and self.bias.requires_grad:
@@ -373,9 +377,9 @@ class _FusedLinear(torch.autograd.Function):
 
 
 def _worth_folding(x: Tensor, weight: Tensor) -> bool:
-    """Whether two passes over the weight, [out, in], cost less than one over y and one over dx, for x [n, in]; never
-    for weights stored in 16 bits, in which a small update would be rounded away."""
-    return weight.dtype.itemsize >= 4 and x.shape[0] * sum(weight.shape) > 2 * weight.numel()
+    """Whether the update is better summed into the weight than added to y and dx; never for weights stored in 16 bits,
+    in which a small update would be rounded away."""
+    return weight.dtype.itemsize >= 4 and not is_short(x, weight)
 
 
 class _FusedConv2d(torch.autograd.Function):
