@@ -112,7 +112,8 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
 
 def quoted(text: str) -> str:
     """A text as one value for Hydra, which would take commas, brackets and much else apart."""
-    return QuotedString(text, Quote.single).with_quotes()
+    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # or it would stand for another setting
+    return QuotedString(plain, Quote.single).with_quotes()
 
 
 def _readable(override: str) -> str:

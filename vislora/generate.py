@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vislora import __version__
-from vislora.compose import command
+from vislora.compose import command, quoted
 from vislora.config import GenerateConfig, PipelineConfig
 from vislora.drawing import as_it_can, check_drawing, open_pipeline, pipeline_of
 from vislora.errors import ConfigError
@@ -174,8 +173,7 @@ def _quoted(word: str) -> str:
 def _in_quotes(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]:
         return text
-    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # or it would stand for another setting
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", r"\'"), plain) + "'"
+    return quoted(text)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     if not folder.is_dir():
         raise AdapterError(f"{folder} isn't a folder; give a run's adapter/ or model/ folder")
+    if (folder / "metrics.jsonl").is_file():
+        raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'} or {folder / 'model'}")
     if not path.is_file():
         raise AdapterError(
             f"{path} is missing: it names the base model and the classes. An adapter without it is opened in Python: "

@@ -9,6 +9,7 @@ from vislora.errors import AdapterError
 from vislora.formats.detect import FORMATS, read_adapter, write_adapter
 from vislora.formats.peft import TENSORS, write_peft
 from vislora.lora import Adapter, LowRankWeights
+from vislora.recognizer import read_about
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,12 @@ def test_pickles_are_refused_unopened(tmp_path, name):
 def test_what_is_no_adapter_is_told(tmp_path):
     with pytest.raises(AdapterError, match=r"isn't there; an adapter is a .safetensors file, or a folder"):
         read_adapter(tmp_path / "nothing.safetensors")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    for read in (read_adapter, read_about):
+        with pytest.raises(AdapterError, match=r"run is a run's folder; give .*run/adapter"):
+            read(run)
     with pytest.raises(AdapterError, match="holds none of the files of an adapter"):
         read_adapter(tmp_path)
     for name in "ab":

@@ -85,6 +85,8 @@ def _read_folder(folder: Path) -> Adapter:
         return read_peft(folder)
     if (folder / FILE).is_file():
         return read_diffusers(folder)
+    if (folder / "metrics.jsonl").is_file():
+        raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'}")
     if parts := {path.parent.name: read_peft(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))}:
         layers = {f"{name}.{layer}": w for name, part in parts.items() for layer, w in part.layers.items()}
         trained = {f"{name}.{module}": state for name, part in parts.items() for module, state in part.trained.items()}
