@@ -11,6 +11,7 @@ from pathlib import Path
 from vislora.compose import command
 from vislora.config import ExportConfig, ExportTo
 from vislora.errors import ConfigError
+from vislora.files import is_taken
 
 
 def export(config: ExportConfig) -> Path:
@@ -21,7 +22,7 @@ def export(config: ExportConfig) -> Path:
             taken.
     """
     out = Path(config.out)
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    if is_taken(out):
         raise ConfigError(f"out={out} is there already; choose another place")
     return _merged(config, out) if config.to is ExportTo.merged else _converted(config, out)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+METRICS = "metrics.jsonl"  # what a training writes into its folder from the first step on
+
 
 def write_json(value: Any, path: Path) -> None:
     """Write a value as indented JSON, atomically."""
@@ -36,6 +38,16 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     part = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
     os.replace(part, path)
+
+
+def is_taken(path: Path) -> bool:
+    """Whether something is there that writing to the path would touch; an empty folder is free."""
+    return path.exists() and (path.is_file() or any(path.iterdir()))
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a training has written into the folder."""
+    return (folder / METRICS).is_file()
 
 
 def sha256(path: Path) -> str:

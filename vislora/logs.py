@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from vislora.config import LoggerConfig, Tracker
+from vislora.files import METRICS
 
 
 def trackers(config: LoggerConfig) -> list[str]:
@@ -21,7 +22,7 @@ class MetricLog:
     """Appends rows to out/metrics.jsonl and hands them to the accelerator's trackers; the main process writes."""
 
     def __init__(self, out: Path, accelerator: Accelerator) -> None:
-        self.path = out / "metrics.jsonl"
+        self.path = out / METRICS
         self._accelerator = accelerator
 
     def continue_from(self, run: Path, step: int) -> None:

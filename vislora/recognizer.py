@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vislora.config import ModelConfig
 from vislora.data.transforms import Preprocessing, eval_transform
 from vislora.errors import AdapterError
+from vislora.files import holds_run
 from vislora.formats.peft import ABOUT, CONFIG, read_peft
 from vislora.lora import Adapters
 from vislora.models.vit import build_vit, weights_hash
@@ -91,7 +92,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     if not folder.is_dir():
         raise AdapterError(f"{folder} isn't a folder; give a run's adapter/ or model/ folder")
-    if (folder / "metrics.jsonl").is_file():
+    if holds_run(folder):
         raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'} or {folder / 'model'}")
     if not path.is_file():
         raise AdapterError(

@@ -19,6 +19,7 @@ from vislora import config as settings
 from vislora.compose import command
 from vislora.config import Precision, TrainConfig
 from vislora.errors import ConfigError
+from vislora.files import holds_run
 
 if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
@@ -91,7 +92,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # the first state made decides it for all
     precision = resolve_precision(config.trainer.precision, PartialState(cpu=on_cpu).device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
-    if config.trainer.resume is None and (out / "metrics.jsonl").exists():
+    if config.trainer.resume is None and holds_run(out):
         raise ConfigError(f"{out} holds a run already; choose another folder, or go on with trainer.resume={out}")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)

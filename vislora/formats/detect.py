@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vislora.errors import AdapterError
+from vislora.files import holds_run, is_taken
 from vislora.formats.components import by_component, is_pipelines
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
@@ -72,7 +73,7 @@ def save_adapter(adapter: Adapter, path: Path) -> Path:
     Raises:
         AdapterError: `path` is there already, or the format can't hold the adapter.
     """
-    if path.exists() and (path.is_file() or any(path.iterdir())):
+    if is_taken(path):
         raise AdapterError(f"{path} is there already; choose another place")
     if is_pipelines(adapter):
         return write_diffusers(adapter, path)
@@ -85,7 +86,7 @@ def _read_folder(folder: Path) -> Adapter:
         return read_peft(folder)
     if (folder / FILE).is_file():
         return read_diffusers(folder)
-    if (folder / "metrics.jsonl").is_file():
+    if holds_run(folder):
         raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'}")
     if parts := {path.parent.name: read_peft(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))}:
         layers = {f"{name}.{layer}": w for name, part in parts.items() for layer, w in part.layers.items()}

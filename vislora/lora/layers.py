@@ -319,8 +319,8 @@ class _Normalised(NamedTuple):
 class _FusedLinear(torch.autograd.Function):
     """y = x (W0 + s B A)^T + b, with h = s dropout(x) A^T for backward.
 
-    Where x has many rows, s B A is summed into a passing copy of the weight, in the weight's own precision, and costs
-    no pass over y; otherwise, and always with dropout, y += h B^T is added in place. Kept for backward: h and x, or
+    s B A is summed into a passing copy of the weight, in the weight's own precision, and costs no pass over y; with
+    dropout, and with weights stored in 16 bits, y += h B^T is added in place. Kept for backward: h and x, or
     what x is made from where a LayerNorm keeps that anyway; no other full-size tensor than y and dx is made. Products
     with the short side r are written transposed ([r, n] instead of [n, r]): BLAS libraries are up to four times faster
     on them.
@@ -331,7 +331,8 @@ class _FusedLinear(torch.autograd.Function):
         dtype, pairs = settings.dtype, settings.pairs
         flat = x.to(dtype).reshape(-1, x.shape[-1])
         with _without_autocast(x.device.type):
-            fold = not settings.dropout and _worth_folding(flat, weight)
+            # in 16 bits the sum would round a small update away
+            fold = not settings.dropout and weight.dtype.itemsize >= 4
             w = (summed(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
             y = F.linear(flat, w, None if bias is None else bias.to(dtype))
             mask, factor = _dropout_mask(flat, settings.dropout) if settings.dropout else (None, 1.0)
@@ -374,12 +375,6 @@ class _FusedLinear(torch.autograd.Function):
                     dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.addcmul_(dh_t.t() @ a, mask.to(dtype))
                 dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
         return dx, None, None, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
-
-
-def _worth_folding(x: Tensor, weight: Tensor) -> bool:
-    """Whether the update is better summed into the weight than added to y and dx; never for weights stored in 16 bits,
-    in which a small update would be rounded away."""
-    return weight.dtype.itemsize >= 4 and not is_short(x, weight)
 
 
 class _FusedConv2d(torch.autograd.Function):

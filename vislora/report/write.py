@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vislora.files import METRICS
 from vislora.report.curves import draw_curves
 from vislora.report.figures import save
 from vislora.report.page import write_page
@@ -12,7 +13,7 @@ from vislora.report.sections import RUN, SCORES, Maker, gather
 
 def write_run_report(run: Path) -> Path:
     """Draw a training's curves into figures/, and write report.html; returns its path."""
-    file = run / "metrics.jsonl"
+    file = run / METRICS
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     (run / "figures").mkdir(exist_ok=True)
     for name, figure in draw_curves(rows).items():
