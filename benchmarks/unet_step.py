@@ -50,7 +50,7 @@ def sd15() -> nn.Module:
 # model: (how it is built, batch, side of the latents, tokens of the text)
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
     "embedded": (embedded, 16, 16, 24),
-    "sd15": (sd15, 1, 16, 77),
+    "sd15": (sd15, 1, 64, 77),
 }
 
 
