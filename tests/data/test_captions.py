@@ -54,7 +54,7 @@ def test_metadata_in_hugging_faces_form_names_pictures_and_their_texts(folder):
         ('{"file_name": "b.png"}', "expected"),
         ('{"file_name": "b.png", "text": 3}', "expected"),
         ('["b.png"]', "expected"),
-        ("{file_name: b.png}", "is no JSON"),
+        ("{file_name: b.png}", "isn't JSON"),
         ('{"file_name": "b.png", "text": " "}', "caption is empty"),
         ('{"file_name": "b.png", "text": "a \\u001b[31m bird"}', "control character"),
     ],

@@ -71,6 +71,25 @@ def test_a_split_is_never_passed_over_in_silence(tree):
         load_splits(ImageFolderData(root=str(tree), val_fraction=0.2), 0)
 
 
+def test_pictures_beside_the_class_folders_are_named(tree):
+    picture(tree / "extra" / "cat" / "a.png", 1)
+    picture(tree / "train" / "loose.png", 2)
+    picture(tree / ".cache" / "a.png", 3)
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert len(splits.train) == 18
+    found = {problem.file.relative_to(tree).as_posix(): problem.kinds for problem in splits.problems}
+    assert found == {"extra/cat/a.png": ("aside",), "train/loose.png": ("aside",)}
+
+
+def test_upper_case_splits_are_splits(tree):
+    for split in ("train", "val", "test"):
+        (tree / split).rename(tree / split.title())
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert splits.classes == ("Zebra finch", "cat", "dog")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 9)
+    assert splits.problems == []
+
+
 def test_unreadable_files_are_left_out_and_named(tree):
     (tree / "train" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     splits = load_splits(ImageFolderData(root=str(tree)), 0)

@@ -1,8 +1,9 @@
-"""Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone."""
+"""Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone; the splits in any case."""
 
 from pathlib import Path
 
 from vislora.config import ImageFolderData
+from vislora.data.images import Problem
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
@@ -14,13 +15,14 @@ _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")
 
 
 def image_folder(config: ImageFolderData) -> Splits:
-    """Read the tree; files that can't be decoded are left out and named in `problems`.
+    """Read the tree; files that can't be decoded and pictures in no class folder are left out, and named in `problems`.
 
     Raises:
         DataError: no such folder, fewer than two classes, a class without a usable picture to train on, a class that
             training doesn't know, or a split without any picture.
     """
-    folders = split_folders(Path(config.root).expanduser())
+    root = Path(config.root).expanduser()
+    folders = split_folders(root)
     classes = tuple(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
         raise DataError(
@@ -35,8 +37,9 @@ def image_folder(config: ImageFolderData) -> Splits:
         raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
     if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
-    files, left_out = leave_out(files, config.quarantine, Path(config.root).expanduser())
-    return splits_of_files(files, classes, left_out)
+    aside = _aside(root, {path for pairs in files.values() for path, _ in pairs})
+    files, left_out = leave_out(files, config.quarantine, root)
+    return splits_of_files(files, classes, [*left_out, *aside])
 
 
 def list_folder(config: ImageFolderData) -> Labelled:
@@ -55,13 +58,22 @@ def split_folders(root: Path) -> dict[str, Path]:
         raise DataError(f"data.root={root}: there is no such folder")
     found: dict[str, Path] = {}
     for name, spellings in _SPLITS.items():
-        if folders := [root / spelling for spelling in spellings if (root / spelling).is_dir()]:
+        if folders := [folder for folder in _subfolders(root) if folder.name.lower() in spellings]:
             if len(folders) > 1:
                 raise DataError(f"{folders[0]} and {folders[1]} are one split by two names; put them together")
             found[name] = folders[0]
     if found and "train" not in found:
         raise DataError(f"{root} holds {', '.join(f.name for f in found.values())} but no train folder")
     return found or {"train": root}
+
+
+def _aside(root: Path, listed: set[Path]) -> list[Problem]:
+    """The pictures that lie below root and in no class folder of a split."""
+    return [
+        Problem(path, f"{path} lies in no class folder of a split", usable=False, kinds=("aside",))
+        for path in sorted(root.rglob("*"))
+        if path not in listed and _is_picture(path, root)
+    ]
 
 
 def _subfolders(folder: Path) -> list[Path]:

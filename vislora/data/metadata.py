@@ -58,18 +58,7 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         DataError: the table is missing or no JSON lines in UTF-8, or a picture is missing or outside of the folder.
     """
     table = folder / METADATA
-    try:
-        lines = text_lines(table)
-    except FileNotFoundError:
-        raise DataError(f"{table} is missing") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{table}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is no JSON: {error}") from None
+    for where, row in json_lines(table):
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
             raise DataError(f'{where}: expected {{"file_name": "…", …}}')
         name = PurePosixPath(row["file_name"].replace("\\", "/"))
@@ -80,14 +69,32 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         yield where, folder / name, row
 
 
+def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """Where each line stands that isn't blank, for messages, and the JSON value in it.
+
+    Raises:
+        DataError: the file is missing or not in UTF-8, or a line isn't JSON.
+    """
+    for number, line in enumerate(text_lines(file), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} isn't JSON: {error}") from None
+
+
 def text_lines(file: Path) -> list[str]:
     """The lines of a text file.
 
     Raises:
-        DataError: it isn't in UTF-8.
+        DataError: it is missing or isn't in UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file} isn't text in UTF-8: {error}") from None
 

@@ -1,12 +1,11 @@
 """Prompts to draw, from a file or from a command line, each with the class it should show, where that is known."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vislora.data.captions import clean
-from vislora.data.metadata import text_lines
+from vislora.data.metadata import json_lines, text_lines
 from vislora.errors import ConfigError, DataError
 
 NEUTRAL = (
@@ -66,14 +65,7 @@ def _from_lines(lines: Sequence[str], where: str) -> Iterator[Prompt]:
 
 
 def _from_jsonl(file: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(text_lines(file), 1):
-        if not line.strip():
-            continue
-        at = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{at} isn't JSON: {error}") from None
+    for at, row in json_lines(file):
         label = row.get("label") if isinstance(row, dict) else None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not isinstance(label, str | None):
             raise DataError(f'{at}: expected {{"prompt": "…"}} or {{"prompt": "…", "label": "…"}}')
