@@ -173,6 +173,9 @@ def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(sd, photos, tmp_pat
             run(sd, photos, tmp_path / "cut", *words)
     resumed = run(sd, photos, tmp_path / "resumed", *words, f"trainer.resume={tmp_path / 'cut'}")
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    for place, message in ((tmp_path, "no checkpoint there"), (tmp_path / "cut", "data was")):
+        with pytest.raises(ConfigError, match=message):  # before the data is looked for, which isn't there
+            run(sd, tmp_path / "nowhere", tmp_path / "other", f"trainer.resume={place}")
     assert read_adapter(resumed.artifact).equals(read_adapter(straight.artifact))
 
 
@@ -191,6 +194,17 @@ def test_transformers_learn_a_flow(build, photos, tmp_path):
     adapter = read_adapter(result.artifact)
     assert all(name.startswith("transformer.") and weights.lora_B.any() for name, weights in adapter.layers.items())
     vislora.apply(build(tmp_path / "words"), adapter)
+
+
+def test_more_pixels_than_there_are_positions_for_are_refused(photos, tmp_path):
+    pipe = tiny.stable_diffusion_3(tmp_path / "words")
+    pipe.save_pretrained(tmp_path / "pipe")
+    most = 8 * 2 * pipe.vae_scale_factor  # positions, their size in latents, that of a latent
+    words = [f"data.size={most + 16}", "objective.min_snr_gamma=null"]
+    with pytest.raises(ConfigError, match=f"sides of {most + 16} pixels; .*Pipeline can't go over {most}"):
+        run(tmp_path / "pipe", photos, tmp_path / "run", *words)
+    with pytest.raises(ValueError, match="pos_embed_max_size"):
+        pipe("a bird", height=most + 16, width=most + 16, num_inference_steps=1)
 
 
 def test_dora_is_trained_and_written(sd, photos, tmp_path):

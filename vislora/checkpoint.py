@@ -116,6 +116,25 @@ def find_checkpoint(path: Path) -> Path:
     return found[-1]
 
 
+def read_state(checkpoint: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's state.json says, for a run of these settings to go on from.
+
+    Raises:
+        ConfigError: it can't be read, or is of a run of other settings.
+    """
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{checkpoint / 'state.json'} can't be read: {error}") from None
+    for key, value in run.items():
+        if state["run"].get(key) != value:
+            raise ConfigError(
+                f"can't resume {checkpoint}: {key} was {state['run'].get(key)!r} and is now {value!r}; "
+                "only with the same settings does a run go on as if it had not stopped"
+            )
+    return state
+
+
 def load_checkpoint(
     checkpoint: Path,
     model: nn.Module,
@@ -129,16 +148,7 @@ def load_checkpoint(
     Raises:
         ConfigError: the run's settings differ from the checkpoint's, or the number of processes does.
     """
-    try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{checkpoint / 'state.json'} can't be read: {error}") from None
-    for key, value in run.items():
-        if state["run"].get(key) != value:
-            raise ConfigError(
-                f"can't resume {checkpoint}: {key} was {state['run'].get(key)!r} and is now {value!r}; "
-                "only with the same settings does a run go on as if it had not stopped"
-            )
+    state = read_state(checkpoint, run)
     load_trainable_state(model, load_file(checkpoint / "model.safetensors"))
     _load_optimizer_tensors(model, optimizer, load_file(checkpoint / "optimizer.safetensors"))
     if ema is not None:

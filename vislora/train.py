@@ -80,6 +80,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
+    from vislora.checkpoint import find_checkpoint, read_state
     from vislora.logs import MetricLog, trackers
     from vislora.precision import new_accelerator, resolve_precision
     from vislora.report.preflight import headline
@@ -95,6 +96,9 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     if config.trainer.resume is None and holds_run(out):
         raise ConfigError(f"{out} holds a run already; choose another folder, or go on with trainer.resume={out}")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
+    run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)
+    if config.trainer.resume is not None:
+        read_state(find_checkpoint(Path(config.trainer.resume)), run)  # or an error before the data is read
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
     if accelerator.is_main_process:
         _write_settings(config, task, out)
@@ -122,7 +126,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         accelerator=accelerator,
         log=MetricLog(out, accelerator),
         out=out,
-        run=_shared_by_resumed_runs(config, accelerator.num_processes, precision),
+        run=run,
         preview=task.preview,
     )
     ready = time.perf_counter()

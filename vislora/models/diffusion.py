@@ -95,6 +95,13 @@ def resolution(pipe: Any) -> int:
     return (getattr(denoiser.config, "sample_size", None) or pipe.default_sample_size) * pipe.vae_scale_factor
 
 
+def longest_side(pipe: Any) -> int | None:
+    """Pixels of the longest side that the denoiser has positions for; None where any will do."""
+    config = getattr(pipe, family_of(pipe).component).config
+    positions = getattr(config, "pos_embed_max_size", None)
+    return None if positions is None else positions * config.patch_size * pipe.vae_scale_factor
+
+
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
     """Without what diffusers and transformers print and warn of while they load."""

@@ -25,7 +25,7 @@ from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import Denoiser
-from vislora.models.diffusion import PipelineEncoder, load_pipeline, resolution
+from vislora.models.diffusion import PipelineEncoder, load_pipeline, longest_side, resolution
 from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import Flow, schedule
@@ -136,6 +136,9 @@ def _side(pipe: Any, data: CaptionedData) -> int:
     side, multiple = resolution(pipe) if data.size is None else data.size, family_of(pipe).multiple
     if side < multiple or side % multiple:
         raise ConfigError(f"data.size={side}: expected a multiple of {multiple} pixels")
+    longest = max(max(size) for size in bucket_sizes(side)) if data.buckets else side
+    if (most := longest_side(pipe)) is not None and longest > most:
+        raise ConfigError(f"data.size={side} has sides of {longest} pixels; {type(pipe).__name__} can't go over {most}")
     return side
 
 
