@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vislora.config import PipelineConfig, Precision
@@ -69,19 +68,6 @@ def check_drawing(steps: int, size: int | None, seeds: Sequence[int]) -> None:
         raise ConfigError(f"seeds: {wrong[0]} is no number of 64 bits")
 
 
-@contextmanager
-def as_it_can(pipe: Any) -> Iterator[None]:
-    """What a pipeline doesn't take, such as a size that isn't a multiple of its own, told as a mistake in the settings.
-
-    Raises:
-        ConfigError: the pipeline refused its arguments.
-    """
-    try:
-        yield
-    except ValueError as error:  # what its check_inputs raises
-        raise ConfigError(f"{type(pipe).__name__} can't draw that: {' '.join(str(error).split())}") from error
-
-
 def draw(
     pipe: Any,
     jobs: Sequence[tuple[str, int]],
@@ -91,11 +77,15 @@ def draw(
     at_once: int = 8,
     what: str = "drawing",
     accelerator: Accelerator | None = None,
+    negative_prompt: str | None = None,
 ) -> list[Image.Image]:
     """A picture of each job, which is a prompt and the seed of its noise.
 
     With `accelerator` each of its processes draws a share, and all have all pictures afterwards. Whole batches are
     dealt out, so that the number of processes leaves no trace in the pictures.
+
+    Raises:
+        ConfigError: the pipeline refuses its arguments, such as a size that isn't a multiple of its own.
     """
     import torch
     from accelerate.utils import gather_object
@@ -106,7 +96,8 @@ def draw(
     mine: list[tuple[int, list[Image.Image]]] = []
     for start in tqdm(starts, desc=what, unit="batch", delay=2, leave=False, disable=None if rank == 0 else True):
         part = jobs[start : start + at_once]
-        with as_it_can(pipe):
+        negative = {} if negative_prompt is None else {"negative_prompt": [negative_prompt] * len(part)}
+        try:
             drawn = pipe(
                 [prompt for prompt, _ in part],
                 num_inference_steps=steps,
@@ -114,7 +105,10 @@ def draw(
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
                 height=size,
                 width=size,
+                **negative,
             )
+        except ValueError as error:  # what its check_inputs raises
+            raise ConfigError(f"{type(pipe).__name__} can't draw that: {' '.join(str(error).split())}") from error
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
     return [image for _, images in batches for image in images]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vislora import __version__
 from vislora.compose import command, quoted
 from vislora.config import GenerateConfig, PipelineConfig
-from vislora.drawing import as_it_can, check_drawing, open_pipeline, pipeline_of
+from vislora.drawing import check_drawing, draw, open_pipeline, pipeline_of
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
             for scale in scales:
                 if applied is not None:
                     applied.scale = scale
-                image = _draw(pipe, config, prompt, seed)
+                job, how = [(prompt, seed)], (config.steps, config.guidance, config.size)
+                (image,) = draw(pipe, job, *how, negative_prompt=config.negative_prompt)
                 settings = {"prompt": prompt, "seed": seed, "scale": scale, **about, "size": list(image.size)}
                 file = out / f"{len(drawn):04d}_seed{seed}{f'_scale{scale:g}' if adapters else ''}.png"
                 _save(image, settings, file)
@@ -88,22 +89,6 @@ def _heeds_negative_prompts(pipe: Any) -> bool:
     """Not where guidance is distilled into the model, and a true one is off by default."""
     arguments = inspect.signature(pipe.__call__).parameters
     return "negative_prompt" in arguments and getattr(arguments.get("true_cfg_scale"), "default", 2.0) > 1.0
-
-
-def _draw(pipe: Any, config: GenerateConfig, prompt: str, seed: int) -> Image.Image:
-    import torch
-
-    options = {} if config.negative_prompt is None else {"negative_prompt": config.negative_prompt}
-    with as_it_can(pipe):
-        return pipe(
-            prompt,
-            num_inference_steps=config.steps,
-            guidance_scale=config.guidance,
-            height=config.size,
-            width=config.size,
-            generator=torch.Generator().manual_seed(seed),
-            **options,
-        ).images[0]
 
 
 def _about(config: GenerateConfig, model: PipelineConfig) -> dict[str, Any]:

@@ -366,5 +366,5 @@ def test_what_cannot_be_blended_is_refused():
         blend([one, other], [0.5, 0.5], "ties")
     with pytest.raises(AdapterError, match="rank=2 belongs to how=svd"):
         blend([one, other], [0.5, 0.5], "cat", rank=2)
-    with pytest.raises(AdapterError, match="rank=0: rank must be at least 1"):
+    with pytest.raises(AdapterError, match="rank=0, energy=None: expected a rank"):
         blend([one, other], [0.5, 0.5], rank=0)

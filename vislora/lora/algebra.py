@@ -167,8 +167,8 @@ def blend(
         raise AdapterError(
             f"{len(adapters)} adapters with weights {list(weights)}: give two or more, a number for each"
         )
-    if rank is not None and rank < 1:
-        raise AdapterError(f"rank={rank}: rank must be at least 1")
+    if rank is not None:
+        _check_wish(rank, None)
     rank = rank or max(w.rank for adapter in adapters for w in adapter.layers.values())
     layers, energy = {}, {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
@@ -315,14 +315,14 @@ def _check_wish(rank: int | None, energy: float | None) -> None:
     if rank is None and energy is None:
         raise AdapterError("give a rank, or the energy to keep")
     if (rank is not None and rank < 1) or (energy is not None and not 0.0 < energy <= 1.0):
-        raise AdapterError(f"rank={rank}, energy={energy}: rank must be at least 1, energy in (0, 1]")
+        raise AdapterError(f"rank={rank}, energy={energy}: expected a rank of at least 1, an energy in (0, 1]")
 
 
 def _check_alike(name: str, found: list[LowRankWeights], how: str) -> None:
     if any(w.magnitude is not None for w in found):
         raise AdapterError(
-            f"{name} has a DoRA magnitude: its update is no sum that could be blended. Make it a plain LoRA first: "
-            "merge it (python -m vislora.export), and extract it from the merged model (python -m vislora.extract)"
+            f"{name} has a DoRA magnitude: its update is no sum that could be blended. Use it alone; or where the "
+            "model can be merged (python -m vislora.export), extract a plain LoRA from that (python -m vislora.extract)"
         )
     shapes = {(w.out, tuple(w.lora_A.shape[1:])) for w in found}
     if len(shapes) > 1:
