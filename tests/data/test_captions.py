@@ -41,6 +41,7 @@ def test_metadata_in_hugging_faces_form_names_pictures_and_their_texts(folder):
     splits = read(folder)
     assert list(splits.train.captions) == ["grün", "rot"]
     assert splits.train.pictures[0].getpixel((0, 0)) == (0, 128, 0)
+    assert [(problem.file, problem.kinds) for problem in splits.problems] == [(folder / "a.jpg", ("aside",))]
 
 
 @pytest.mark.parametrize(

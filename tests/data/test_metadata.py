@@ -27,6 +27,15 @@ def test_splits_and_labels_are_those_of_the_tables(tmp_path):
     assert splits.train.labels == [i % 12 for i in range(24)]
     assert (splits.val, splits.test.labels) == (None, [10])
     assert splits.train.image(7).getpixel((0, 0)) == (7, 0, 0)
+    assert splits.problems == []
+
+
+def test_pictures_that_no_table_lists_are_named(tmp_path):
+    write(tmp_path / "train", [{"file_name": f"p{i}.png", "label": i} for i in range(2)])
+    Image.new("RGB", (4, 4)).save(tmp_path / "train" / "more.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "beside.png")
+    found = {problem.file.name: problem.kinds for problem in load_splits(MetadataData(root=str(tmp_path)), 0).problems}
+    assert found == {"more.png": ("aside",), "beside.png": ("aside",)}
 
 
 def test_one_table_is_all_train_and_another_key_can_hold_the_label(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vislora.config import CaptionsData
-from vislora.data.folder import SUFFIXES
+from vislora.data.folder import SUFFIXES, pictures_aside, pictures_below
 from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files
 from vislora.data.metadata import METADATA, metadata_rows
@@ -62,7 +62,8 @@ class CaptionedSplits:
 
 
 def captions_folder(config: CaptionsData) -> CaptionedSplits:
-    """Read a folder of captioned pictures; files that can't be decoded are left out and named in `problems`.
+    """Read a folder of captioned pictures; files that can't be decoded, and pictures that a metadata.jsonl passes over,
+    are left out and named in `problems`.
 
     `config.prompt` is every picture's caption where it is given. Else metadata.jsonl is read, in the form of Hugging
     Face's image folders ({"file_name": …, "text": …} a line), and without one the .txt file beside each picture.
@@ -75,10 +76,12 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
         raise DataError(f"data.root={root}: there is no such folder")
     if not 0.0 <= config.val_fraction < 1.0:
         raise DataError(f"data.val_fraction={config.val_fraction}: expected a share of the pictures, 0 to below 1")
-    files, left_out = leave_out({"train": _with_captions(config, root)}, config.quarantine, root)
+    every = _with_captions(config, root)
+    aside = pictures_aside(root, (path for path, _ in every), f"is not in {METADATA}")
+    files, left_out = leave_out({"train": every}, config.quarantine, root)
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
-    problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
+    problems = [*left_out, *aside, *(facts.problem for facts in found.values() if facts.problem is not None)]
     pairs = [(path, text) for path, text in files if found[path].usable]
     if not pairs:
         unusable = sum(not problem.usable for problem in problems)
@@ -101,7 +104,7 @@ def list_captions(config: CaptionsData) -> Labelled:
         raise DataError(f"data.root={root}: there is no such folder")
     if config.prompt is None and (root / METADATA).is_file():
         return {"train": [(path, _told(row, where)) for where, path, row in metadata_rows(root)]}
-    texts = {path: path.with_suffix(".txt") for path in _pictures(root)}
+    texts = {path: path.with_suffix(".txt") for path in pictures_below(root)}
     read = {
         path: file.read_text(encoding="utf-8-sig", errors="replace") for path, file in texts.items() if file.is_file()
     }
@@ -119,7 +122,7 @@ def picture_files(root: Path, key: str) -> list[Path]:
     """
     if not root.is_dir():
         raise DataError(f"{key}={root}: there is no such folder")
-    if not (found := _pictures(root)):
+    if not (found := pictures_below(root)):
         raise DataError(f"{key}={root} holds no picture ({' '.join(SUFFIXES)})")
     return found
 
@@ -140,18 +143,13 @@ def clean(text: str, where: str) -> str:
     return line
 
 
-def _pictures(root: Path) -> list[Path]:
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-
-
 def _with_captions(config: CaptionsData, root: Path) -> list[tuple[Path, Callable[[], str]]]:
     """The pictures, each with what reads its caption: those that are left out need none."""
     if config.prompt is not None:
-        return [(path, partial(clean, config.prompt, "data.prompt")) for path in _pictures(root)]
+        return [(path, partial(clean, config.prompt, "data.prompt")) for path in pictures_below(root)]
     if (root / METADATA).is_file():
         return [(path, partial(_told, row, where)) for where, path, row in metadata_rows(root)]
-    return [(path, partial(_beside, path)) for path in _pictures(root)]
+    return [(path, partial(_beside, path)) for path in pictures_below(root)]
 
 
 def _beside(picture: Path) -> str:

@@ -1,5 +1,7 @@
 """Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone; the splits in any case."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from vislora.config import ImageFolderData
@@ -37,7 +39,7 @@ def image_folder(config: ImageFolderData) -> Splits:
         raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
     if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
-    aside = _aside(root, {path for pairs in files.values() for path, _ in pairs})
+    aside = pictures_aside(root, (path for pairs in files.values() for path, _ in pairs), "lies in no class folder")
     files, left_out = leave_out(files, config.quarantine, root)
     return splits_of_files(files, classes, [*left_out, *aside])
 
@@ -67,12 +69,18 @@ def split_folders(root: Path) -> dict[str, Path]:
     return found or {"train": root}
 
 
-def _aside(root: Path, listed: set[Path]) -> list[Problem]:
-    """The pictures that lie below root and in no class folder of a split."""
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures in a folder and below it, hidden ones aside."""
+    return [path for path in sorted(folder.rglob("*")) if _is_picture(path, folder)]
+
+
+def pictures_aside(root: Path, listed: Iterable[Path], why: str) -> list[Problem]:
+    """The pictures below root that are not among the listed ones, each with why it isn't."""
+    known = {os.path.abspath(path) for path in listed}
     return [
-        Problem(path, f"{path} lies in no class folder of a split", usable=False, kinds=("aside",))
-        for path in sorted(root.rglob("*"))
-        if path not in listed and _is_picture(path, root)
+        Problem(path, f"{path} {why}", usable=False, kinds=("aside",))
+        for path in pictures_below(root)
+        if os.path.abspath(path) not in known
     ]
 
 
@@ -81,10 +89,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
-    pairs = []
-    for child in _subfolders(folder):
-        pairs += [(path, child.name) for path in sorted(child.rglob("*")) if _is_picture(path, child)]
-    return pairs
+    return [(path, child.name) for child in _subfolders(folder) for path in pictures_below(child)]
 
 
 def _is_picture(path: Path, folder: Path) -> bool:

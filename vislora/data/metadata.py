@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vislora.config import MetadataData
-from vislora.data.folder import split_folders
+from vislora.data.folder import pictures_aside, split_folders
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
@@ -19,7 +19,7 @@ METADATA = "metadata.jsonl"
 
 def metadata_folder(config: MetadataData) -> Splits:
     """Labelled pictures: root/{train,val,test}/metadata.jsonl, or root/metadata.jsonl alone; files that can't be
-    decoded are left out and named in `problems`.
+    decoded and pictures that no table lists are left out, and named in `problems`.
 
     Raises:
         DataError: a folder, table, picture or label is missing or malformed, a name leads out of the folder, or a class
@@ -30,8 +30,10 @@ def metadata_folder(config: MetadataData) -> Splits:
     for split, pairs in files.items():
         if strange := next((pair for pair in pairs if pair[1] not in classes), None):
             raise DataError(f"{split}: class {strange[1]!r} of {strange[0]} isn't among those of train")
-    files, left_out = leave_out(files, config.quarantine, Path(config.root).expanduser())
-    return splits_of_files(files, classes, left_out)
+    root = Path(config.root).expanduser()
+    aside = pictures_aside(root, (path for pairs in files.values() for path, _ in pairs), f"is in no {METADATA}")
+    files, left_out = leave_out(files, config.quarantine, root)
+    return splits_of_files(files, classes, [*left_out, *aside])
 
 
 def list_metadata(config: MetadataData) -> Labelled:
