@@ -4,7 +4,9 @@ What an epoch of diffusion training costs with latents and text embeddings from 
 in one run with one that encodes pictures and captions in every step. The embedded pipeline, and one of Stable Diffusion
 1.5's shape with random weights; rank 8 on all attention. As in the trainer, the denoiser runs under autocast and the
 encoders in the precision they are loaded in, on a CPU float32; on one, the half-precision step is timed only where it
-is native. An epoch is as many steps as there are batches of pictures, so ratios of steps are ratios of epochs.
+is native. An epoch is as many steps as there are batches of pictures, so ratios of steps are ratios of epochs. Pictures
+lie decoded in memory but in the "photos" cases, where they are JPEG files of a phone's 12 megapixels, as people have
+them: without a cache they are decoded and reduced in every epoch too.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ from vislora.config import PipelineConfig
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.order import SampleKey
+from vislora.data.splits import Files
 from vislora.lora import Adapters, LoraSettings, TargetLayer
 from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import EMBEDDED, PipelineEncoder, load_pipeline
@@ -46,19 +50,24 @@ class Case:
     side: int
     batch: int
     checkpointing: bool = False
+    photos: bool = False
 
 
 CASES = {
     "embedded": Case("embedded", 64, 16),
+    "embedded-photos": Case("embedded", 64, 16, photos=True),
     "sd15-256": Case("sd15", 256, 1),
     "sd15-512": Case("sd15", 512, 1),
+    "sd15-512-photos": Case("sd15", 512, 1, photos=True),
     "sd15-512-checkpointed": Case("sd15", 512, 1, checkpointing=True),
 }
+DEFAULT = ["embedded", "embedded-photos", "sd15-256", "sd15-512"]
+PHOTO = (4000, 3000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=["embedded", "sd15-256", "sd15-512"], choices=list(CASES))
+    parser.add_argument("--cases", nargs="+", default=DEFAULT, choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     options = parser.parse_args()
@@ -86,9 +95,8 @@ class Steps:
         targets = [TargetLayer(f"unet.{target.name}") for target in find_targets(pipe.unet, ["q", "k", "v", "o"])]
         Adapters(self.model).add("default", targets, LoraSettings(rank=8, alpha=8))
         encoder = PipelineEncoder(pipe, device)
-        pixels = np.random.default_rng(0).integers(0, 256, (case.batch, case.side, case.side, 3), dtype=np.uint8)
         captions = [f"a picture of bird number {i}" for i in range(case.batch)]
-        pictures = Captioned(captions, captions, [Image.fromarray(picture) for picture in pixels])
+        pictures = Captioned(captions, captions, _photos(case.batch) if case.photos else _squares(case))
         sizes = [(case.side, case.side)] * case.batch
         gallery = Gallery(pictures, sizes, [1.0] * case.batch, range(case.batch))
         self.device = device
@@ -124,6 +132,23 @@ class Steps:
         text = {name: value.to(self.device) for name, value in batch["text"].items()}
         moved = {name: value.to(self.device) for name, value in batch.items() if name not in ("text", "seed")}
         return moved | {"text": text, "seed": batch["seed"]}
+
+
+def _squares(case: Case) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (case.batch, case.side, case.side, 3), dtype=np.uint8)
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def _photos(count: int) -> Files:
+    """JPEG files with as many bytes a pixel as a phone's, about 0.3: large shapes, and a sensor's grain."""
+    random, folder = np.random.default_rng(0), Path(tempfile.mkdtemp(dir=os.environ["VISLORA_CACHE"]))
+    files = [folder / f"{i}.jpg" for i in range(count)]
+    for file in files:
+        shapes = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(PHOTO)
+        grain = random.normal(0.0, 4.0, (PHOTO[1], PHOTO[0], 3))
+        Image.fromarray((np.asarray(shapes) + grain).clip(0, 255).astype(np.uint8)).save(file, quality=90)
+    print(f"{sum(file.stat().st_size for file in files) / count / PHOTO[0] / PHOTO[1]:.2f} bytes a pixel of the photos")
+    return Files(files)
 
 
 def _compare(name: str, steps: Steps, precision: str, rounds: int) -> None:
