@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
-from vislora.config import AugmentConfig, Bias, Keep, LoraAdapter, OptimConfig, TrainerConfig
+from vislora.config import AugmentConfig, Bias, Keep, LoraAdapter, OptimConfig, Precision, TrainerConfig
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.splits import ImageSplit, Pixels
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.errors import ConfigError, TrainingError
 from vislora.logs import MetricLog
 from vislora.objectives.recognition import Recognition
+from vislora.precision import new_accelerator
 from vislora.tasks.recognition import adapt
 from vislora.trainer import Trainer, make_optimizer, rate_factor
 
@@ -50,7 +52,9 @@ class StopsAt(Recognition):
         return super().losses(model, batch)
 
 
-def make_trainer(split, out, *, objective=None, adapter=None, optim=None, validate=True, **settings):
+def make_trainer(
+    split, out, *, objective=None, adapter=None, optim=None, validate=True, precision=Precision.fp32, **settings
+):
     torch.manual_seed(0)
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, num_classes=3
@@ -59,7 +63,7 @@ def make_trainer(split, out, *, objective=None, adapter=None, optim=None, valida
     config = TrainerConfig(**{"epochs": 3, "batch_size": 6, "progress": False} | settings)
     order = Order(len(split), config.batch_size, 0, config.accumulation)
     out.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="no", cpu=True)
+    accelerator = new_accelerator(precision, cpu=True)
     augment = train_transform(IMAGES, AugmentConfig(crop_scale=0.5))
     plain = eval_transform(IMAGES)
     last = config.epochs * order.steps_per_epoch
@@ -204,6 +208,29 @@ def test_learning_lowers_the_loss_and_the_best_parameters_are_left_in_the_model(
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
     figures = trainer.objective.validate(trainer.model.eval(), trainer.validation, trainer.accelerator)
     assert figures["val_top1"] == progress.best == max(r["val_top1"] for r in rows(tmp_path) if "val_top1" in r)
+
+
+class AttentionTypes(TorchFunctionMode):
+    """Notes what attention's inputs are."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.found.append((args[0].dtype, torch.is_autocast_enabled("cpu")))
+        return func(*args, **(kwargs or {}))
+
+
+def test_short_attention_of_a_step_in_bf16_is_in_float32(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, validate=False, precision=Precision.bf16, epochs=1)
+    with AttentionTypes() as types:
+        trainer.fit()
+    assert types.found == [(torch.float32, False)] * (4 * 2)  # steps, blocks
+    losses = [row["loss"] for row in rows(tmp_path)]
+    make_trainer(split, tmp_path / "fp32", validate=False, epochs=1).fit()
+    assert losses == pytest.approx([row["loss"] for row in rows(tmp_path / "fp32")], rel=0.02)
 
 
 def test_a_run_stops_when_validation_no_longer_improves(split, tmp_path):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vislora.config import Precision
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_MANY_QUERIES = 1024  # with as many, bf16's backward pass is the faster one
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> Precision:
@@ -48,6 +54,34 @@ def new_accelerator(precision: Precision, **options: Any) -> Accelerator:
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
     """What autocast computes in; None where it is off (fp32)."""
     return {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}.get(precision)
+
+
+def training_attention(accelerator: Accelerator) -> AbstractContextManager:
+    """How attention is computed in training: on a CPU in bf16 by `Float32Attention`, elsewhere as torch does."""
+    in_bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    return Float32Attention() if in_bf16 else nullcontext()
+
+
+class Float32Attention(TorchFunctionMode):
+    """Under autocast on a CPU: attention of fewer than 1024 queries in float32, its result in bf16 as ever.
+
+    The backward pass of torch's attention in bf16 goes by blocks so small that on a CPU their overhead exceeds the
+    arithmetic, and takes two to four times as long in the models that ship (benchmarks/cpu_attention.py). What
+    nn.MultiheadAttention calls can't be seen here, and stays as it is.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = _attention if func is F.scaled_dot_product_attention else func
+        return call(*args, **(kwargs or {}))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **rest) -> Tensor:
+    inputs = (query, key, value, attn_mask)
+    if not torch.is_autocast_enabled("cpu") or query.shape[-2] >= _MANY_QUERIES:
+        return F.scaled_dot_product_attention(*inputs, *args, **rest)
+    wide = (x.float() if x is not None and x.is_floating_point() else x for x in inputs)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(*wide, *args, **rest).bfloat16()
 
 
 def cpu_has_bf16() -> bool:

@@ -38,6 +38,7 @@ from vislora.ema import Ema, averaged
 from vislora.errors import TrainingError
 from vislora.files import write_tensors
 from vislora.logs import MetricLog
+from vislora.precision import training_attention
 
 _FLUSH_EVERY = 10  # steps between reads of the loss: each read waits for the GPU
 
@@ -174,7 +175,7 @@ class Trainer:
         for micro in range(passes):
             last = micro == passes - 1
             batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
-            with nullcontext() if last else self.accelerator.no_sync(wrapped):
+            with training_attention(self.accelerator), nullcontext() if last else self.accelerator.no_sync(wrapped):
                 # the sum over the micro-batch, over the size of the global batch; processes are averaged, hence `world`
                 losses = self.objective.losses(wrapped, batch)
                 self.accelerator.backward(losses.sum() * (self.order.world / size))
