@@ -75,6 +75,14 @@ def uncached(photos, tmp_path_factory) -> Path:
     return run(photos, tmp_path_factory.mktemp("uncached"))
 
 
+def test_features_are_computed_as_a_step_in_bf16_computes_them(photos, tmp_path):
+    words = ["trainer.precision=bf16", "trainer.epochs=1"]
+    plain = run(photos, tmp_path / "plain", *words)
+    cached = run(photos, tmp_path / "cached", *words, "trainer.prefix_cache=memory")
+    for mine, theirs in zip(curve(cached), curve(plain), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+
+
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_losses_validation_and_adapter_are_those_of_the_uncached_run(photos, uncached, tmp_path, where, capsys):
     out = run(photos, tmp_path, f"trainer.prefix_cache={where}")

@@ -202,7 +202,8 @@ class Trainer:
 
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()
-        figures = self.objective.validate(wrapped, self.validation, self.accelerator)
+        with training_attention(self.accelerator):
+            figures = self.objective.validate(wrapped, self.validation, self.accelerator)
         self._train_mode(wrapped)
         self.log.write(progress.step, figures)
         score = figures[self.objective.monitor]

@@ -26,6 +26,7 @@ from vislora.data.order import Order, SampleKey, mix
 from vislora.data.splits import ImageSplit
 from vislora.errors import ConfigError
 from vislora.paths import cache_dir
+from vislora.precision import training_attention
 
 _BATCH = 32  # pictures at once; always as many, so that the same rows come out bit for bit
 
@@ -150,7 +151,7 @@ def _fill(
 ) -> None:
     device = accelerator.device
     quiet = not accelerator.is_main_process
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+    with training_attention(accelerator), torch.autocast(device.type, autocast, enabled=autocast is not None):
         for images, index in tqdm(pictures, "prefix cache", unit="batch", delay=2, leave=False, disable=quiet or None):
             images = images.to(device)
             for variant in range(rows.shape[1]):
