@@ -7,9 +7,10 @@ Quality decides when it is done: resume with more epochs to train longer, or sta
 (--warm). On a busy CPU two processes of one thread get further than one of two:
 OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 assets/pretrain_diffusion.py
 
-Of birds that face left as often as right, seventeen thousand steps learned neither word: their pictures mirror each
-other, and as long as the two words act alike, the mean gradient by which they would part is zero. --start-as right=dusk
-gives one of them the embedding of a word that acts already, and within a few hundred steps they part.
+With birds that face left as often as right, seventeen thousand steps taught neither word: the pictures mirror each
+other, and as long as the two words act alike, the mean gradient that would separate them is zero. --warm --start-as
+right=dusk starts one of them from the embedding of a word that has an effect already, and within a few hundred steps
+they separate.
 """
 
 import argparse
@@ -223,6 +224,8 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the averages of this run's last checkpoint, and stop")
     parser.add_argument("overrides", nargs="*", help="of the settings, as for vislora.train: optim.lr=5e-4")
     options = parser.parse_args()
+    if options.start_as and (not options.warm or options.start_as.count("=") != 1):
+        parser.error("--start-as takes WORD=OTHER, and goes with --warm")
     options.out.mkdir(parents=True, exist_ok=True)
     resume = [f"trainer.resume={options.resume}"] if options.resume else []
     config = configure("train", [*SETTINGS, *resume, f"trainer.epochs={options.epochs}", *options.overrides])

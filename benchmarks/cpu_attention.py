@@ -1,33 +1,30 @@
 """python benchmarks/cpu_attention.py [--rounds 12]
 
 What a training step costs on a CPU in fp32, in bf16 as autocast has it, and in bf16 with short attention in float32, as
-the trainer has it; interleaved in one run, rank 8 on all attention. Ratios are medians over rounds.
+the trainer has it; rank 8 on all attention. Then forward and backward pass of attention alone. All take turns in one
+run; ratios are medians over rounds.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import timm
 import torch
+import torch.nn.functional as F
 from interleaved import machine
 from torch import Tensor
 
-from vislora.config import PipelineConfig
+from vislora.config import PipelineConfig, Precision
 from vislora.lora import Adapters, LoraSettings, TargetLayer
 from vislora.models.diffusion import load_pipeline
-from vislora.precision import Float32Attention
+from vislora.precision import new_accelerator, training_attention
 from vislora.targets import diffusers
-from vislora.targets import timm as timm_targets
+from vislora.targets import timm as vits
 
 SETTINGS = LoraSettings(rank=8, alpha=8)
-VARIANTS: dict[str, Callable[[], tuple[AbstractContextManager, bool]]] = {
-    "fp32": lambda: (nullcontext(), False),
-    "bf16": lambda: (nullcontext(), True),
-    "as trained": lambda: (Float32Attention(), True),
-}
+VARIANTS = ("fp32", "bf16", "bf16, attention fp32")
 
 
 def main() -> None:
@@ -35,51 +32,81 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     print(machine())
-    print(f"{'':40}{''.join(f'{title:>14}' for title in VARIANTS)}{'/ bf16':>9}{'/ fp32':>9}")
-    cases = {
-        "ViT-Ti, 96 px, batch 20": vit("vit_tiny_patch16_224", 96, 20),
-        "ViT-Ti, 224 px, batch 8": vit("vit_tiny_patch16_224", 224, 8),
-        "ViT-S, 224 px, batch 8": vit("vit_small_patch16_224", 224, 8),
-        "embedded UNet, 64 px, batch 16": unet(16),
-    }
-    for name, forward in cases.items():
-        times: dict[str, list[float]] = {title: [] for title in VARIANTS}
-        for turn in range(options.rounds + 2):
-            for title, variant in VARIANTS.items():
-                seconds = step(forward, *variant())
-                if turn >= 2:  # the first warm up
-                    times[title].append(seconds)
-        cells = "".join(f"{1e3 * statistics.median(values):11.0f} ms" for values in times.values())
-        ratios = [ratio(times["as trained"], times[other]) for other in ("bf16", "fp32")]
-        print(f"{name:40}{cells}{''.join(f'{value:9.2f}' for value in ratios)}", flush=True)
+    print(f"{'':34}{''.join(f'{title:>22}' for title in VARIANTS)}{'/ bf16':>9}{'/ fp32':>9}")
+    compare("ViT-Ti, 96 px, batch 20", vit("vit_tiny_patch16_224", 96, 20), options.rounds)
+    compare("ViT-Ti, 224 px, batch 8", vit("vit_tiny_patch16_224", 224, 8), options.rounds)
+    compare("ViT-S, 224 px, batch 8", vit("vit_small_patch16_224", 224, 8), options.rounds)
+    compare("embedded UNet, 64 px, batch 16", unet(16), options.rounds)
+    for batch, heads, queries, keys, width in (
+        (16, 4, 64, 64, 32),
+        (16, 2, 256, 24, 32),
+        (16, 2, 256, 256, 32),
+        (8, 6, 197, 197, 64),
+        (4, 12, 577, 577, 64),
+        (1, 8, 1024, 1024, 40),
+    ):
+        name = f"attention, {batch} x {heads}, {queries} to {keys}, {width}"
+        compare(name, attention(batch, heads, queries, keys, width), options.rounds)
 
 
-def vit(name: str, side: int, batch: int) -> Callable[[], Tensor]:
+def compare(name: str, forward: Callable[[bool], Tensor], rounds: int) -> None:
+    """Print a line.
+
+    Args:
+        forward: told whether attention's inputs are to be bf16; gives a tensor to start the backward pass from.
+    """
+    times: dict[str, list[float]] = {title: [] for title in VARIANTS}
+    for turn in range(rounds + 2):
+        first = turn % len(VARIANTS)
+        for title in VARIANTS[first:] + VARIANTS[:first]:  # none always follows the same one
+            precision = Precision.bf16 if title == VARIANTS[2] else Precision.fp32
+            accelerator = new_accelerator(precision, cpu=True)
+            since = time.perf_counter()
+            with training_attention(accelerator):
+                with torch.autocast("cpu", torch.bfloat16, enabled=title != "fp32"):
+                    y = forward(title != "fp32")
+                y.float().square().mean().backward()
+            if turn >= 2:  # the first warm up
+                times[title].append(time.perf_counter() - since)
+    cells = "".join(f"{1e3 * statistics.median(values):19.1f} ms" for values in times.values())
+    ours = times[VARIANTS[2]]
+    ratios = [statistics.median(a / b for a, b in zip(ours, times[other], strict=True)) for other in ("bf16", "fp32")]
+    print(f"{name:34}{cells}{''.join(f'{value:9.2f}' for value in ratios)}", flush=True)
+
+
+def vit(name: str, side: int, batch: int) -> Callable[[bool], Tensor]:
     model = timm.create_model(name, img_size=side).train()
-    Adapters(model).add("default", timm_targets.find_targets(model, ["qkv", "o"]), SETTINGS, trained=["head"])
+    Adapters(model).add("default", vits.find_targets(model, ["qkv", "o"]), SETTINGS, trained=["head"])
     images = torch.randn(batch, 3, side, side)
-    return lambda: model(images)
+
+    def forward(_: bool) -> Tensor:
+        model.zero_grad(set_to_none=True)
+        return model(images)
+
+    return forward
 
 
-def unet(batch: int) -> Callable[[], Tensor]:
+def unet(batch: int) -> Callable[[bool], Tensor]:
     model = load_pipeline(PipelineConfig("embedded")).unet.requires_grad_(False).train()
     found = diffusers.find_targets(model, ["q", "k", "v", "o"])
     Adapters(model).add("default", [TargetLayer(target.name) for target in found], SETTINGS)
     latents, text, timesteps = torch.randn(batch, 8, 16, 16), torch.randn(batch, 24, 128), torch.randint(1000, (batch,))
-    return lambda: model(latents, timesteps, text).sample
+
+    def forward(_: bool) -> Tensor:
+        model.zero_grad(set_to_none=True)
+        return model(latents, timesteps, text).sample
+
+    return forward
 
 
-def step(forward: Callable[[], Tensor], attention: AbstractContextManager, in_bf16: bool) -> float:
-    since = time.perf_counter()
-    with attention:
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-            y = forward()
-        y.float().square().mean().backward()
-    return time.perf_counter() - since
+def attention(batch: int, heads: int, queries: int, keys: int, width: int) -> Callable[[bool], Tensor]:
+    inputs = [torch.randn(batch, heads, n, width) for n in (queries, keys, keys)]
 
+    def forward(in_bf16: bool) -> Tensor:
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        return F.scaled_dot_product_attention(*(x.to(dtype, copy=True).requires_grad_() for x in inputs))
 
-def ratio(ours: list[float], others: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, others, strict=True))
+    return forward
 
 
 if __name__ == "__main__":

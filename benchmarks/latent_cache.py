@@ -1,11 +1,11 @@
-"""python benchmarks/latent_cache.py [--cases embedded sd15-256 sd15-512] [--rounds 6] [--precision fp32 bf16]
+"""python benchmarks/latent_cache.py [--cases embedded embedded-photos …] [--rounds 6] [--precision fp32 bf16]
 
 What an epoch of diffusion training costs with latents and text embeddings from the cache (data.cache=true), interleaved
 in one run with one that encodes pictures and captions in every step. The embedded pipeline, and one of Stable Diffusion
 1.5's shape with random weights; rank 8 on all attention. As in the trainer, the denoiser runs under autocast and the
 encoders in the precision they are loaded in, on a CPU float32; on one, the half-precision step is timed only where it
 is native. An epoch is as many steps as there are batches of pictures, so ratios of steps are ratios of epochs. Pictures
-lie decoded in memory but in the "photos" cases, where they are JPEG files of a phone's 12 megapixels, as people have
+are decoded already, except in the "photos" cases, where they are JPEG files of a phone's 12 megapixels, as people have
 them: without a cache they are decoded and reduced in every epoch too.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vislora.config import PipelineConfig
+from vislora.config import PipelineConfig, Precision
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.order import SampleKey
@@ -38,7 +38,7 @@ from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import EMBEDDED, PipelineEncoder, load_pipeline
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
-from vislora.precision import cpu_has_bf16
+from vislora.precision import cpu_has_bf16, new_accelerator, training_attention
 from vislora.targets.diffusers import find_targets
 
 
@@ -145,7 +145,7 @@ def _photos(count: int) -> Files:
     files = [folder / f"{i}.jpg" for i in range(count)]
     for file in files:
         shapes = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(PHOTO)
-        grain = random.normal(0.0, 4.0, (PHOTO[1], PHOTO[0], 3))
+        grain = random.normal(0.0, 6.0, (PHOTO[1], PHOTO[0], 3))
         Image.fromarray((np.asarray(shapes) + grain).clip(0, 255).astype(np.uint8)).save(file, quality=90)
     print(f"{sum(file.stat().st_size for file in files) / count / PHOTO[0] / PHOTO[1]:.2f} bytes a pixel of the photos")
     return Files(files)
@@ -153,12 +153,14 @@ def _photos(count: int) -> Files:
 
 def _compare(name: str, steps: Steps, precision: str, rounds: int) -> None:
     times: dict[str, list[float]] = {"without": [], "cached": [], "encode": []}
+    accelerator = new_accelerator(Precision(precision))
     for turn in range(rounds + 1):
         for kind, seconds in times.items():
             since = time.perf_counter()
-            result = getattr(steps, kind)(precision)
-            if result.requires_grad:
-                result.mean().backward()
+            with training_attention(accelerator):
+                result = getattr(steps, kind)(precision)
+                if result.requires_grad:
+                    result.mean().backward()
             if steps.device.type == "cuda":
                 torch.cuda.synchronize()
             if turn > 0:  # the first warms up

@@ -3,10 +3,9 @@
 Whether a style adapter gives the style and keeps the subject: the embedded pipeline draws each species once per seed,
 and two classifiers trained on drawings, never on generated pictures, say in which style and of which species they are.
 Every second drawing they learn from went through the pipeline's autoencoder, which softens whatever a pipeline draws.
-A ridge regression from drawings' latents says to which side the birds face, where the prompt says it too.
-The base model and the adapter at scale 0 stand beside it, and drawings that the classifiers have not seen, as they are
-and through the autoencoder: the latter is the most that can be expected. Trains recipe=sketch_style first unless an
-adapter is given.
+A ridge regression from drawings' latents says which way the birds face; the prompts say which way they should. The base
+model and the adapter at scale 0 stand beside it, and drawings that the classifiers have not seen, as they are and
+through the autoencoder. Trains recipe=sketch_style first unless an adapter is given.
 """
 
 import argparse
@@ -101,7 +100,7 @@ def main() -> None:
 
 
 def share(told: Sequence[str], wanted: Sequence[str]) -> float:
-    """Share of what was told that is what was wanted."""
+    """Share of the answers that match what was wanted."""
     return statistics.mean(one == other for one, other in zip(told, wanted, strict=True))
 
 
@@ -170,7 +169,9 @@ def side_judge(drawings: Iterator[tuple[str, Image.Image]], vae: nn.Module) -> J
     sides, images = zip(*drawings, strict=True)
     x, y = latents(vae, images), torch.tensor([1.0 if side == "right" else -1.0 for side in sides])
     x, mean = x - x.mean(0), x.mean(0)
-    weights = x.T @ torch.linalg.solve(x @ x.T + 300.0 * torch.eye(len(x)), y)  # the best of 30 to 10,000, by little
+    weights = x.T @ torch.linalg.solve(
+        x @ x.T + 300.0 * torch.eye(len(x)), y
+    )  # any penalty from 30 to 10,000 does nearly as well
 
     def judge(images: Sequence[Image.Image]) -> list[str]:
         return ["right" if z > 0 else "left" for z in ((latents(vae, images) - mean) @ weights).tolist()]

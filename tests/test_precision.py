@@ -6,11 +6,11 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vislora.config import Precision
 from vislora.errors import ConfigError
 from vislora.precision import (
-    Float32Attention,
     autocast_dtype,
     cpu_has_bf16,
     new_accelerator,
@@ -55,35 +55,86 @@ def attention(q, k, v, mask=None, **rest):
     return [y, *torch.autograd.grad(y.float().square().sum(), leaves)]
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_short_attention_in_float32_is_nearer_to_float64_than_bf16_and_of_its_type(masked):
+@pytest.fixture
+def bf16():
+    return new_accelerator(Precision.bf16, cpu=True)
+
+
+def masks():
+    random = torch.Generator().manual_seed(1)
+    floats = torch.randn(40, 30, generator=random)
+    return {"none": None, "added": floats, "boolean": (floats > -1.0)}
+
+
+@pytest.mark.parametrize("mask", masks().values(), ids=masks())
+def test_short_attention_in_float32_is_nearer_to_float64_than_bf16_and_of_its_type(mask, bf16):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, n, 16) for n in (40, 30, 30))
-    mask = torch.randn(40, 30) if masked else None
-    exact = attention(q.double(), k.double(), v.double(), mask.double() if masked else None, scale=0.3)
+    wide_mask = mask.double() if mask is not None and mask.is_floating_point() else mask
+    exact = attention(q.double(), k.double(), v.double(), wide_mask, scale=0.3)
     with torch.autocast("cpu", torch.bfloat16):
         in_bf16 = attention(q, k, v, mask, scale=0.3)
-        with Float32Attention():
+        with training_attention(bf16):
             in_float32 = attention(q, k, v, mask, scale=0.3)
     for one, other, reference in zip(in_bf16, in_float32, exact, strict=True):
         assert one.dtype is other.dtype
         assert (other - reference).norm() < 0.8 * (one - reference).norm()
 
 
-@pytest.mark.parametrize(("queries", "autocast"), [(1024, True), (8, False)])
-def test_other_attention_is_left_as_it_is(queries, autocast):
-    q, k, v = (torch.randn(1, 1, n, 8) for n in (queries, 5, 5))
+def test_attention_is_called_by_position_by_name_and_with_groups(bf16):
+    q, k, v = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    expected = F.scaled_dot_product_attention(q, k, v, None, 0.0, True, enable_gqa=True)
+    with torch.autocast("cpu", torch.bfloat16), training_attention(bf16):
+        by_position = F.scaled_dot_product_attention(q, k, v, None, 0.0, True, enable_gqa=True)
+        by_name = F.scaled_dot_product_attention(query=q, value=v, key=k, is_causal=True, enable_gqa=True)
+    assert torch.equal(by_position, expected.bfloat16())
+    assert torch.equal(by_name, expected.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("queries", "autocast", "dtype"),
+    [(768, True, torch.float32), (8, False, torch.float32), (8, True, torch.float64)],
+)
+def test_other_attention_is_left_as_it_is(queries, autocast, dtype, bf16):
+    q, k, v = (torch.randn(1, 1, n, 8, dtype=dtype) for n in (queries, 5, 5))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected = attention(q, k, v)
-        with Float32Attention():
+        with training_attention(bf16):
             found = attention(q, k, v)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-    assert expected[0].dtype is (torch.bfloat16 if autocast else torch.float32)
+    assert expected[0].dtype is found[0].dtype
 
 
-def test_a_cpu_trains_with_it_in_bf16_alone():
-    found = {
-        precision: type(training_attention(new_accelerator(precision, cpu=True))) is Float32Attention
-        for precision in (Precision.bf16, Precision.fp32)
-    }
-    assert found == {Precision.bf16: True, Precision.fp32: False}
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_block_is_computed_again_in_the_same_way(reentrant, bf16):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, n, 16) for n in (40, 30, 30))
+
+    def block(*inputs):
+        return F.scaled_dot_product_attention(*inputs).float()
+
+    def grads(call):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        with training_attention(bf16):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = call(*leaves)
+            y.square().sum().backward()
+        return [x.grad for x in leaves]
+
+    found = grads(lambda *leaves: checkpoint(block, *leaves, use_reentrant=reentrant))
+    assert all(torch.equal(one, other) for one, other in zip(found, grads(block), strict=True))
+
+
+def test_attention_is_torchs_own_in_fp32_and_after_an_error(bf16):
+    own = F.scaled_dot_product_attention
+
+    def fails():
+        with training_attention(bf16):
+            assert F.scaled_dot_product_attention is not own
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert F.scaled_dot_product_attention is own
+    with training_attention(new_accelerator(Precision.fp32, cpu=True)):
+        assert F.scaled_dot_product_attention is own

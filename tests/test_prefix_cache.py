@@ -75,6 +75,7 @@ def uncached(photos, tmp_path_factory) -> Path:
     return run(photos, tmp_path_factory.mktemp("uncached"))
 
 
+@pytest.mark.filterwarnings("ignore:this CPU has no native bf16")
 def test_features_are_computed_as_a_step_in_bf16_computes_them(photos, tmp_path):
     words = ["trainer.precision=bf16", "trainer.epochs=1"]
     plain = run(photos, tmp_path / "plain", *words)

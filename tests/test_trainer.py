@@ -211,14 +211,16 @@ def test_learning_lowers_the_loss_and_the_best_parameters_are_left_in_the_model(
 
 
 class AttentionTypes(TorchFunctionMode):
-    """Notes what attention's inputs are."""
+    """Notes what the inputs of torch's own attention are."""
+
+    own = F.scaled_dot_product_attention
 
     def __init__(self):
         super().__init__()
         self.found = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention:
+        if func is self.own:
             self.found.append((args[0].dtype, torch.is_autocast_enabled("cpu")))
         return func(*args, **(kwargs or {}))
 

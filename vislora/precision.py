@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from vislora.config import Precision
 from vislora.errors import ConfigError
@@ -18,7 +18,7 @@ from vislora.errors import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_MANY_QUERIES = 1024  # with as many, bf16's backward pass is the faster one
+_MANY_QUERIES = 768  # of 577 attention is faster in float32, of 1024 in bf16
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> Precision:
@@ -56,32 +56,40 @@ def autocast_dtype(precision: Precision) -> torch.dtype | None:
     return {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}.get(precision)
 
 
-def training_attention(accelerator: Accelerator) -> AbstractContextManager:
-    """How attention is computed in training: on a CPU in bf16 by `Float32Attention`, elsewhere as torch does."""
-    in_bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-    return Float32Attention() if in_bf16 else nullcontext()
+def attends_in_float32(accelerator: Accelerator) -> bool:
+    """Whether short attention is computed in float32 in training: on a CPU that trains in bf16."""
+    return accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
 
 
-class Float32Attention(TorchFunctionMode):
-    """Under autocast on a CPU: attention of fewer than 1024 queries in float32, its result in bf16 as ever.
+@contextmanager
+def training_attention(accelerator: Accelerator) -> Iterator[None]:
+    """Meanwhile, where `attends_in_float32`: attention of fewer than 768 queries under autocast is computed in
+    float32, its result in autocast's type as before.
 
-    The backward pass of torch's attention in bf16 goes by blocks so small that on a CPU their overhead exceeds the
-    arithmetic, and takes two to four times as long in the models that ship (benchmarks/cpu_attention.py). What
-    nn.MultiheadAttention calls can't be seen here, and stays as it is.
+    The backward pass of torch's attention in bf16 works in blocks so small that on a CPU their overhead exceeds the
+    arithmetic; benchmarks/cpu_attention.py has the times. `F.scaled_dot_product_attention` itself is replaced: a
+    TorchFunctionMode isn't active in backward, where checkpointed blocks are computed again.
     """
+    if not attends_in_float32(accelerator):
+        yield
+        return
+    plain = F.scaled_dot_product_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = _attention if func is F.scaled_dot_product_attention else func
-        return call(*args, **(kwargs or {}))
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **rest) -> Tensor:
+        inputs = (query, key, value, attn_mask)
+        lowered = torch.is_autocast_enabled("cpu") and query.dtype is not torch.float64  # which autocast leaves alone
+        if not lowered or query.shape[-2] >= _MANY_QUERIES:
+            return plain(*inputs, *args, **rest)
+        wide = (x.float() if x is not None and x.is_floating_point() else x for x in inputs)
+        with torch.autocast("cpu", enabled=False):
+            y = plain(*wide, *args, **rest)
+        return y.to(torch.get_autocast_dtype("cpu"))
 
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **rest) -> Tensor:
-    inputs = (query, key, value, attn_mask)
-    if not torch.is_autocast_enabled("cpu") or query.shape[-2] >= _MANY_QUERIES:
-        return F.scaled_dot_product_attention(*inputs, *args, **rest)
-    wide = (x.float() if x is not None and x.is_floating_point() else x for x in inputs)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(*wide, *args, **rest).bfloat16()
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
 
 
 def cpu_has_bf16() -> bool:

@@ -77,11 +77,11 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     if not 0.0 <= config.val_fraction < 1.0:
         raise DataError(f"data.val_fraction={config.val_fraction}: expected a share of the pictures, 0 to below 1")
     every = _with_captions(config, root)
-    aside = pictures_aside(root, (path for path, _ in every), f"is not in {METADATA}")
     files, left_out = leave_out({"train": every}, config.quarantine, root)
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
-    problems = [*left_out, *aside, *(facts.problem for facts in found.values() if facts.problem is not None)]
+    problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
+    problems += pictures_aside(root, (path for path, _ in every), f"is not in {METADATA}")
     pairs = [(path, text) for path, text in files if found[path].usable]
     if not pairs:
         unusable = sum(not problem.usable for problem in problems)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from vislora.config import ImageFolderData
@@ -41,7 +42,8 @@ def image_folder(config: ImageFolderData) -> Splits:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
     aside = pictures_aside(root, (path for pairs in files.values() for path, _ in pairs), "lies in no class folder")
     files, left_out = leave_out(files, config.quarantine, root)
-    return splits_of_files(files, classes, [*left_out, *aside])
+    splits = splits_of_files(files, classes, left_out)
+    return replace(splits, problems=[*splits.problems, *aside])
 
 
 def list_folder(config: ImageFolderData) -> Labelled:

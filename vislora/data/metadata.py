@@ -5,6 +5,7 @@ The table comes from anywhere: a name in it never leads out of its folder.
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,7 +34,8 @@ def metadata_folder(config: MetadataData) -> Splits:
     root = Path(config.root).expanduser()
     aside = pictures_aside(root, (path for pairs in files.values() for path, _ in pairs), f"is in no {METADATA}")
     files, left_out = leave_out(files, config.quarantine, root)
-    return splits_of_files(files, classes, [*left_out, *aside])
+    splits = splits_of_files(files, classes, left_out)
+    return replace(splits, problems=[*splits.problems, *aside])
 
 
 def list_metadata(config: MetadataData) -> Labelled:

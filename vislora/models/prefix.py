@@ -85,7 +85,7 @@ class Prefix:
 
     def key(self, settings: str) -> str:
         """A hash of all that decides the features of a picture: frozen weights, `settings` (how the model was built,
-        the precision), device and versions."""
+        the precision, in what attention is computed), device and versions."""
         device = next(self.model.parameters()).device.type
         text = (
             f"{type(self.model)} {self.count} {self.shape} {settings} {device} {torch.__version__} {timm.__version__}"

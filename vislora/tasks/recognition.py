@@ -36,7 +36,7 @@ from vislora.models.prefix import Prefix
 from vislora.models.smallest import prove_alive_cheaply
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
 from vislora.objectives.recognition import Recognition
-from vislora.precision import autocast_dtype
+from vislora.precision import attends_in_float32, autocast_dtype
 from vislora.recognizer import Recognizer
 from vislora.report.evaluation import write_evaluation
 from vislora.report.updates import write_updates
@@ -137,7 +137,7 @@ def _from_features(
     dtype = autocast_dtype(precision)
     with torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None):
         prefix = Prefix(model, example)
-    key = prefix.key(f"{asdict(config.model)} {precision.value}")
+    key = prefix.key(f"{asdict(config.model)} {precision.value} {attends_in_float32(accelerator)}")
     found = []
     for split, flips in ((splits.train, config.data.augment.hflip > 0), (splits.val, False)):
         compute = partial(compute_features, transform=eval_transform(images), flips=flips, prefix=prefix, key=key)
