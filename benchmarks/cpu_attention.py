@@ -9,11 +9,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
 import torch.nn.functional as F
-from interleaved import machine
+from interleaved import in_turns, machine, ratio
 from torch import Tensor
 
 from vislora.config import PipelineConfig, Precision
@@ -49,61 +50,54 @@ def main() -> None:
         compare(name, attention(batch, heads, queries, keys, width), options.rounds)
 
 
-def compare(name: str, forward: Callable[[bool], Tensor], rounds: int) -> None:
-    """Print a line.
-
-    Args:
-        forward: told whether attention's inputs are to be bf16; gives a tensor to start the backward pass from.
-    """
-    times: dict[str, list[float]] = {title: [] for title in VARIANTS}
-    for turn in range(rounds + 2):
-        first = turn % len(VARIANTS)
-        for title in VARIANTS[first:] + VARIANTS[:first]:  # none always follows the same one
-            precision = Precision.bf16 if title == VARIANTS[2] else Precision.fp32
-            accelerator = new_accelerator(precision, cpu=True)
-            since = time.perf_counter()
-            with training_attention(accelerator):
-                with torch.autocast("cpu", torch.bfloat16, enabled=title != "fp32"):
-                    y = forward(title != "fp32")
-                y.float().square().mean().backward()
-            if turn >= 2:  # the first warm up
-                times[title].append(time.perf_counter() - since)
+def compare(name: str, forward: Callable[[], Tensor], rounds: int) -> None:
+    """Print a line; `forward` gives a tensor to start the backward pass from."""
+    times = in_turns({title: partial(step, forward, title) for title in VARIANTS}, rounds)
     cells = "".join(f"{1e3 * statistics.median(values):19.1f} ms" for values in times.values())
-    ours = times[VARIANTS[2]]
-    ratios = [statistics.median(a / b for a, b in zip(ours, times[other], strict=True)) for other in ("bf16", "fp32")]
-    print(f"{name:34}{cells}{''.join(f'{value:9.2f}' for value in ratios)}", flush=True)
+    fp32, bf16, ours = times.values()
+    print(f"{name:34}{cells}{ratio(ours, bf16):9.2f}{ratio(ours, fp32):9.2f}", flush=True)
 
 
-def vit(name: str, side: int, batch: int) -> Callable[[bool], Tensor]:
+def step(forward: Callable[[], Tensor], variant: str) -> float:
+    accelerator = new_accelerator(Precision.bf16 if variant == VARIANTS[2] else Precision.fp32, cpu=True)
+    since = time.perf_counter()
+    with training_attention(accelerator):
+        with torch.autocast("cpu", torch.bfloat16, enabled=variant != "fp32"):
+            y = forward()
+        y.float().square().mean().backward()
+    return time.perf_counter() - since
+
+
+def vit(name: str, side: int, batch: int) -> Callable[[], Tensor]:
     model = timm.create_model(name, img_size=side).train()
     Adapters(model).add("default", vits.find_targets(model, ["qkv", "o"]), SETTINGS, trained=["head"])
     images = torch.randn(batch, 3, side, side)
 
-    def forward(_: bool) -> Tensor:
+    def forward() -> Tensor:
         model.zero_grad(set_to_none=True)
         return model(images)
 
     return forward
 
 
-def unet(batch: int) -> Callable[[bool], Tensor]:
+def unet(batch: int) -> Callable[[], Tensor]:
     model = load_pipeline(PipelineConfig("embedded")).unet.requires_grad_(False).train()
     found = diffusers.find_targets(model, ["q", "k", "v", "o"])
     Adapters(model).add("default", [TargetLayer(target.name) for target in found], SETTINGS)
     latents, text, timesteps = torch.randn(batch, 8, 16, 16), torch.randn(batch, 24, 128), torch.randint(1000, (batch,))
 
-    def forward(_: bool) -> Tensor:
+    def forward() -> Tensor:
         model.zero_grad(set_to_none=True)
         return model(latents, timesteps, text).sample
 
     return forward
 
 
-def attention(batch: int, heads: int, queries: int, keys: int, width: int) -> Callable[[bool], Tensor]:
+def attention(batch: int, heads: int, queries: int, keys: int, width: int) -> Callable[[], Tensor]:
     inputs = [torch.randn(batch, heads, n, width) for n in (queries, keys, keys)]
 
-    def forward(in_bf16: bool) -> Tensor:
-        dtype = torch.bfloat16 if in_bf16 else torch.float32
+    def forward() -> Tensor:
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         return F.scaled_dot_product_attention(*(x.to(dtype, copy=True).requires_grad_() for x in inputs))
 
     return forward

@@ -7,8 +7,9 @@ harm. "saved" is what autograd keeps for backward, parameters aside.
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,21 +31,32 @@ def compare(
         rounds: turns of every model; two more warm up.
     """
     saved = {title: _saved_bytes(model, loss) for title, model in models.items()}
-    times: dict[str, list[float]] = {title: [] for title in models}
-    for turn in range(rounds + 2):
-        titles = list(models)
-        for title in titles[turn % len(titles) :] + titles[: turn % len(titles)]:  # none always follows the same one
-            seconds = _step(models[title], loss)
-            if turn >= 2:
-                times[title].append(seconds)
+    times = in_turns({title: partial(_step, model, loss) for title, model in models.items()}, rounds)
     print(name)
     for title in models:
-        ratio = statistics.median(mine / base for mine, base in zip(times[title], times[LIMIT], strict=True))
         print(
             f"  {title:26}{precision:>10}{1e3 * statistics.median(times[title]):9.1f}"
-            f"{ratio:9.3f}{saved[title] / 1e6:10.1f}{saved[title] / saved[LIMIT]:9.3f}",
+            f"{ratio(times[title], times[LIMIT]):9.3f}{saved[title] / 1e6:10.1f}{saved[title] / saved[LIMIT]:9.3f}",
             flush=True,
         )
+
+
+def in_turns(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The seconds that each variant, which measures itself, took in each round; two more rounds warm up."""
+    times: dict[str, list[float]] = {title: [] for title in variants}
+    titles = list(variants)
+    for turn in range(rounds + 2):
+        first = turn % len(titles)
+        for title in titles[first:] + titles[:first]:  # none always follows the same one
+            seconds = variants[title]()
+            if turn >= 2:
+                times[title].append(seconds)
+    return times
+
+
+def ratio(mine: Sequence[float], base: Sequence[float]) -> float:
+    """The median over rounds of one variant's time over another's."""
+    return statistics.median(a / b for a, b in zip(mine, base, strict=True))
 
 
 def machine() -> str:

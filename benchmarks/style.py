@@ -34,10 +34,10 @@ from vislora.report.samples import save_grid
 from vislora.train import train
 
 DIFFICULTY = 0.1
+TRAIN, TEST = 1, 2  # parts of the drawings' seeds that the pipelines' own data don't touch
+
 Judge = Callable[[Sequence[Image.Image]], list[str]]
 """What pictures are taken for."""
-
-TRAIN, TEST = 1, 2  # parts of the drawings' seeds that the pipelines' own data don't touch
 
 
 def main() -> None:
@@ -82,12 +82,9 @@ def main() -> None:
         rows = [draw(pipe, jobs, options.steps, options.guidance) for jobs in wanted]
         row(title, rows, [[scene.facing for scene in scenes]] * len(rows))
 
+    sides = [[side(name, mix(TEST, seed)) for name in species] for seed in options.seeds]
     for kind in dict.fromkeys(("natural", style)):
         seen = [[unseen(name, seed, kind) for name in species] for seed in options.seeds]
-        sides = [
-            [seeded_scene(SPECIES[name], mix(TEST, seed), DIFFICULTY).facing for name in species]
-            for seed in options.seeds
-        ]
         row(f"drawings, {kind}", seen, sides)
         row(f"drawings, {kind}, encoded", [[through(pipe.vae, image) for image in images] for images in seen], sides)
     drawn("base model")
@@ -102,6 +99,11 @@ def main() -> None:
 def share(told: Sequence[str], wanted: Sequence[str]) -> float:
     """Share of the answers that match what was wanted."""
     return statistics.mean(one == other for one, other in zip(told, wanted, strict=True))
+
+
+def side(name: str, seed: int) -> str:
+    """The one that the bird of a drawing faces."""
+    return seeded_scene(SPECIES[name], seed, DIFFICULTY).facing
 
 
 def unseen(name: str, seed: int, style: str) -> Image.Image:
@@ -137,11 +139,9 @@ def style_drawings(species: Sequence[str], vae: nn.Module) -> Iterator[tuple[str
 def side_drawings(species: Sequence[str], style: str) -> Iterator[tuple[str, Image.Image]]:
     """Drawings of each species in the natural and in the adapter's style, by the side that the bird faces."""
     for name in species:
-        for i in range(24):
+        for seed in (mix(TRAIN, 200 + i) for i in range(24)):
             for kind in dict.fromkeys(("natural", style)):
-                seed = mix(TRAIN, 200 + i)
-                side = seeded_scene(SPECIES[name], seed, DIFFICULTY).facing
-                yield side, picture(SPECIES[name], seed, DIFFICULTY, kind)
+                yield side(name, seed), picture(SPECIES[name], seed, DIFFICULTY, kind)
 
 
 def classifier(folder: Path, drawings: Iterator[tuple[str, Image.Image]]) -> Judge:
@@ -167,11 +167,10 @@ def classifier(folder: Path, drawings: Iterator[tuple[str, Image.Image]]) -> Jud
 def side_judge(drawings: Iterator[tuple[str, Image.Image]], vae: nn.Module) -> Judge:
     """Left or right by ridge regression on latents: what mirrors a picture is linear in it."""
     sides, images = zip(*drawings, strict=True)
-    x, y = latents(vae, images), torch.tensor([1.0 if side == "right" else -1.0 for side in sides])
+    x, y = latents(vae, images), torch.tensor([1.0 if facing == "right" else -1.0 for facing in sides])
     x, mean = x - x.mean(0), x.mean(0)
-    weights = x.T @ torch.linalg.solve(
-        x @ x.T + 300.0 * torch.eye(len(x)), y
-    )  # any penalty from 30 to 10,000 does nearly as well
+    penalty = 300.0 * torch.eye(len(x))  # any from 30 to 10,000 does nearly as well
+    weights = x.T @ torch.linalg.solve(x @ x.T + penalty, y)
 
     def judge(images: Sequence[Image.Image]) -> list[str]:
         return ["right" if z > 0 else "left" for z in ((latents(vae, images) - mean) @ weights).tolist()]

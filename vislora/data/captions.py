@@ -76,12 +76,13 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
         raise DataError(f"data.root={root}: there is no such folder")
     if not 0.0 <= config.val_fraction < 1.0:
         raise DataError(f"data.val_fraction={config.val_fraction}: expected a share of the pictures, 0 to below 1")
-    every = _with_captions(config, root)
-    files, left_out = leave_out({"train": every}, config.quarantine, root)
+    every = {"train": _with_captions(config, root)}
+    files, left_out = leave_out(every, config.quarantine, root)
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
     problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
-    problems += pictures_aside(root, (path for path, _ in every), f"is not in {METADATA}")
+    if _in_table(config, root):
+        problems += pictures_aside(root, every, f"is not in {METADATA}")
     pairs = [(path, text) for path, text in files if found[path].usable]
     if not pairs:
         unusable = sum(not problem.usable for problem in problems)
@@ -102,7 +103,7 @@ def list_captions(config: CaptionsData) -> Labelled:
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
-    if config.prompt is None and (root / METADATA).is_file():
+    if _in_table(config, root):
         return {"train": [(path, _told(row, where)) for where, path, row in metadata_rows(root)]}
     texts = {path: path.with_suffix(".txt") for path in pictures_below(root)}
     read = {
@@ -143,11 +144,16 @@ def clean(text: str, where: str) -> str:
     return line
 
 
+def _in_table(config: CaptionsData, root: Path) -> bool:
+    """Whether metadata.jsonl says which pictures there are."""
+    return config.prompt is None and (root / METADATA).is_file()
+
+
 def _with_captions(config: CaptionsData, root: Path) -> list[tuple[Path, Callable[[], str]]]:
     """The pictures, each with what reads its caption: those that are left out need none."""
     if config.prompt is not None:
         return [(path, partial(clean, config.prompt, "data.prompt")) for path in pictures_below(root)]
-    if (root / METADATA).is_file():
+    if _in_table(config, root):
         return [(path, partial(_told, row, where)) for where, path, row in metadata_rows(root)]
     return [(path, partial(_beside, path)) for path in pictures_below(root)]
 

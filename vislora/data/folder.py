@@ -1,7 +1,7 @@
 """Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone; the splits in any case."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def image_folder(config: ImageFolderData) -> Splits:
         raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
     if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
-    aside = pictures_aside(root, (path for pairs in files.values() for path, _ in pairs), "lies in no class folder")
+    aside = pictures_aside(root, files, "lies in no class folder")
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
     return replace(splits, problems=[*splits.problems, *aside])
@@ -76,9 +76,9 @@ def pictures_below(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if _is_picture(path, folder)]
 
 
-def pictures_aside(root: Path, listed: Iterable[Path], why: str) -> list[Problem]:
-    """The pictures below root that are not among the listed ones, each with why it isn't."""
-    known = {os.path.abspath(path) for path in listed}
+def pictures_aside(root: Path, files: Mapping[str, Iterable[tuple[Path, object]]], why: str) -> list[Problem]:
+    """The pictures below root that are in no split of the data set's files, each with why it isn't."""
+    known = {os.path.abspath(path) for pairs in files.values() for path, _ in pairs}
     return [
         Problem(path, f"{path} {why}", usable=False, kinds=("aside",))
         for path in pictures_below(root)

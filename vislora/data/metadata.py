@@ -32,7 +32,7 @@ def metadata_folder(config: MetadataData) -> Splits:
         if strange := next((pair for pair in pairs if pair[1] not in classes), None):
             raise DataError(f"{split}: class {strange[1]!r} of {strange[0]} isn't among those of train")
     root = Path(config.root).expanduser()
-    aside = pictures_aside(root, (path for pairs in files.values() for path, _ in pairs), f"is in no {METADATA}")
+    aside = pictures_aside(root, files, f"is in no {METADATA}")
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
     return replace(splits, problems=[*splits.problems, *aside])
