@@ -4,14 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from difflib import get_close_matches
-from multiprocessing import get_context
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
@@ -148,21 +146,10 @@ def _render(jobs: list[_Job]) -> np.ndarray:
 
 def _drawings(jobs: list[_Job]) -> Iterator[Image.Image]:
     """The pictures in order, drawn by all cores where there are many."""
-    with tqdm(total=len(jobs), desc="drawing birds", unit="", delay=2, leave=False, disable=None) as bar:
-        done = 0
-        if len(jobs) >= _POOL_FROM and (os.cpu_count() or 1) > 1:
-            try:
-                # not forked: the threads of torch, once started, don't survive a fork in any defined state
-                with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-                    for drawing in pool.map(picture, *zip(*jobs, strict=True), chunksize=32):
-                        yield drawing
-                        done += 1
-                        bar.update()
-            except BrokenProcessPool:
-                pass  # a script without `if __name__ == "__main__":` can't be started anew: it draws alone
-        for job in jobs[done:]:
-            yield picture(*job)
-            bar.update()
+    # joblib's processes, unlike multiprocessing's, don't run the user's script once more, and serve the next split too
+    pool = Parallel(-1 if len(jobs) >= _POOL_FROM else 1, batch_size=32, return_as="generator")
+    drawings = pool(delayed(picture)(*job) for job in jobs)
+    yield from tqdm(drawings, "drawing birds", len(jobs), unit="", delay=2, leave=False, disable=None)
 
 
 def _renderer_version() -> str:

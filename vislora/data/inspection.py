@@ -4,14 +4,12 @@ import base64
 import hashlib
 import json
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import PIL
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from vislora.data.images import Facts, Place, Problem, inspect, no_warnings
@@ -55,27 +53,28 @@ def inspect_files(paths: Sequence[Path], places: Mapping[Path, Place] | None = N
 
 def _inspected(pictures: list[_Picture]) -> Iterator[list[tuple[Facts, Path]]]:
     batches = [pictures[i : i + _BATCH] for i in range(0, len(pictures), _BATCH)]
-    cores, done = os.cpu_count() or 1, 0
-    if len(pictures) >= _PROCESSES_FROM and cores > 1:
-        try:
-            # not forked: the threads of torch, once started, don't survive a fork in any defined state
-            with ProcessPoolExecutor(cores, get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
-                for batch in _results(pool, batches):
-                    yield batch
-                    done += 1
-        except BrokenProcessPool:
-            pass  # a script without `if __name__ == "__main__":` can't be started anew: threads do it
-    with no_warnings(), ThreadPoolExecutor(min(8, cores + 1)) as pool:
-        yield from _results(pool, batches[done:])
+    if len(pictures) >= _PROCESSES_FROM:
+        pool = Parallel(-1, return_as="generator")  # whose processes don't run the user's script once more
+        yield from _with_paths(batches, pool(delayed(_inspect_quietly)(batch) for batch in batches))
+    else:
+        threads = min(8, (os.cpu_count() or 1) + 1)  # more than cores, since some wait for the disk
+        with no_warnings(), ThreadPoolExecutor(threads) as pool:
+            yield from _with_paths(batches, pool.map(_inspect_batch, batches))
 
 
-def _results(pool: Executor, batches: list[list[_Picture]]) -> Iterator[list[tuple[Facts, Path]]]:
-    for batch, facts in zip(batches, pool.map(_inspect_batch, batches), strict=True):
+def _with_paths(batches: list[list[_Picture]], found: Iterable[list[Facts]]) -> Iterator[list[tuple[Facts, Path]]]:
+    for batch, facts in zip(batches, found, strict=True):
         yield [(fact, path) for fact, (path, _) in zip(facts, batch, strict=True)]
 
 
 def _inspect_batch(pictures: list[_Picture]) -> list[Facts]:
     return [inspect(path, place) for path, place in pictures]
+
+
+def _inspect_quietly(pictures: list[_Picture]) -> list[Facts]:
+    """In a process of its own: threads share the filters of warnings."""
+    with no_warnings():
+        return _inspect_batch(pictures)
 
 
 def _state(path: Path) -> list[int] | None:
