@@ -342,7 +342,7 @@ class _FusedLinear(torch.autograd.Function):
                 for pair in pairs:
                     y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t())
         # the copy is kept only where a cast copy of the weight would be kept anyway
-        ctx.folded = fold and dtype != weight.dtype
+        ctx.fold, ctx.folded = fold, fold and dtype != weight.dtype
         ctx.save_for_backward(w if ctx.folded or not fold else weight, lora_A, lora_B, h, mask, *(norm or [flat]))
         ctx.settings, ctx.scale, ctx.x_dtype, ctx.x_shape = settings, settings.scale * factor, x.dtype, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -356,11 +356,10 @@ class _FusedLinear(torch.autograd.Function):
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
             b = lora_B.to(dtype)
             if len(pairs) == 1 and len(b) == dy.shape[1]:
-                dh_t, db = b.t() @ dy.t(), (h.t() @ dy).t()
+                dh_t, db = _low_gradients(dy, b, h)
             else:
-                parts = [dy[:, pair.rows] for pair in pairs]
-                dh_t = torch.cat([b[p.b].t() @ part.t() for p, part in zip(pairs, parts, strict=True)])
-                db = torch.cat([(h[:, p.a].t() @ part).t() for p, part in zip(pairs, parts, strict=True)])
+                parts = [_low_gradients(dy[:, pair.rows], b[pair.b], h[:, pair.a]) for pair in pairs]
+                dh_t, db = (torch.cat(part) for part in zip(*parts, strict=True))
             if len(kept) == 1:
                 da = dh_t @ _masked(kept[0], mask)
             elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
@@ -369,12 +368,21 @@ class _FusedLinear(torch.autograd.Function):
                 da = dh_t @ _masked(_Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1]), mask)
             dx = None
             if ctx.needs_input_grad[0]:
-                dx = dy @ w
-                if not ctx.folded:
+                # one more sum of a small weight costs less than a pass over dx
+                anew = ctx.fold and not ctx.folded and 2 * w.numel() <= len(dy) * w.shape[1]
+                dx = dy @ (summed(w, lora_A, lora_B, pairs, ctx.scale) if anew else w)
+                if not (anew or ctx.folded):
                     a = (lora_A * ctx.scale).to(dtype)
                     dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.addcmul_(dh_t.t() @ a, mask.to(dtype))
                 dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
         return dx, None, None, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
+
+
+def _low_gradients(dy: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """(dy b)^T [r, n] and dy^T h [out, r] from dy [n, out], b [out, r] and h [n, r]."""
+    if dy.device.type == "cpu" and dy.dtype.itemsize >= 4:  # BLAS libraries want the short operands by rows
+        return F.linear(dy, b.t().contiguous()).t().contiguous(), (h.t().contiguous() @ dy).t()
+    return b.t() @ dy.t(), (h.t() @ dy).t()
 
 
 class _FusedConv2d(torch.autograd.Function):
