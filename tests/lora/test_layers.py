@@ -90,7 +90,7 @@ QKV_ROWS = {
     "q, k and v of a qkv": ((0, 12), (12, 24), (24, 36)),
     "k only": ((12, 24),),
 }
-# with many tokens the update is folded into the weight, with few it is added to the output
+# with many tokens the update reaches the gradient of x through the weight, with few it is added to it
 SHAPES = {
     "many tokens": (4, 32, IN),
     "2-D": (7, IN),
@@ -108,6 +108,14 @@ def test_linear_step_equals_the_formula_in_float64(shape, rows):
     x, dy = torch.randn(shape), torch.randn(*shape[:-1], OUT)
     for found, wanted in zip(fused_step(layer, x, dy), reference_step(layer, x, dy, rows, 6.0 / 4), strict=True):
         assert relative_error(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("rows", QKV_ROWS.values(), ids=QKV_ROWS.keys())
+def test_output_without_gradients_equals_the_formula_in_float64(rows):
+    layer, x = adapted(nn.Linear(IN, OUT), rank=4, alpha=6.0, rows=rows), torch.randn(4, 32, IN)
+    wanted, *_ = reference_step(layer, x, torch.ones(4, 32, OUT), rows, 6.0 / 4)
+    with torch.no_grad():
+        assert relative_error(layer(x), wanted) < 1e-5
 
 
 @pytest.mark.parametrize("rows", QKV_ROWS.values(), ids=QKV_ROWS.keys())
@@ -566,7 +574,8 @@ def test_autocast_step_is_as_accurate_as_separate_layers(kind):
         assert relative_error(mine, exact) < 0.02
 
 
-def test_update_smaller_than_a_16_bit_weight_resolves_still_acts():
+@pytest.mark.parametrize("gradients", [True, False])
+def test_update_smaller_than_a_16_bit_weight_resolves_still_acts(gradients):
     layer = adapted(nn.Linear(IN, OUT)).bfloat16()
     layer.lora.float()
     with torch.no_grad():
@@ -578,7 +587,8 @@ def test_update_smaller_than_a_16_bit_weight_resolves_still_acts():
     with torch.no_grad():
         layer.lora.lora_A[:, 0] *= 3
     update = 1.5 * 4 * 0.1 * 2e-3
-    assert torch.allclose(layer(x).float(), layer.bias.float() + update, rtol=0.01)
+    with torch.set_grad_enabled(gradients):
+        assert torch.allclose(layer(x).float(), layer.bias.float() + update, rtol=0.01)
 
 
 def test_autocast_behind_a_layer_norm_gives_the_gradients_with_x_kept():

@@ -178,6 +178,8 @@ class LoraLinear(nn.Linear):
             flat = x.to(settings.dtype).reshape(-1, x.shape[-1])
             y = added(flat, weight, self.bias, a, b, low.pairs, low.scale)
             return y.view(*x.shape[:-1], y.shape[-1])
+        if not (dropout or torch.is_grad_enabled()) and weight.dtype.itemsize >= 4:  # h is for backward alone
+            return F.linear(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
         if self.bias is not None and self.bias.requires_grad:
