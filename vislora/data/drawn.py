@@ -23,7 +23,7 @@ from vislora.data.splits import ImageSplit, Pixels, Splits
 from vislora.errors import DataError
 from vislora.paths import cache_dir
 
-_POOL_FROM = 400  # pictures; fewer are drawn before a pool has started
+_POOL_FROM = 200  # pictures; fewer are drawn before a pool has started
 
 _Job = tuple[Species, int, float, str, int]  # the arguments of `picture`
 

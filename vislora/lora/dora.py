@@ -27,6 +27,7 @@ from vislora.lora.layers import (
     LowRank,
     _compute_dtype,
     _dropout_mask,
+    _low_gradients,
     _masked,
     _Normalised,
     _Settings,
@@ -144,12 +145,9 @@ class _FoldedLinear(torch.autograd.Function):
         settings, dtype = ctx.settings, ctx.settings.dtype
         with _without_autocast(y.device.type):
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
-            dh_t = h.new_empty(h.shape[1], h.shape[0])
-            db = torch.empty_like(lora_B)
-            for pair in settings.pairs:
-                part, factor = dy[:, pair.rows], settings.scale * gain[pair.rows, None]
-                torch.mm((lora_B[pair.b] * factor).t().to(dtype), part.t(), out=dh_t[pair.a])
-                db[pair.b] = (h[:, pair.a].t() @ part).t() * factor
+            factor = settings.scale * torch.cat([gain[pair.rows] for pair in settings.pairs])[:, None]
+            dh_t, db = _low_gradients(dy, (lora_B * factor).to(dtype), h, settings.pairs)
+            db = db * factor
             if len(kept) == 1:
                 da = dh_t @ kept[0]
             elif dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost

@@ -356,12 +356,7 @@ class _FusedLinear(torch.autograd.Function):
         dtype, pairs = ctx.settings.dtype, ctx.settings.pairs
         with _without_autocast(h.device.type):
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
-            b = lora_B.to(dtype)
-            if len(pairs) == 1 and len(b) == dy.shape[1]:
-                dh_t, db = _low_gradients(dy, b, h)
-            else:
-                parts = [_low_gradients(dy[:, pair.rows], b[pair.b], h[:, pair.a]) for pair in pairs]
-                dh_t, db = (torch.cat(part) for part in zip(*parts, strict=True))
+            dh_t, db = _low_gradients(dy, lora_B.to(dtype), h, pairs)
             if len(kept) == 1:
                 da = dh_t @ _masked(kept[0], mask)
             elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
@@ -380,11 +375,19 @@ class _FusedLinear(torch.autograd.Function):
         return dx, None, None, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
 
 
-def _low_gradients(dy: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """(dy b)^T [r, n] and dy^T h [out, r] from dy [n, out], b [out, r] and h [n, r]."""
-    if dy.device.type == "cpu" and dy.dtype.itemsize >= 4:  # BLAS libraries want the short operands by rows
-        return F.linear(dy, b.t().contiguous()).t().contiguous(), (h.t().contiguous() @ dy).t()
-    return b.t() @ dy.t(), (h.t() @ dy).t()
+def _low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[_Pair]) -> tuple[Tensor, Tensor]:
+    """(dy b)^T, [pairs * r, n], and dy^T h, [sum of rows, r], pair by pair, from dy [n, out], b [sum of rows, r] and
+    h [n, pairs * r]."""
+    dh_t, db = [], []
+    for pair in pairs:
+        part, its_b, its_h_t = dy[:, pair.rows], b[pair.b], h[:, pair.a].t()
+        if dy.device.type == "cpu" and dy.dtype.itemsize >= 4:  # BLAS libraries want the short operands by rows
+            dh_t.append(F.linear(part, its_b.t().contiguous()).t().contiguous())
+            db.append((its_h_t.contiguous() @ part).t())
+        else:
+            dh_t.append(its_b.t() @ part.t())
+            db.append((its_h_t @ part).t())
+    return (dh_t[0], db[0]) if len(pairs) == 1 else (torch.cat(dh_t), torch.cat(db))
 
 
 class _FusedConv2d(torch.autograd.Function):
