@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
 
     try:
         _check_data(name, words)
+        if not any(word.lstrip("+~").startswith(("-", "hydra")) for word in words):
+            configure(name, words)  # Hydra composes twice before it tells of a mistake, this once
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
     except ConfigError as error:
         _refuse(error)
@@ -129,6 +132,7 @@ def _readable(override: str) -> str:
     return override
 
 
+@cache
 def _register() -> None:
     store = ConfigStore.instance()
     for group, name, schema in _SCHEMAS:
