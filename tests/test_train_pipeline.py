@@ -92,7 +92,9 @@ def test_a_run_leaves_an_adapter_that_diffusers_draws_the_same_with(sd, photos, 
     assert (tiny.draw(mine) - base).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("text", ["false", "true"], ids=["unet", "unet and text"])
+@pytest.mark.parametrize(
+    "text", [pytest.param("false", id="unet"), pytest.param("true", id="unet and text", marks=pytest.mark.slow)]
+)
 def test_a_trained_style_draws_the_same_in_diffusers_from_both_files(tmp_path, text):
     pytest.importorskip("peft")
     words = ["recipe=sketch_style", "data.count=8", "data.val_count=0", "trainer.batch_size=4", "trainer.epochs=4"]
