@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -87,9 +87,11 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
 
     try:
         _check_data(name, words)
-        if not any(word.lstrip("+~").startswith(("-", "hydra")) for word in words):
-            configure(name, words)  # Hydra composes twice before it tells of a mistake, this once
-        hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
+        if any(word.lstrip("+~").startswith(("-", "hydra")) for word in words):
+            hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
+        else:  # as hydra.main, but composed once: that does it again, and only then tells of a mistake
+            with initialize_config_dir(str(CONF), job_name=name, version_base="1.3"):
+                GlobalHydra.instance().hydra.run(name, run, sys.argv[1:])
     except ConfigError as error:
         _refuse(error)
     except (HydraException, OmegaConfBaseException, YAMLError, *_OF_FILES) as error:
@@ -132,7 +134,6 @@ def _readable(override: str) -> str:
     return override
 
 
-@cache
 def _register() -> None:
     store = ConfigStore.instance()
     for group, name, schema in _SCHEMAS:
