@@ -37,3 +37,15 @@ def test_the_model_has_its_own_parameters_back_after_computing_with_the_averages
     assert torch.equal(ema.averages["weight"], start)
     with averaged(None):
         assert torch.equal(model.weight, torch.full((1, 2), 5.0))
+
+
+def test_half_precision_parameters_are_averaged_in_float32():
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    model.weight.data.fill_(1.0)
+    ema = Ema(model, 0.999)
+    model.weight.data.fill_(1.5)
+    for step in range(10_000, 10_100):
+        ema.update(step)
+    torch.testing.assert_close(ema.averages["weight"].item(), 1.5 - 0.5 * 0.999**100, rtol=1e-4, atol=0)
+    with averaged(ema):
+        assert model.weight.dtype == torch.bfloat16

@@ -17,13 +17,16 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.averages: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.averages: dict[str, Tensor] = {
+            name: p.detach().to(torch.float32, copy=True) for name, p in self._parameters.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the parameters, after optimizer step number `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.averages.values()), list(self._parameters.values()), 1.0 - decay)
+        trained = [p.float() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self.averages.values()), trained, 1.0 - decay)
 
     def load(self, averages: dict[str, Tensor]) -> None:
         """Take over saved averages, by the parameters' names."""

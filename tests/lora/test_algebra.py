@@ -107,6 +107,15 @@ def test_a_larger_rank_changes_nothing_and_can_be_trained(rows):
         assert (fresh.abs().amax(1) > 0.01).all()
 
 
+@pytest.mark.parametrize("used", [0, 1], ids=["untrained", "of rank 1"])
+def test_directions_that_carry_nothing_can_be_trained_afterwards(used):
+    weights = layer(rank=4)
+    weights.lora_B[:, used:] = 0.0
+    sized = resize(Adapter({"it": weights}), rank=4).adapter.layers["it"]
+    assert close(delta(sized), delta(weights)) or not used
+    assert (sized.lora_A.abs().amax(1) > 1e-3).all()
+
+
 def test_resizing_keeps_everything_else():
     adapter = Adapter({"it": layer()}, {"head": {"weight": torch.ones(2, 3)}}, 0.1, {"classes": ["wren"]})
     small = resize(adapter, rank=1).adapter
@@ -188,6 +197,15 @@ def test_extracting_from_a_merged_model_gives_the_adapter_back():
     for name, weights in value.layers.items():
         assert done.adapter.layers[name].rank == 4
         assert close(delta(done.adapter.layers[name]), delta(weights))
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_change_of_a_lower_rank_than_asked_for_is_extracted_at_its_own(shape, dtype):
+    g = torch.Generator().manual_seed(0)
+    change = torch.randn(shape[0], 1, generator=g, dtype=dtype) @ torch.randn(1, shape[1], generator=g, dtype=dtype)
+    done = extract({"fc.weight": torch.zeros(shape, dtype=dtype)}, {"fc.weight": change}, rank=8)
+    assert close(delta(done.adapter.layers["fc"]), change.double().numpy())
 
 
 def test_half_precision_weights_are_compared_in_full_precision():

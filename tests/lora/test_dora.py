@@ -186,6 +186,36 @@ def test_norm_without_the_matrix_is_the_norm_of_the_matrix(layer):
         assert torch.allclose(_norm(low, weight), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("rows", [None, ((2, 5),)], ids=["all rows", "some"])
+def test_base_weights_loaded_later_count(layer, rows):
+    base = layer()
+    model, adapters = adapted(base, rows)
+    with torch.no_grad():
+        base._parameters["weight"].mul_(2.0).add_(0.1)
+    fresh, theirs = layer(), adapters.adapter("it")
+    fresh.load_state_dict({key: value for key, value in base.state_dict().items() if "lora" not in key})
+    other = Adapters(nn.Sequential(fresh))
+    norms = torch.linalg.vector_norm(fresh.weight.detach().flatten(1), dim=1)
+    outside = torch.ones(len(norms), dtype=torch.bool)
+    for start, stop in rows or ((0, len(norms)),):
+        outside[start:stop] = False
+    assert torch.allclose(theirs.layers["0"].magnitude[outside], norms[outside])
+    other.load("it", theirs)
+    x = input_of(base)
+    assert relative_error(model(x), other.model(x)) < 1e-6
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("norm", [False, True], ids=["", "behind a LayerNorm"])
+def test_empty_batch_passes(dropout, norm):
+    model, _ = adapted(nn.Linear(IN, OUT), dropout=dropout)
+    model = nn.Sequential(nn.LayerNorm(IN), *model) if norm else model
+    y = model.train()(torch.zeros(0, 3, IN))
+    assert y.shape == (0, 3, OUT)
+    y.sum().backward()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_row_of_zeros_stays_zero_instead_of_nan(dropout):
     layer = nn.Linear(IN, OUT)

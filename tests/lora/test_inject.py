@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
@@ -190,6 +191,41 @@ def test_switching_or_removing_a_merged_adapter_unmerges_it(images):
     assert torch.equal(model(images), logits)
 
 
+class Tied(nn.Module):
+    """Two layers that share one weight, as embeddings and their projection often do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu())
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+def test_merging_layers_that_share_a_weight_changes_each_by_its_own_update(names):
+    model, x = Tied(), torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    base = model(x)
+    adapters = with_adapter(model, trained=(), targets=[TargetLayer(name) for name in names])
+    adapted = model(x).detach()
+    adapters.merge()
+    torch.testing.assert_close(model(x), adapted, rtol=1e-5, atol=1e-6)
+    adapters.remove("birds")
+    assert torch.equal(model(x), base)
+    assert model.one.weight is model.two.weight
+
+
+def test_merging_a_float64_model_loses_nothing():
+    layer = nn.Sequential(nn.Linear(8, 8, dtype=torch.float64))
+    before, adapters = layer[0].weight.clone(), Adapters(layer)
+    adapters.add("untrained", [TargetLayer("0")], SETTINGS)
+    adapters.merge()
+    assert torch.equal(layer[0].weight, before)
+
+
 def test_scale_of_a_merged_adapter_acts_or_is_refused(images):
     model = vit()
     adapters = with_adapter(model)
@@ -255,6 +291,50 @@ def test_head_of_a_second_adapter_starts_from_the_base_models_head():
     adapters = with_adapter(model)
     adapters.add("second", BOTH_QKV, SETTINGS, ["head"])
     assert torch.equal(model.head.weight, base)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("kind", ["dora", "pissa"])
+def test_new_adapter_starts_from_the_base_whatever_acts_meanwhile(images, kind, merged):
+    model = vit()
+    base = model(images)
+    adapters = with_adapter(model, trained=("head", "blocks.1.mlp"))
+    if merged:
+        adapters.merge()
+    adapters.add("new", BOTH_QKV[1:], LoraSettings(rank=4, alpha=4.0, **{kind: True}), trained=["blocks.1.mlp"])
+    torch.testing.assert_close(model(images), base, rtol=1e-4, atol=1e-5)
+
+
+def test_new_adapter_copies_modules_without_what_acts_inside_them():
+    model = vit()
+    adapters = with_adapter(model, targets=[TargetLayer("blocks.1.mlp.fc1")])
+    adapters.add("new", BOTH_QKV, SETTINGS, trained=["blocks.1.mlp"])
+    saved = adapters.adapter("new")
+    assert saved.trained["blocks.1.mlp"].keys() == vit().blocks[1].mlp.state_dict().keys()
+    adapters.remove("new")
+    adapters.load("again", saved)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_failed_addition_leaves_the_acting_adapter_as_it_was(images, merged):
+    model = vit()
+    adapters = with_adapter(model)
+    if merged:
+        adapters.merge()
+    logits = model(images)
+    with pytest.raises(AdapterError, match="named twice"):
+        adapters.add("new", [*BOTH_QKV, *BOTH_QKV], SETTINGS)
+    assert (adapters.names, adapters.active) == (["birds"], "birds")
+    assert torch.equal(model(images), logits)
+
+
+def test_activation_makes_every_part_trainable_again():
+    model = vit()
+    adapters = with_adapter(model)
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    model.requires_grad_(False)
+    adapters.activate("birds")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == wanted
 
 
 def test_adapter_value_is_a_copy():
@@ -413,6 +493,35 @@ def test_second_adapters_object_on_a_merged_model_is_refused():
 def test_target_inside_a_fully_trained_module_is_refused():
     with pytest.raises(AdapterError):
         Adapters(vit()).add("birds", BOTH_QKV, SETTINGS, ["blocks.1"])
+
+
+def test_fully_trained_module_inside_another_is_refused():
+    with pytest.raises(AdapterError, match=r"blocks\.1\.mlp\.fc1 is part of blocks\.1\.mlp"):
+        Adapters(vit()).add("birds", BOTH_QKV, SETTINGS, trained=["blocks.1.mlp", "blocks.1.mlp.fc1"])
+
+
+def test_one_module_under_two_names_is_refused():
+    model = vit()
+    model.same = model.blocks[0].attn.proj
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.proj and same are one module"):
+        Adapters(model).add("birds", [TargetLayer("blocks.0.attn.proj"), TargetLayer("same")], SETTINGS)
+
+
+def test_computed_weight_is_refused():
+    model = vit()
+    nn.utils.parametrizations.weight_norm(model.blocks[0].attn.proj)
+    nn.utils.prune.l1_unstructured(model.blocks[1].attn.proj, "weight", 0.5)
+    with pytest.raises(AdapterError, match=r"blocks\.1\.attn\.proj computes its weight"):
+        Adapters(model).add("birds", [TargetLayer("blocks.1.attn.proj")], SETTINGS)
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.proj is a Parametrized"):
+        Adapters(model).add("birds", [TargetLayer("blocks.0.attn.proj")], SETTINGS)
+
+
+def test_head_of_a_half_precision_model_with_other_classes_stays_in_half_precision(images):
+    saved = with_adapter(vit(3).bfloat16()).adapter("birds")
+    model = vit(5).bfloat16()
+    Adapters(model).load("birds", saved)
+    assert model(images.bfloat16()).shape == (3, 3)
 
 
 def test_fully_trained_module_without_parameters_is_refused_or_harmless():

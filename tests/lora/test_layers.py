@@ -260,9 +260,24 @@ def test_linear_takes_an_empty_batch_as_the_plain_layer_does():
 
 
 def test_conv_takes_an_image_without_batch_axis_as_the_plain_layer_does():
-    layer = adapted(nn.Conv2d(3, 6, 3))
+    layer, calls = adapted(nn.Conv2d(3, 6, 3)), []
     x = torch.randn(3, 5, 5)
-    assert torch.allclose(layer(x), layer(x[None])[0], atol=1e-6)
+    batched = layer(x[None])[0]
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.allclose(layer(x), batched, atol=1e-6)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 96), lambda: nn.Conv2d(3, 6, 3)], ids=["linear", "conv"])
+def test_output_may_be_changed_in_place_as_the_plain_layers_may(make):
+    grads = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        layer = adapted(make())
+        x = torch.randn(2, 500, 64) if isinstance(layer, nn.Linear) else torch.randn(2, 3, 9, 9)
+        nn.functional.relu(layer(x), inplace=inplace).square().sum().backward()
+        grads.append((layer.lora.lora_A.grad, layer.lora.lora_B.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 # --- Initialisation (section 4.1 of the LoRA paper; the bound is that of its authors' code) ---------------------------
@@ -343,6 +358,15 @@ def test_gradients_behind_a_layer_norm_equal_those_with_x_kept(affine, bias, tra
     assert ("norm.weight" in found) == (affine and train_norm)
     for name, gradient in wanted.items():
         assert relative_error(found[name], gradient) < 1e-5, name
+
+
+def test_gradients_behind_a_layer_norm_whose_output_was_changed_since_are_of_what_it_is_now():
+    grads = []
+    for detour in (False, True):
+        model = norm_then_linear(detour)
+        model.norm.register_forward_hook(lambda module, args, output: torch.no_grad()(output.add_)(1.0))
+        grads.append(all_gradients(model, torch.randn(2, 5, IN, generator=torch.Generator().manual_seed(3))))
+    assert relative_error(grads[0]["linear.lora.lora_A"], grads[1]["linear.lora.lora_A"]) < 1e-5
 
 
 def test_gradients_behind_a_layer_norm_pass_finite_differences():

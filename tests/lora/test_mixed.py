@@ -332,13 +332,50 @@ def test_a_scaled_adapter_keeps_its_strength():
         assert torch.allclose(adapters.model(images)[0, :3], wanted[0][0], atol=1e-5)
 
 
+def test_mode_chosen_meanwhile_stays():
+    adapters = four_tasks()
+    adapters.activate("lora")
+    model = adapters.model.train()
+    with adapters.per_sample(["lora", "pissa"]):
+        model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.block(hidden_states)
+
+
+def test_batch_given_by_keyword_is_checked_too():
+    adapters = Adapters(ByKeyword())
+    adapters.add("one", [TargetLayer("block.0")], KINDS["lora"])
+    with adapters.per_sample(["one", None]), pytest.raises(AdapterError, match=r"an input of \[4, 8\] for 2 adapter"):
+        adapters.model(hidden_states=torch.randn(4, 8))
+
+
+def test_layer_inside_a_module_that_another_adapter_trains_is_refused():
+    adapters = Adapters(ByKeyword())
+    adapters.model.other = nn.Linear(8, 8)
+    adapters.add("whole", [TargetLayer("other")], KINDS["lora"], trained=["block"])
+    adapters.add("inside", [TargetLayer("block.0")], KINDS["lora"])
+    with (
+        pytest.raises(AdapterError, match=r"block\.0 is adapted .* part of block"),
+        adapters.per_sample(["whole", "inside"]),
+    ):
+        pass
+
+
 def test_mistakes_are_named():
     adapters, images = four_tasks(), torch.randn(4, 3, 32, 32)
     model = adapters.model
     with pytest.raises(AdapterError, match="no adapter named 'fish'"), adapters.per_sample(["lora", "fish"]):
         pass
     with adapters.per_sample(["lora", None]):
-        with pytest.raises(AdapterError, match="VisionTransformer gets a batch of 4 for 2 adapter names"):
+        with pytest.raises(AdapterError, match=r"VisionTransformer gets an input of \[4, .* for 2 adapter names"):
             model(images)
         with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv gets \[3, 5, 48\] for a batch of 2"):
             model.blocks[0].attn.qkv(torch.randn(3, 5, 48))

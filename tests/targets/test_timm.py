@@ -208,6 +208,14 @@ def test_subclass_of_a_known_attention_is_known():
     assert names(find_targets(model, ["o"])) == ["blocks.0.attn.proj"]
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_targets_are_the_same_while_an_adapter_acts_on_them(dora):
+    model = timm.create_model("poolformerv2_s12", num_classes=0)
+    found = find_targets(model, ["conv"])
+    Adapters(model).add("some", found[:3], LoraSettings(2, 4, dora=dora))
+    assert find_targets(model, ["conv"]) == found
+
+
 @pytest.mark.parametrize("name", ["resnet18", "poolformerv2_s12", "legacy_seresnet18"])
 def test_model_without_attention_is_refused(name):
     with pytest.raises(AdapterError, match="holds no attention to adapt"):

@@ -21,6 +21,8 @@ from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.layers import Rows
 
+_NOISE = 1e-15  # squared singular values below this share of the largest are rounding errors of float64
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -197,8 +199,7 @@ def _truncated_difference(
     squares, vectors = torch.linalg.eigh(side @ side.t())
     squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
     r, kept = _choose(squares, rank, energy)
-    root = squares[:r].sqrt().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    u = vectors[:, :r]
+    root, u = squares[:r].sqrt().sqrt(), vectors[:, :r]
     near, far = u * root, (u.t() @ side) / root[:, None]  # near @ far is the best approximation of `side`
     b, a = (near, far) if wide else (far.t(), near.t())
     out, kernel = tuned.shape[0], tuned.shape[1:]
@@ -238,10 +239,11 @@ def _svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _at_rank(u: Tensor, s: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """B and A of one pair, float32, each with the root of the singular values, and fresh rows in A up to `rank`."""
-    root = s[:rank].sqrt()
-    b = nn.functional.pad(u[:, :rank] * root, (0, max(0, rank - len(root))))
-    a = v[:rank] * root[:, None]
+    """B and A of one pair, float32, each with the root of the singular values, and fresh rows in A up to `rank`,
+    also in the place of those that carry nothing: with A and B both zero a direction could never be trained."""
+    root = s[: min(rank, int((s.square() > s[0] ** 2 * _NOISE).sum()))].sqrt()
+    b = nn.functional.pad(u[:, : len(root)] * root, (0, rank - len(root)))
+    a = v[: len(root)] * root[:, None]
     if len(root) < rank:
         fresh = nn.init.kaiming_uniform_(torch.empty(rank - len(root), a.shape[1]), a=math.sqrt(5))
         a = torch.cat([a, fresh.double()])
@@ -255,7 +257,7 @@ def _choose(squares: Tensor, rank: int | None, energy: float | None) -> tuple[in
         return 1, 1.0
     shares = squares.cumsum(0) / total
     r = len(squares) if energy is None else int(torch.searchsorted(shares, torch.tensor(energy - 1e-9))) + 1
-    r = min(r, len(squares), rank or len(squares))
+    r = min(r, int((squares > squares[0] * _NOISE).sum()), rank or len(squares))
     return r, float(shares[r - 1])
 
 

@@ -46,11 +46,12 @@ class DoraLinear(LoraLinear):
         x, low, weight = input, self.lora, frozen_weight(self)
         dtype = _compute_dtype(x, weight)
         if low.dropout and self.training:
-            return _spelled_out(self, x.reshape(-1, x.shape[-1]), dtype, F.linear).view(*x.shape[:-1], -1)
+            y = _spelled_out(self, x.reshape(-1, x.shape[-1]), dtype, F.linear)
+            return y.view(*x.shape[:-1], y.shape[-1])
         norm = _Normalised.behind(x) if x.dtype == dtype else None
         settings = _Settings(low.scale, low.pairs, 0.0, dtype)
         return _FoldedLinear.apply(
-            x, weight, self.bias, low.lora_A, low.lora_B, low.acting_magnitudes(), settings, norm
+            x, weight, self.bias, low.lora_A, low.lora_B, low.acting_magnitudes(weight), settings, norm
         )
 
 
@@ -98,7 +99,7 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
 
 def row_gain(low: LowRank, weight: Tensor) -> Tensor:
     """g, the factor on each output row of W0 + s B A, [out], differentiable in the magnitude."""
-    return low.acting_magnitudes() / _norm(low, weight).clamp_min(_TINY)
+    return low.acting_magnitudes(weight) / _norm(low, weight).clamp_min(_TINY)
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def _norm(low: LowRank, weight: Tensor) -> Tensor:
     ||W0||^2 + 2 s <W0 A^T, B> + s^2 <B (A A^T), B>, row by row."""
     a, b = low.lora_A.flatten(1), low.wide_B(weight.shape[0])
     cross = weight.to(a.dtype).flatten(1) @ a.t()
-    squared = low.frozen_norm**2 + ((2 * low.scale * cross + low.scale**2 * (b @ (a @ a.t()))) * b).sum(1)
+    squared = row_norms(weight) ** 2 + ((2 * low.scale * cross + low.scale**2 * (b @ (a @ a.t()))) * b).sum(1)
     return squared.clamp_min(0.0).sqrt()
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from vislora.lora.algebra import blend
 from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
 from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
 from vislora.lora.mixed import Assignment, mixed
-from vislora.lora.reads import frozen_weight
+from vislora.lora.names import fits
+from vislora.lora.reads import frozen_weight, set_frozen_weight
 
 _ADAPTED = {
     nn.Linear: LoraLinear,
@@ -94,7 +94,7 @@ class Adapters:
         self._held: dict[str, _Held] = {}
         self._base_modules: dict[str, nn.Module] = {}  # replaced by an adapter's own copies while it is active
         self._base_biases: dict[str, nn.Parameter] = {}  # likewise
-        self._base_weights: dict[str, Tensor] = {}  # of merged layers
+        self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
         self._mixing = False  # each sample has its own adapter
         self._flags = {name: p.requires_grad for name, p in model.named_parameters()}
         if any(isinstance(module, LowRank) for module in model.modules()):
@@ -120,22 +120,21 @@ class Adapters:
             AdapterError: the name is taken, there are no targets or one twice, or a module is missing, of another class
                 or part of one that is trained in full.
         """
-        self._check_unmixed()
-        layers: dict[str, LowRank] = {}
-        for target in targets:
-            if target.name in layers:
-                raise AdapterError(f"{target.name} is named twice among the targets")
-            weight = frozen_weight(self._adaptable(target.name, settings.dropout))
-            layers[target.name] = settings.low_rank(target, weight)
-        for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
-            if not any(_fits(pattern, path) for path in layers):
-                raise AdapterError(
-                    f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
-                    f"{', '.join(list(layers)[:4])}, …"
-                )
-        trained = {path: copy.deepcopy(self._base(path)) for path in trained}
-        biases = self._biases(settings.bias, layers, trained)
-        self._hold(name, _Held(layers, trained, {path: nn.Parameter(bias.clone()) for path, bias in biases.items()}))
+        with self._on_the_base():
+            layers: dict[str, LowRank] = {}
+            for target in targets:
+                if target.name in layers:
+                    raise AdapterError(f"{target.name} is named twice among the targets")
+                weight = frozen_weight(self._adaptable(target.name, settings.dropout))
+                layers[target.name] = settings.low_rank(target, weight)
+            for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
+                if not any(fits(pattern, path) for path in layers):
+                    raise AdapterError(
+                        f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
+                        f"{', '.join(list(layers)[:4])}, …"
+                    )
+            copies = {path: copy.deepcopy(self._module(path)) for path in trained}
+            self._hold(name, _Held(layers, copies, self._biases(settings.bias, layers, copies)))
 
     def load(self, name: str, adapter: Adapter) -> None:
         """Add a trained adapter and make it active.
@@ -143,23 +142,25 @@ class Adapters:
         Raises:
             AdapterError: the name is taken, the adapter is empty, or one of its layers doesn't fit the model.
         """
-        self._check_unmixed()
-        layers = {path: self._low_rank(path, weights, adapter.dropout) for path, weights in adapter.layers.items()}
-        trained = {path: self._trained(path, state) for path, state in adapter.trained.items()}
-        self._hold(name, _Held(layers, trained, {p: self._bias(p, value) for p, value in adapter.biases.items()}))
+        with self._on_the_base():
+            layers = {path: self._low_rank(path, weights, adapter.dropout) for path, weights in adapter.layers.items()}
+            trained = {path: self._trained(path, state) for path, state in adapter.trained.items()}
+            biases = {path: self._bias(path, value) for path, value in adapter.biases.items()}
+            self._hold(name, _Held(layers, trained, biases))
 
     def adapter(self, name: str) -> Adapter:
         """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says."""
         held = self._get(name)
         layers = {}
         for path, low in held.layers.items():
-            out = frozen_weight(self._module(path)).shape[0]
+            weight = frozen_weight(self._module(path))
+            out = weight.shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
             a, b = (matrix.detach().cpu().clone() for matrix in low.acting())
             rank = b.shape[1]
             ratio = rank / low.rank  # PiSSA's start doubles the rank; the scale stays what it was
             alpha = low.alpha * (math.sqrt(ratio) if low.rslora else ratio)
-            magnitude = None if low.magnitude is None else low.all_magnitudes().detach().cpu()
+            magnitude = None if low.magnitude is None else low.all_magnitudes(weight).detach().cpu()
             layers[path] = LowRankWeights(a, b, rank, alpha, out, low.rslora, rows, magnitude)
         trained = {
             path: {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
@@ -176,7 +177,7 @@ class Adapters:
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
             layer = self._module(path)
-            layer.lora = low.to(frozen_weight(layer).device)
+            layer.lora = low.to(frozen_weight(layer).device).requires_grad_(True)
             _adapt(layer)
         for path, module in held.trained.items():
             base = self._module(path)
@@ -230,6 +231,13 @@ class Adapters:
         held = [_Held({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
         if biased := [name for name, one in zip(assignment.names, held, strict=True) if one.biases]:
             raise AdapterError(f"adapter {biased[0]!r} trains biases, which can't differ within a batch")
+        within = {path: f"{path}." for one in held for path in one.trained}
+        for path in _all(one.layers for one in held):
+            if inside := [module for module, start in within.items() if path.startswith(start)]:
+                raise AdapterError(
+                    f"{path} is adapted by one adapter and part of {inside[0]}, which another trains in full; they "
+                    "can't share a batch"
+                )
         self.deactivate()
         layers = {path: [one.layers.get(path) for one in held] for path in _all(one.layers for one in held)}
         trained = {path: [one.trained.get(path) for one in held] for path in _all(one.trained for one in held)}
@@ -302,20 +310,35 @@ class Adapters:
         for path, low in self._held[self.active].layers.items():
             layer = self._module(path)
             weight = frozen_weight(layer)
-            self._base_weights[path] = weight.detach().clone()
-            weight.copy_(low.merged(weight))
+            self._base_weights[path] = weight
+            # a parameter of its own: the base's may be another layer's too
+            set_frozen_weight(layer, nn.Parameter(low.merged(weight).to(weight.dtype), requires_grad=False))
             layer.__class__ = _PLAIN[type(layer)]
 
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Undo `merge`: the base weights come back bit for bit, the adapter acts beside them again."""
         if not self._base_weights:
             raise AdapterError("nothing to unmerge")
         for path, weight in self._base_weights.items():
             layer = self._module(path)
-            frozen_weight(layer).copy_(weight)
+            set_frozen_weight(layer, weight)
             _adapt(layer)
         self._base_weights.clear()
+
+    @contextmanager
+    def _on_the_base(self) -> Iterator[None]:
+        """Meanwhile no adapter is in place, so that a new one is made of the base model's own weights and modules;
+        after an error the one before is back."""
+        back, merged = self.active, bool(self._base_weights)
+        self.deactivate()
+        try:
+            yield
+        except BaseException:
+            if back is not None and self.active is None:
+                self.activate(back)
+                if merged:
+                    self.merge()
+            raise
 
     def _hold(self, name: str, held: _Held) -> None:
         if name in self._held:
@@ -325,8 +348,13 @@ class Adapters:
         for path, module in held.trained.items():
             if next(module.parameters(), None) is None:
                 raise AdapterError(f"{path} has no parameters to train; a model made with num_classes=0 has no head")
-            if inside := [layer for layer in held.layers if f"{layer}.".startswith(f"{path}.")]:
-                raise AdapterError(f"{inside[0]} can't be adapted: it is part of {path}, which is trained in full")
+            others = [*held.layers, *held.biases, *(one for one in held.trained if one != path)]
+            if inside := [one for one in others if f"{one}.".startswith(f"{path}.")]:
+                raise AdapterError(f"{inside[0]} is part of {path}, which is trained in full; leave one of them out")
+        named: dict[nn.Module, str] = {}
+        for path in held.layers:
+            if (first := named.setdefault(self._module(path), path)) != path:
+                raise AdapterError(f"{first} and {path} are one module; name it once")
         self._held[name] = held
         self.activate(name)
 
@@ -347,10 +375,6 @@ class Adapters:
                 f"the adapter belongs to another model: {type(self.model).__name__} has no module {path!r}"
             ) from None
 
-    def _base(self, path: str) -> nn.Module:
-        """The base model's own module, also while an adapter's copy is in its place."""
-        return self._base_modules.get(path) or self._module(path)
-
     def _replace(self, path: str, module: nn.Module) -> None:
         parent, _, child = path.rpartition(".")
         setattr(self.model.get_submodule(parent), child, module)
@@ -362,26 +386,19 @@ class Adapters:
             raise AdapterError(f"the adapter belongs to another model: {module} has no {key}")
         return parameter
 
-    def _base_parameter(self, path: str) -> nn.Parameter:
-        """The base model's own parameter, also while an adapter's is in its place."""
-        for module, base in self._base_modules.items():
-            if path.startswith(f"{module}."):
-                return base.get_parameter(path.removeprefix(f"{module}."))
-        return self._base_biases[path] if path in self._base_biases else self._parameter(path)
-
     def _set_parameter(self, path: str, parameter: nn.Parameter) -> None:
         module, _, key = path.rpartition(".")
         self._module(module)._parameters[key] = parameter
 
-    def _biases(self, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, Tensor]:
-        """The base model's own biases to train, by name; those of modules trained in full are trained with them."""
+    def _biases(self, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Copies of the biases to train, by name; those of modules trained in full are trained with them."""
         if wanted == "none":
             return {}
         adapted = {f"{path}.{key}" for path in layers for key in _BIASES}
         inside = tuple(f"{path}." for path in trained)
         found = {
-            path: self._base_parameter(path).detach()
-            for path, _ in self.model.named_parameters()
+            path: nn.Parameter(bias.detach().clone())
+            for path, bias in self.model.named_parameters()
             if path.rpartition(".")[2] in _BIASES
             and not path.startswith(inside)
             and (wanted == "all" or path in adapted)
@@ -391,7 +408,7 @@ class Adapters:
         return found
 
     def _bias(self, path: str, value: Tensor) -> nn.Parameter:
-        base = self._base_parameter(path)
+        base = self._parameter(path)
         if base.shape != value.shape:
             raise AdapterError(f"{path} has shape {list(value.shape)}, the model needs {list(base.shape)}")
         return nn.Parameter(value.to(base.dtype, copy=True))
@@ -410,6 +427,8 @@ class Adapters:
             )
         if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
             raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
+        if frozen_weight(layer) is None:
+            raise AdapterError(f"{path} computes its weight (weight_norm, pruning); take that out of it first")
         if plain is nn.Conv2d and (reason := unlike_a_product(layer)):
             raise AdapterError(f"{path} can't be adapted: {reason}")
         return layer
@@ -417,8 +436,7 @@ class Adapters:
     def _low_rank(self, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
         weight = frozen_weight(self._adaptable(path))
         dora = weights.magnitude is not None
-        # without DoRA's lengths only the weight's shape counts, and on the meta device no pairs are drawn in vain
-        like = weight if dora else torch.empty_like(weight, device="meta")
+        like = torch.empty_like(weight, device="meta")  # its shape counts; no pairs are drawn in vain
         low = LowRank(like, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
         for key in ("lora_A", "lora_B"):
             mine, theirs = getattr(low, key), getattr(weights, key)
@@ -429,18 +447,19 @@ class Adapters:
                 )
             setattr(low, key, nn.Parameter(theirs.to(weight.device, mine.dtype, copy=True)))
         if dora:
-            with torch.no_grad():
-                low.magnitude.copy_(torch.cat([weights.magnitude[start:stop] for start, stop in low.rows]))
+            own = torch.cat([weights.magnitude[start:stop] for start, stop in low.rows])
+            low.magnitude = nn.Parameter(own.to(weight.device, low.magnitude.dtype, copy=True))
         return low
 
     def _trained(self, path: str, state: dict[str, Tensor]) -> nn.Module:
-        module = copy.deepcopy(self._base(path))
+        module = copy.deepcopy(self._module(path))
         if isinstance(module, nn.Linear) and "weight" in state:  # a head may have another number of classes
             out, inner = state["weight"].shape
             if inner == module.in_features and (
                 out != module.out_features or (module.bias is None) != ("bias" not in state)
             ):
-                module = nn.Linear(inner, out, bias="bias" in state)
+                like = {"device": module.weight.device, "dtype": module.weight.dtype}
+                module = nn.Linear(inner, out, bias="bias" in state, **like)
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
@@ -454,18 +473,13 @@ def _all(dicts: Iterable[Mapping[str, object]]) -> list[str]:
 
 def _adapt(layer: nn.Module) -> None:
     kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA
+    if type(layer) not in kinds:
+        raise AdapterError(f"a {type(layer).__name__} is adapted already, by another Adapters object")
     layer.__class__ = kinds[type(layer)]
 
 
 def _by_pattern(pattern: Mapping[str, float], name: str, default: float) -> float:
-    return next((value for key, value in pattern.items() if _fits(key, name)), default)
-
-
-def _fits(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
-    except re.error as error:
-        raise AdapterError(f"the pattern {pattern!r} isn't a regular expression: {error}") from None
+    return next((value for key, value in pattern.items() if fits(key, name)), default)
 
 
 def unlike_a_product(layer: nn.Conv2d) -> str | None:

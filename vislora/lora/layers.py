@@ -87,15 +87,20 @@ class LowRank(nn.Module):
         self.multiplier = 1.0
         kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
         height = sum(stop - start for start, stop in self.rows)
-        a = torch.empty(len(self.rows) * rank, weight.shape[1], *kernel, device="meta" if weight.is_meta else "cpu")
+        a = torch.empty(
+            len(self.rows) * rank,
+            weight.shape[1],
+            *kernel,
+            dtype=torch.float32,
+            device="meta" if weight.is_meta else "cpu",
+        )
         # Each pair starts as it would alone: fan_in is the same, the draw is its own. Without storage there is nothing
         # to draw, and on the meta device it would take longer than all the rest.
         for pair in () if weight.is_meta else a.split(rank):
             nn.init.kaiming_uniform_(pair, a=math.sqrt(5))
         self.lora_A = nn.Parameter(a.to(weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(height, rank, *ones, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(height, rank, *ones, dtype=torch.float32, device=weight.device))
         self.register_parameter("magnitude", None)
-        self.register_buffer("frozen_norm", None, persistent=False)
         self.register_buffer("start_A", None)
         self.register_buffer("start_B", None)
         if pissa:
@@ -107,8 +112,8 @@ class LowRank(nn.Module):
                 self.lora_A.copy_(self.start_A)
                 self.lora_B.copy_(self.start_B)
         if dora:
-            self.frozen_norm = row_norms(weight.detach())
-            self.magnitude = nn.Parameter(torch.cat([self.frozen_norm[start:stop] for start, stop in self.rows]))
+            norms = row_norms(weight.detach())
+            self.magnitude = nn.Parameter(torch.cat([norms[start:stop] for start, stop in self.rows]))
 
     @property
     def scale(self) -> float:
@@ -123,15 +128,17 @@ class LowRank(nn.Module):
         return a, torch.cat([self.lora_B, -self.start_B], 1)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """What the layer computes with: W0 + s B A, with DoRA its rows at their magnitudes; float32, differentiable.
+        """What the layer computes with: W0 + s B A, with DoRA its rows at their magnitudes; float32 or wider,
+        differentiable.
 
         The norm that DoRA divides by is a constant for the gradient (section 4.3 of its paper).
         """
-        update = self.scale * (self.wide_B(weight.shape[0]).float() @ self.acting()[0].float().flatten(1))
-        merged = weight.float() + update.view(weight.shape)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        update = self.scale * (self.wide_B(weight.shape[0]).to(dtype) @ self.acting()[0].to(dtype).flatten(1))
+        merged = weight.to(dtype) + update.view(weight.shape)
         if self.magnitude is None:
             return merged
-        gain = self.acting_magnitudes() / row_norms(merged.detach()).clamp_min(_TINY)
+        gain = self.acting_magnitudes(weight) / row_norms(merged.detach()).clamp_min(_TINY)
         return merged * gain.view(-1, *[1] * (weight.dim() - 1))
 
     def wide_B(self, out: int) -> Tensor:
@@ -144,17 +151,19 @@ class LowRank(nn.Module):
             wide[pair.rows, pair.a] = b[pair.b].flatten(1)
         return wide
 
-    def all_magnitudes(self) -> Tensor:
-        """DoRA's magnitude of every output row, [out]: the frozen norm where no pair writes."""
-        full = self.frozen_norm.clone()
+    def all_magnitudes(self, weight: Tensor) -> Tensor:
+        """DoRA's magnitude of every output row, [out]: that of the frozen weight where no pair writes."""
+        if self.rows == ((0, weight.shape[0]),):
+            return self.magnitude
+        full = row_norms(weight.detach())
         for pair in self.pairs:
             full[pair.rows] = self.magnitude[pair.b]
         return full
 
-    def acting_magnitudes(self) -> Tensor:
-        """The same at the adapter's strength: between the frozen norm at 0 and the trained magnitude at 1."""
-        full = self.all_magnitudes()
-        return full if self.multiplier == 1.0 else torch.lerp(self.frozen_norm, full, self.multiplier)
+    def acting_magnitudes(self, weight: Tensor) -> Tensor:
+        """The same at the adapter's strength: between the frozen row's length at 0 and the trained one at 1."""
+        full = self.all_magnitudes(weight)
+        return full if self.multiplier == 1.0 else torch.lerp(row_norms(weight.detach()), full, self.multiplier)
 
 
 class LoraLinear(nn.Linear):
@@ -172,19 +181,16 @@ class LoraLinear(nn.Linear):
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
         settings = _Settings(low.scale, low.pairs, dropout, _compute_dtype(x, weight))
-        if not dropout and is_narrow(weight, a, b):
-            return F.linear(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
-        if not dropout and is_short(x, weight):
+        narrow = not dropout and is_narrow(weight, a, b)
+        if not (dropout or narrow) and is_short(x, weight):
             flat = x.to(settings.dtype).reshape(-1, x.shape[-1])
             y = added(flat, weight, self.bias, a, b, low.pairs, low.scale)
             return y.view(*x.shape[:-1], y.shape[-1])
-        if not (dropout or torch.is_grad_enabled()) and weight.dtype.itemsize >= 4:  # h is for backward alone
+        forward_alone = not (dropout or torch.is_grad_enabled())  # h is for backward
+        if narrow or (forward_alone and weight.dtype.itemsize >= 4):
             return F.linear(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
         # under autocast x is kept as a half-size copy: cheaper than making it again
         norm = _Normalised.behind(x) if x.dtype == settings.dtype else None
-        if self.bias is not None and self.bias.requires_grad:
-            y = _FusedLinear.apply(x, weight, None, a, b, settings, norm)
-            return y + self.bias.to(y.dtype)
         return _FusedLinear.apply(x, weight, self.bias, a, b, settings, norm)
 
 
@@ -197,7 +203,7 @@ class LoraConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
         if input.dim() == 3:  # without a batch, as nn.Conv2d takes it too
-            return self(input.unsqueeze(0)).squeeze(0)
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         x, low, weight = input, self.lora, frozen_weight(self)
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
@@ -298,14 +304,16 @@ class _Normalised(NamedTuple):
         node = x.grad_fn
         if node is None or node.name() != "NativeLayerNormBackward0" or len(node._saved_normalized_shape) != 1:
             return None
+        if x._version:  # changed since, unseen by autograd
+            return None
         return _Normalised(
             node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
         )
 
     def product(self, left: Tensor) -> Tensor:
         """left [r, n] @ x [n, in], the normalisation applied to the short side instead of to x."""
-        scaled = left * self.rstd.view(-1)
-        y = torch.addmm(scaled @ self.mean.view(-1, 1), scaled, self.source.reshape(left.shape[1], -1), beta=-1)
+        scaled, source = left * self.rstd.view(-1), self.source.reshape(-1, self.source.shape[-1])
+        y = torch.addmm(scaled @ self.mean.view(-1, 1), scaled, source, beta=-1)
         if self.weight is not None:
             y *= self.weight
         return y if self.bias is None else y.addr_(left.sum(1), self.bias)
@@ -347,7 +355,9 @@ class _FusedLinear(torch.autograd.Function):
         ctx.fold, ctx.folded = fold, fold and dtype != weight.dtype
         ctx.save_for_backward(w if ctx.folded or not fold else weight, lora_A, lora_B, h, mask, *(norm or [flat]))
         ctx.settings, ctx.scale, ctx.x_dtype, ctx.x_shape = settings, settings.scale * factor, x.dtype, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        # a view to autograd could not be changed in place by what follows, as in nn.ReLU(inplace=True)
+        return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -372,7 +382,8 @@ class _FusedLinear(torch.autograd.Function):
                     a = (lora_A * ctx.scale).to(dtype)
                     dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.addcmul_(dh_t.t() @ a, mask.to(dtype))
                 dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
-        return dx, None, None, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
+            dbias = dy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        return dx, None, dbias, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
 
 
 def _low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[_Pair]) -> tuple[Tensor, Tensor]:

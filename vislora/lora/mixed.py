@@ -8,6 +8,7 @@ without an adapter gets zeros. Fully trained modules (heads) run once for each a
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +32,12 @@ class Assignment:
         names = tuple(dict.fromkeys(samples))
         return Assignment(names, tuple(names.index(name) for name in samples))
 
-    def check(self, model: nn.Module, args: tuple) -> None:
-        """A forward pre-hook: the model's first argument is a batch of as many samples."""
-        if args and isinstance(args[0], Tensor) and args[0].shape[0] != len(self.index):
+    def check(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook: the first tensor that the model is given is a batch of as many samples."""
+        first = next((value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)), None)
+        if first is not None and first.shape[:1] != (len(self.index),):
             raise AdapterError(
-                f"{type(model).__name__} gets a batch of {args[0].shape[0]} for {len(self.index)} adapter names; "
+                f"{type(model).__name__} gets an input of {list(first.shape)} for {len(self.index)} adapter names; "
                 "give one name, or None, per sample"
             )
 
@@ -74,7 +76,7 @@ def mixed(
             f"{', '.join(odd)} ({kind}) can't have an adapter for each sample; only Linear and Conv2d can"
         )
     bases = {path: model.get_submodule(path) for path in [*layers, *trained]}
-    handle = model.register_forward_pre_hook(assignment.check)
+    handle = model.register_forward_pre_hook(assignment.check, with_kwargs=True)
     for path, held in layers.items():
         layer = bases[path]
         layer.lora = MixedLowRank(assignment, held, path).to(frozen_weight(layer).device).train(layer.training)
@@ -91,7 +93,7 @@ def mixed(
             layer.__class__ = _PLAIN[type(layer)]
             del layer.lora
         for path in trained:
-            _replace(model, path, bases[path])
+            _replace(model, path, bases[path].train(model.get_submodule(path).training))
 
 
 class MixedLowRank(nn.Module):

@@ -34,10 +34,15 @@ _SHAPE_ONLY = {
 _WRITES = {Tensor.data.__set__, Tensor.__setitem__}
 
 
-def frozen_weight(layer: nn.Module) -> Tensor:
+def frozen_weight(layer: nn.Module) -> nn.Parameter | None:
     """The base model's own weight of a layer, adapted or not: [out, in], [out, in, kh, kw] or, of an
-    nn.MultiheadAttention, q, k and v in one [3 * dim, dim]."""
-    return layer._parameters["in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"]
+    nn.MultiheadAttention, q, k and v in one [3 * dim, dim]. None where a layer has no such parameter."""
+    return layer._parameters.get(_name_of_weight(layer))
+
+
+def set_frozen_weight(layer: nn.Module, weight: nn.Parameter) -> None:
+    """Put another one in its place."""
+    layer._parameters[_name_of_weight(layer)] = weight
 
 
 def adapted_weight(layer: nn.Module) -> Tensor:
@@ -71,6 +76,10 @@ class AdaptedWeight(Tensor):
         return func(*args, **kwargs)
 
 
+def _name_of_weight(layer: nn.Module) -> str:
+    return "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"
+
+
 def _as_call(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """F.linear by the layer's own forward; None where the weight isn't a Linear's, or its own bias would come in."""
     if not isinstance(weight, AdaptedWeight) or not isinstance(weight.layer, nn.Linear):
@@ -86,7 +95,8 @@ def _sum(layer: nn.Module) -> Tensor:
     frozen, low = frozen_weight(layer), layer._modules["lora"]
     if low.dropout and layer.training:
         raise AdapterError(
-            f"dropout={low.dropout} can't act on a {type(layer).__name__} whose weight is read as a whole; set it to 0"
+            f"dropout={low.dropout} can't act on a {type(layer).__name__} whose weight is read as a whole, as "
+            "torch.compile has it with every weight that is read; set it to 0"
         )
     with _without_autocast(frozen.device.type):
         return low.merged(frozen).to(frozen.dtype)

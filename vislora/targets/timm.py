@@ -10,7 +10,9 @@ from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
+from vislora.lora.dora import DoraConv2d
 from vislora.lora.inject import unlike_a_product
+from vislora.lora.layers import LoraConv2d
 from vislora.targets.blocks import Blocks, choose_blocks
 from vislora.targets.families import ATTENTION, GATES
 from vislora.targets.layouts import QKV, Held
@@ -241,7 +243,7 @@ def _other_convolutions(
 
 
 def _adaptable_convolution(layer: nn.Module) -> bool:
-    return type(layer) is nn.Conv2d and unlike_a_product(layer) is None
+    return type(layer) in (nn.Conv2d, LoraConv2d, DoraConv2d) and unlike_a_product(layer) is None
 
 
 def _get(model: nn.Module, path: str) -> nn.Module | None:

@@ -1,11 +1,11 @@
 """Modules to train in full beside the low-rank pairs, by kind or by name."""
 
-import re
 from collections.abc import Sequence
 
 from torch import nn
 
 from vislora.errors import AdapterError
+from vislora.lora.names import fits
 
 
 def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str] = ()) -> list[str]:
@@ -27,7 +27,7 @@ def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str]
         if word == "norms":
             found = {name for name, module in with_parameters.items() if _is_norm(module)}
         else:
-            found = {name for name in with_parameters if re.fullmatch(rf"(.*\.)?({word})", name)}
+            found = {name for name in with_parameters if fits(word, name)}
         if not found:
             raise AdapterError(_nothing_found(model, word))
         chosen |= found
@@ -47,7 +47,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _nothing_found(model: nn.Module, word: str) -> str:
-    single = [n for n, _ in model.named_parameters() if word != "norms" and re.fullmatch(rf"(.*\.)?({word})", n)]
+    single = [n for n, _ in model.named_parameters() if word != "norms" and fits(word, n)]
     if single:
         return (
             f"{single[0]} is a single parameter; only whole modules can be trained in full, as PEFT's files hold them"
