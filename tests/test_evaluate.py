@@ -121,12 +121,18 @@ def test_the_zero_adapter_is_the_base_model_and_leaves_the_adapter_as_it_was(run
     assert not torch.allclose(zero.evaluation.predictions.logits, adapted.evaluation.predictions.logits, atol=1e-3)
 
 
-def test_a_temperature_is_fitted_to_the_validation_split(runs):
-    words = [f"adapter={runs / 'lora' / 'adapter'}", "precision=fp32", "calibrate=true", "resamples=10"]
+def test_a_temperature_is_fitted_to_the_pictures_that_the_training_held_out(runs, photos, tmp_path):
+    shared = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "data=imagefolder", "data.val_fraction=0.4"]
+    words = [*shared, f"data.root={photos / 'train'}", "seed=3", "trainer.epochs=1", "logger.trackers=[]"]
+    run = train(configure("train", words), tmp_path)
+    words = [f"adapter={run.artifact}", "precision=fp32", "calibrate=true", "resamples=10", "split=val"]
     (row,) = evaluate(configure("evaluate", words))
-    (val,) = evaluate(configure("evaluate", [*words, "split=val"]))
-    assert row.evaluation.calibrated.temperature == val.evaluation.calibrated.temperature
-    assert val.evaluation.calibrated.nll <= val.evaluation.calibration.nll  # it can't be worse where it was fitted
+    *_, told = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert row.evaluation.calibration.nll == pytest.approx(told["val_loss"], rel=1e-5)
+    assert row.evaluation.calibrated.nll < row.evaluation.calibration.nll
+    again = [*words, "data=imagefolder", f"data.root={photos / 'train'}", "data.val_fraction=0.4"]
+    (given,) = evaluate(configure("evaluate", again))
+    assert given.evaluation.predictions.names == row.evaluation.predictions.names
 
 
 def test_mistakes_are_explained(runs, photos):

@@ -91,7 +91,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
         recognizer = load_recognizer(folder, config.weights)
         recognizer.model.to(accelerator.device)
         for i, (title, data) in enumerate(_data_sets(config, recognizer)):
-            splits = _load(title, data, loaded, accelerator)
+            splits = _load(title, data, recognizer.about.get("seed", 0), loaded, accelerator)
             split = _split(splits, config.split)
             for variant, entered in _variants(name, recognizer, splits, config, inference):
                 with entered as scored:
@@ -158,13 +158,14 @@ def _data_sets(config: EvaluateConfig, recognizer: Recognizer) -> list[tuple[str
     return [(data_to_dict(own)["option"], own)]
 
 
-def _load(title: str, data: DataConfig, loaded: dict[str, Splits], accelerator: Accelerator) -> Splits:
+def _load(title: str, data: DataConfig, seed: int, loaded: dict[str, Splits], accelerator: Accelerator) -> Splits:
+    """The data set, divided as a training with the seed does it: what it held out must not be what it learned."""
     from vislora.data.load import load_splits
 
-    key = f"{title} {data}"
+    key = f"{title} {data} {seed}"
     if key not in loaded:
         with accelerator.main_process_first():  # so that one process prepares the caches
-            loaded[key] = load_splits(data, seed=0)
+            loaded[key] = load_splits(data, seed)
     return loaded[key]
 
 

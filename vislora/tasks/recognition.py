@@ -159,6 +159,7 @@ def _about(config: TrainConfig, images: Preprocessing, classes: tuple[str, ...])
         "preprocessing": images.to_dict(),
         "classes": list(classes),
         "data": data_to_dict(config.data),
+        "seed": config.seed,  # which decides what was held out
     }
 
 
