@@ -26,8 +26,9 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
     words, kinds = [target.value for target in config.targets], [kind.value for kind in config.attention]
     found = find_targets(getattr(pipe, component), words, _blocks(config), kinds)
     targets = [TargetLayer(f"{component}.{target.name}", target.rows) for target in found]
-    for name in text_encoders(pipe) if config.text_encoder else ():
-        chosen = find_targets(getattr(pipe, name), ["qkv", "o"])
+    for name, unread in zip(text_encoders(pipe), model.family.unread, strict=True) if config.text_encoder else ():
+        encoder = getattr(pipe, name)
+        chosen = find_targets(encoder, ["qkv", "o"], range(encoder.config.num_hidden_layers - unread))
         targets += [TargetLayer(f"{name}.{target.name}", target.rows) for target in chosen]
     adapters = Adapters(model)
     adapters.add("default", targets, lora_settings(config))

@@ -31,6 +31,7 @@ class Family:
         lengths: tokens that each text encoder reads; None: as many as its tokenizer says.
         encode: text encoders in order and their tokens -> text, as the pipeline's own `encode_prompt` computes it.
         predict: denoiser, latents [B, C, h, w], timesteps [B] and text -> prediction [B, C, h, w].
+        unread: last layers of each text encoder that `encode` makes no use of.
     """
 
     component: str
@@ -38,6 +39,7 @@ class Family:
     lengths: tuple[int | None, ...]
     encode: Callable[[list[nn.Module], list[Tensor]], Text]
     predict: Callable[[nn.Module, Tensor, Tensor, Text], Tensor]
+    unread: tuple[int, ...]
 
 
 def family_of(pipe: Any) -> Family:
@@ -124,8 +126,8 @@ def _clips(encoders: list[nn.Module], tokens: list[Tensor]) -> tuple[Tensor, lis
 
 
 _FAMILIES: dict[tuple[str, int], Family] = {  # by the denoiser's class and the number of text encoders
-    ("UNet2DConditionModel", 1): Family("unet", 8, (None,), _encode_sd, _predict_sd),
-    ("UNet2DConditionModel", 2): Family("unet", 8, (None, None), _encode_sdxl, _predict_sdxl),
-    ("SD3Transformer2DModel", 3): Family("transformer", 16, (None, None, 256), _encode_sd3, _predict_sd3),
-    ("FluxTransformer2DModel", 2): Family("transformer", 16, (None, 512), _encode_flux, _predict_flux),
+    ("UNet2DConditionModel", 1): Family("unet", 8, (None,), _encode_sd, _predict_sd, (0,)),
+    ("UNet2DConditionModel", 2): Family("unet", 8, (None, None), _encode_sdxl, _predict_sdxl, (1, 0)),
+    ("SD3Transformer2DModel", 3): Family("transformer", 16, (None, None, 256), _encode_sd3, _predict_sd3, (0, 0, 0)),
+    ("FluxTransformer2DModel", 2): Family("transformer", 16, (None, 512), _encode_flux, _predict_flux, (0, 0)),
 }

@@ -1,0 +1,38 @@
+"""Text encoders are adapted wherever the pipeline makes use of them, and nowhere else."""
+
+import diffusers
+import pytest
+import tiny_diffusion as tiny
+import torch
+from torch import nn
+
+from vislora.config import PipelineLora
+from vislora.models.adapted import adapt_pipeline
+from vislora.models.denoiser import text_encoders
+
+PIPELINES = {
+    "sd": tiny.stable_diffusion,
+    "sdxl": tiny.stable_diffusion_xl,
+    "sd3": tiny.stable_diffusion_3,
+    "flux": tiny.flux,
+}
+PROJECTIONS = ("_proj", ".q", ".k", ".v", ".o")
+
+
+@pytest.mark.parametrize("build", PIPELINES.values(), ids=PIPELINES)
+def test_the_layers_adapted_are_those_that_move_what_the_pipeline_encodes(build, tmp_path):
+    pipe = build(tmp_path / "words")
+    weights = {
+        f"{encoder}.{name}": layer.weight
+        for encoder in text_encoders(pipe)
+        for name, layer in getattr(pipe, encoder).named_modules()
+        if isinstance(layer, nn.Linear) and name.endswith(PROJECTIONS)
+    }
+    guided = {} if isinstance(pipe, diffusers.FluxPipeline) else {"do_classifier_free_guidance": False}
+    more = {f"prompt_{i}": "two" for i in (2, 3) if hasattr(pipe, f"tokenizer_{i}")}
+    found = pipe.encode_prompt(prompt="a bird", device="cpu", num_images_per_prompt=1, **more, **guided)
+    moved = sum((tensor * torch.randn_like(tensor)).sum() for tensor in found if tensor is not None)
+    grads = torch.autograd.grad(moved, list(weights.values()), allow_unused=True)
+    read = {name for name, grad in zip(weights, grads, strict=True) if grad is not None and grad.any()}
+    layers = adapt_pipeline(pipe, PipelineLora(rank=2, text_encoder=True)).adapter("default").layers
+    assert {name for name in layers if name.startswith("text_encoder")} == read
