@@ -97,9 +97,27 @@ def test_a_run_that_died_while_filling_leaves_no_file_behind(split, monkeypatch,
 
     with pytest.raises(KeyboardInterrupt):
         computed(split, Dies(), PrefixCache.disk)
+    assert not list((tmp_path / "prefix").iterdir())
     again = Identity()
     assert computed(split, again, PrefixCache.disk).rows[39].any()
     assert again.pictures == 80
+
+
+def test_a_run_that_begins_while_another_fills_the_file_disturbs_neither(split, monkeypatch, tmp_path):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
+    expected = computed(split, Identity()).rows
+    found = []
+
+    class Overtaken(Identity):
+        def features(self, images):
+            if self.pictures == 64:  # of 80: a batch and its mirror image
+                found.append(computed(split, Identity(), PrefixCache.disk).rows)
+            return super().features(images)
+
+    found.append(computed(split, Overtaken(), PrefixCache.disk).rows)
+    assert len(found) == 2
+    assert all(torch.equal(rows, expected) for rows in found)
+    assert len(list((tmp_path / "prefix").iterdir())) == 1
 
 
 def test_a_full_disk_is_an_error_before_anything_is_computed(split, monkeypatch, tmp_path):

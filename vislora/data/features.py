@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -114,18 +115,25 @@ def compute_features(
                 part.copy_(accelerator.reduce(part.to(accelerator.device), "sum"))
         return Features(rows, labels)
     path = cache_dir() / "prefix" / f"{_key_of_pictures(pictures, f'{key} {shape}', accelerator)}.features"
-    if not path.is_file():
-        part = path.with_name(f"{path.name}.part")
-        if accelerator.is_main_process:
-            _allocate(part, math.prod(shape) * prefix.dtype.itemsize)
-        accelerator.wait_for_everyone()
-        if not part.is_file():
-            raise ConfigError(f"{part} can't be seen by all processes; trainer.prefix_cache=disk needs a shared folder")
-        _fill(_mapped(part, shape, prefix.dtype), pictures, prefix, autocast, accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            os.replace(part, path)
-        accelerator.wait_for_everyone()
+    # another run may be filling, or finish, the same file: this one's part is its own, and one process decides
+    (part,) = broadcast_object_list([None if path.is_file() else path.with_name(f"{path.name}.{uuid4().hex}.part")])
+    if part is not None:
+        try:
+            if accelerator.is_main_process:
+                _allocate(part, math.prod(shape) * prefix.dtype.itemsize)
+            accelerator.wait_for_everyone()
+            if not part.is_file():
+                raise ConfigError(
+                    f"{part} can't be seen by all processes; trainer.prefix_cache=disk needs a shared folder"
+                )
+            _fill(_mapped(part, shape, prefix.dtype), pictures, prefix, autocast, accelerator)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                os.replace(part, path)
+            accelerator.wait_for_everyone()
+        finally:
+            if accelerator.is_main_process:
+                part.unlink(missing_ok=True)
     return Features(_mapped(path, shape, prefix.dtype), labels)
 
 
