@@ -8,6 +8,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMPipelin
 
 from vislora.errors import ModelError
 from vislora.models.denoiser import Denoiser, encode_images, encode_text, text_encoders, tokenize
+from vislora.objectives.diffusion import Diffusion
+from vislora.objectives.schedules import schedule
 
 PROMPTS = ["a blue jay", "an owl at night and some more words than there is room for"]
 PIPELINES = {
@@ -60,6 +62,31 @@ def test_the_prediction_is_the_one_the_pipeline_samples_with(pipe):
     text = tokenize(pipe, PROMPTS[:1]) | {"time_ids": torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]])}
     found = Denoiser(pipe, text=True)(latents, timestep, text)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned", [True, False], ids=["tokens", "encoded"])
+@pytest.mark.parametrize(("name", "zeros"), [("sd", None), ("sdxl", True), ("sdxl", False), ("sd3", None)])
+def test_dropped_captions_are_the_pipelines_own_text_for_none(name, zeros, learned, tmp_path):
+    pipe = PIPELINES[name](tmp_path / "words")
+    if zeros is not None:
+        pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
+    more = {f"prompt_{i}": PROMPTS for i in (2, 3) if hasattr(pipe, f"tokenizer_{i}")}
+    guided = {"num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    expected = list(pipe.encode_prompt(prompt=PROMPTS, device="cpu", **guided, **more)[1::2])
+    text, none = tokenize(pipe, PROMPTS), tokenize(pipe, [""])
+    if not learned:
+        text, none = encode_text(pipe, text), encode_text(pipe, none)
+    model, seen = Denoiser(pipe, text=learned), []
+    component = getattr(pipe, model.family.component)
+    component.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    batch = {"latents": torch.randn(2, 4, 8, 8), "seed": torch.arange(2), "weight": torch.ones(2)}
+    batch["text"] = text | {"time_ids": torch.ones(2, 6)}
+    Diffusion(schedule(pipe.scheduler), none, caption_dropout=1.0).losses(model, batch)
+    (given,) = seen
+    found = [given["encoder_hidden_states"], given.get("pooled_projections")]
+    found[1] = given["added_cond_kwargs"]["text_embeds"] if "added_cond_kwargs" in given else found[1]
+    torch.testing.assert_close([tensor for tensor in found if tensor is not None], expected)
 
 
 def test_parameters_bear_the_names_of_the_pipelines_components(pipe):

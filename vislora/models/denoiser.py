@@ -13,7 +13,9 @@ class Denoiser(nn.Module):
 
     Text is either tokens (`input_ids` [B, L], and `input_ids_2`, … where there are more encoders) or what the encoders
     made of them (`prompt_embeds` [B, L, D], and `pooled_prompt_embeds` [B, P] where the family has them); SDXL needs
-    `time_ids` [B, 6] besides. The children bear the names of the pipeline's components, and so does every parameter.
+    `time_ids` [B, 6] besides. `dropped` [B] tells whose caption is left out: where the pipeline's own text for none is
+    zeros, as SDXL's is, theirs becomes that. The children bear the names of the pipeline's components, and so does
+    every parameter.
 
     Args:
         pipe: a pipeline of diffusers.
@@ -26,6 +28,7 @@ class Denoiser(nn.Module):
     def __init__(self, pipe: Any, text: bool) -> None:
         super().__init__()
         self.family = family_of(pipe)
+        self.zeros_for_none = bool(pipe.config.get("force_zeros_for_empty_prompt"))
         for name in (self.family.component, *(text_encoders(pipe) if text else ())):
             setattr(self, name, getattr(pipe, name))
 
@@ -33,6 +36,10 @@ class Denoiser(nn.Module):
         if "prompt_embeds" not in text:
             encoders = [getattr(self, name) for name in ENCODERS if hasattr(self, name)]
             text = text | self.family.encode(encoders, [text[key] for key in TOKENS if key in text])
+        if self.zeros_for_none and "dropped" in text:
+            encoded = {key: value for key, value in text.items() if key.endswith("prompt_embeds")}
+            rows = {key: text["dropped"].view(-1, *[1] * (value.dim() - 1)) for key, value in encoded.items()}
+            text = text | {key: value.masked_fill(rows[key], 0.0) for key, value in encoded.items()}
         return self.family.predict(getattr(self, self.family.component), latents, timesteps, text)
 
 

@@ -82,8 +82,8 @@ class Diffusion:
             return self.encoder.images(batch["images"]).float(), text
 
     def _without_captions(self, text: dict[str, Tensor], dropped: Tensor) -> dict[str, Tensor]:
-        """The empty caption in the place of dropped [B] ones."""
-        changed = dict(text)
+        """The empty caption in the place of dropped [B] ones, which the model is told too."""
+        changed = text | {"dropped": dropped}
         for name, empty in self.no_text.items():
             rows = dropped.view(-1, *[1] * (text[name].dim() - 1))
             changed[name] = torch.where(rows, empty.to(text[name]), text[name])
