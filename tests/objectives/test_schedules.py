@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+)
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from vislora.errors import ModelError
 from vislora.objectives.schedules import Discrete, schedule
@@ -80,6 +87,21 @@ def test_levels_of_a_flow_are_logit_normal_and_shifted():
     assert logits.mean() == pytest.approx(0.0, abs=0.01)
     assert logits.std() == pytest.approx(1.0, abs=0.02)
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (128, 128), (96, 160)])
+def test_a_shift_that_grows_with_the_picture_is_the_one_that_diffusers_samples_with(kind, height, width):
+    sizes = {"base_image_seq_len": 200, "max_image_seq_len": 4000, "base_shift": 0.4, "max_shift": 1.2}
+    peer = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, time_shift_type=kind, **sizes)
+    zeros = torch.zeros(5, 1, height, width)
+    plain, shifted = (
+        schedule(scheduler).noise(zeros, zeros, LEVELS, None).timesteps / 1000
+        for scheduler in (FlowMatchEulerDiscreteScheduler(shift=1.0), peer)
+    )
+    packed = FluxPipeline._pack_latents(zeros, 5, 1, height, width)
+    peer.set_timesteps(sigmas=plain.tolist(), mu=calculate_shift(packed.shape[1], *sizes.values()))
+    torch.testing.assert_close(shifted, peer.sigmas[:-1])
 
 
 def test_an_unknown_prediction_is_refused():

@@ -1,5 +1,7 @@
 """How noise is mixed into latents, and what the model is to predict: read from a diffusers scheduler."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -7,6 +9,8 @@ import torch
 from torch import Tensor
 
 from vislora.errors import ModelError
+
+_TOKEN = 2  # latents of a token's side, in SD3 and Flux
 
 
 class Noised(NamedTuple):
@@ -40,7 +44,7 @@ def schedule(scheduler: Any) -> Schedule:
     if "prediction_type" in config and hasattr(scheduler, "alphas_cumprod"):
         return Discrete(scheduler.alphas_cumprod.float().clone(), config.prediction_type)
     if "base_shift" in config:
-        return Flow(config.num_train_timesteps, config.shift)
+        return Flow(config.num_train_timesteps, _shift(config))
     raise ModelError(
         f"{type(scheduler).__name__} tells neither alphas nor a flow; no training objective follows from it"
     )
@@ -87,13 +91,31 @@ class Flow:
 
     Levels become s through a logit-normal distribution, and then the scheduler's shift towards more noise
     (Esser et al. 2024, https://arxiv.org/abs/2403.03206). Min-SNR weighting isn't defined for it.
+
+    Attributes:
+        times: what the model takes for s = 1.
+        shift: the factor on s / (1 - s), by the number of the picture's tokens.
     """
 
     times: int
-    shift: float
+    shift: Callable[[int], float]
 
     def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
         drawn = torch.special.ndtri(levels.clamp(1e-6, 1.0 - 1e-6)).sigmoid()
-        sigma = self.shift * drawn / (1.0 + (self.shift - 1.0) * drawn)
+        shift = self.shift((latents.shape[2] // _TOKEN) * (latents.shape[3] // _TOKEN))
+        sigma = shift * drawn / (1.0 + (shift - 1.0) * drawn)
         s = sigma[:, None, None, None]
         return Noised((1.0 - s) * latents + s * noise, sigma * self.times, noise - latents, torch.ones_like(sigma))
+
+
+def _shift(config: Any) -> Callable[[int], float]:
+    """The scheduler's shift: one number, or as Flux has it one that grows with the picture."""
+    if not config.use_dynamic_shifting:
+        return lambda tokens: config.shift
+
+    def grown(tokens: int) -> float:
+        share = (tokens - config.base_image_seq_len) / (config.max_image_seq_len - config.base_image_seq_len)
+        mu = config.base_shift + share * (config.max_shift - config.base_shift)
+        return mu if config.time_shift_type == "linear" else math.exp(mu)
+
+    return grown
