@@ -112,6 +112,20 @@ def test_a_tiny_autoencoders_latents_are_taken_as_they_are():
     torch.testing.assert_close(encode_images(vae, images), vae.encode(images).latents)
 
 
+def test_a_denoiser_that_wants_a_picture_too_is_refused(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    pipe.unet = tiny.unet(in_channels=9)
+    with pytest.raises(ModelError, match="takes 9 channels where latents have 4, as models for inpainting"):
+        Denoiser(pipe, text=False)
+
+
+def test_the_refiner_of_sdxl_is_refused(tmp_path):
+    pipe = tiny.stable_diffusion_xl(tmp_path / "words")
+    pipe.text_encoder = pipe.tokenizer = None
+    with pytest.raises(ModelError, match="addition_embed_type=text_time, as SDXL's refiner has them"):
+        Denoiser(pipe, text=False)
+
+
 def test_a_pipeline_without_text_is_refused():
     pipe = DDPMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)), DDIMScheduler())  # fmt: skip # noqa: E501
     with pytest.raises(ModelError, match="DDPMPipeline can't be trained"):

@@ -32,6 +32,7 @@ class Family:
         encode: text encoders in order and their tokens -> text, as the pipeline's own `encode_prompt` computes it.
         predict: denoiser, latents [B, C, h, w], timesteps [B] and text -> prediction [B, C, h, w].
         unread: last layers of each text encoder that `encode` makes no use of.
+        packed: latents of a side that are one token's channels when the denoiser gets them.
     """
 
     component: str
@@ -40,22 +41,37 @@ class Family:
     encode: Callable[[list[nn.Module], list[Tensor]], Text]
     predict: Callable[[nn.Module, Tensor, Tensor, Text], Tensor]
     unread: tuple[int, ...]
+    packed: int = 1
 
 
 def family_of(pipe: Any) -> Family:
     """The pipeline's family.
 
     Raises:
-        ModelError: none that is known, or a text encoder is missing.
+        ModelError: none that is known, a text encoder is missing, or the denoiser wants more than noise and text.
     """
     for component in ("unet", "transformer"):
         denoiser = getattr(pipe, component, None)
         count = sum(getattr(pipe, name, None) is not None for name in ENCODERS)
         found = _FAMILIES.get((type(denoiser).__name__, count))
         if found is not None:
+            _check_inputs(pipe, denoiser.config, count, found.packed)
             return found
     known = ", ".join(sorted({f"{name} with {count} text encoders" for name, count in _FAMILIES}))
     raise ModelError(f"{type(pipe).__name__} can't be trained: expected {known}")
+
+
+def _check_inputs(pipe: Any, config: Any, encoders: int, packed: int) -> None:
+    if encoders == 1 and config.addition_embed_type is not None:
+        raise ModelError(
+            f"{type(pipe).__name__} can't be trained: one text encoder and addition_embed_type="
+            f"{config.addition_embed_type}, as SDXL's refiner has them; take the base model that it refines"
+        )
+    if config.in_channels != (channels := pipe.vae.config.latent_channels * packed**2):
+        raise ModelError(
+            f"{type(pipe).__name__} can't be trained: its denoiser takes {config.in_channels} channels where latents "
+            f"have {channels}, as models for inpainting and editing do; take one that draws from text alone"
+        )
 
 
 def _encode_sd(encoders: list[nn.Module], tokens: list[Tensor]) -> Text:
@@ -129,5 +145,5 @@ _FAMILIES: dict[tuple[str, int], Family] = {  # by the denoiser's class and the 
     ("UNet2DConditionModel", 1): Family("unet", 8, (None,), _encode_sd, _predict_sd, (0,)),
     ("UNet2DConditionModel", 2): Family("unet", 8, (None, None), _encode_sdxl, _predict_sdxl, (1, 0)),
     ("SD3Transformer2DModel", 3): Family("transformer", 16, (None, None, 256), _encode_sd3, _predict_sd3, (0, 0, 0)),
-    ("FluxTransformer2DModel", 2): Family("transformer", 16, (None, 512), _encode_flux, _predict_flux, (0, 0)),
+    ("FluxTransformer2DModel", 2): Family("transformer", 16, (None, 512), _encode_flux, _predict_flux, (0, 0), 2),
 }
