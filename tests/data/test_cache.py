@@ -1,5 +1,8 @@
 """What is cached is found again, and is not found once anything it hangs on has changed."""
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny_diffusion as tiny
@@ -78,6 +81,49 @@ def test_other_weights_are_another_entry(pipe):
     assert encoded(gallery(), pipe) == (0, 3)
     pipe.vae.register_to_config(scaling_factor=0.5)
     assert encoded(gallery(), pipe) == (3, 0)
+
+
+def test_other_tokens_are_another_entry(pipe):
+    encoded(gallery(), pipe)
+    pipe.tokenizer.pad_token = "a</w>"  # as Stable Diffusion 2 pads with another one than 1
+    assert encoded(gallery(), pipe) == (0, 3)
+
+
+@torch.no_grad()
+def test_other_weights_of_any_text_encoder_are_another_entry(tmp_path):
+    pipe = tiny.stable_diffusion_xl(tmp_path / "words")
+    encoded(gallery(), pipe)
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        next(encoder.parameters())[0] += 1e-6
+        assert encoded(gallery(), pipe) == (0, 3)
+
+
+def test_a_picture_that_is_not_square_is_told_as_sdxl_was_told_it(pipe):
+    image = Image.new("RGB", (30, 40))
+    shown = Gallery(Captioned(["a"], ["x"], [image]), [(24, 16)], [1.0], [0])
+    cached = LatentSet(shown, {}, encode(shown, PipelineEncoder(pipe, CPU), with_text=False))
+    # 30 x 40 covers 24 x 16 as 24 x 32, of which 8 rows go above and below: height and width, top and left, both again
+    for dataset in (cached, PixelSet(shown, {})):
+        assert dataset[SampleKey(0, 0, 0)]["text"]["time_ids"].tolist() == [40, 30, 8, 0, 16, 24]
+
+
+def test_a_picture_is_mirrored_from_left_to_right(pipe):
+    image = Image.new("RGB", (16, 16), "red")
+    image.paste("blue", (0, 0, 8, 16))
+    shown = Gallery(Captioned(["a"], ["x"], [image]), [(16, 16)], [1.0], [0], hflip=1.0)
+    pixels = PixelSet(shown, {})[SampleKey(0, 0, 0)]["images"]
+    assert pixels[:, 0, 0].tolist() == [1, -1, -1]
+    assert pixels[:, 15, 15].tolist() == [-1, -1, 1]
+
+
+@torch.no_grad()
+def test_an_autoencoder_that_overflows_in_half_precision_is_computed_in_single(tmp_path):
+    vae = tiny.stable_diffusion_xl(tmp_path / "words").vae.half()
+    images = 2 * torch.rand(1, 3, 16, 16) - 1
+    expected = copy.deepcopy(vae).float().encode(images).latent_dist.mean * vae.config.scaling_factor
+    found = PipelineEncoder(SimpleNamespace(vae=vae), CPU).images(images)
+    torch.testing.assert_close(found, expected)
+    assert vae.dtype == torch.float16
 
 
 def test_a_cached_sample_is_what_encoding_it_on_the_way_gives(pipe):

@@ -114,7 +114,7 @@ def encode(gallery: Gallery, encoder: Encoder, with_text: bool, map_batch: int =
     """Put what isn't in the cache yet into it.
 
     An entry of a picture hangs on its pixels after cutting, where it was cut, and the autoencoder; one of a caption on
-    its words and the text encoders.
+    its tokens, which another tokenizer makes differently, and the text encoders.
     """
     views = [(picture, mirrored) for picture in sorted(set(gallery.shown)) for mirrored in _mirrorings(gallery.hflip)]
     latents: dict[tuple[int, bool], str] = {}
@@ -137,13 +137,18 @@ def encode(gallery: Gallery, encoder: Encoder, with_text: bool, map_batch: int =
             pending.append((key, image, where))
     flush()
     captions = sorted({gallery.captioned.captions[i] for i in gallery.shown} | {""}) if with_text else []
-    text = {caption: content_key(caption, encoder.text_key) for caption in captions}
-    missing = [caption for caption in captions if text[caption] not in TEXT]
+    tokens = encoder.tokens(captions) if captions else {}
+    text = {
+        caption: content_key(encoder.text_key, *(rows[i].numpy().tobytes() for rows in tokens.values()))
+        for i, caption in enumerate(captions)
+    }
+    missing = [i for i, caption in enumerate(captions) if text[caption] not in TEXT]
     for start in tqdm(range(0, len(missing), map_batch), desc="encoding captions", delay=2, leave=False, disable=None):
         part = missing[start : start + map_batch]
-        rows = {name: value.cpu() for name, value in encoder.text(encoder.tokens(part)).items()}
-        for i, caption in enumerate(part):
-            TEXT.write(text[caption], {name: value[i].clone() for name, value in rows.items()})
+        encoded = encoder.text({name: rows[part] for name, rows in tokens.items()})
+        rows = {name: value.cpu() for name, value in encoded.items()}
+        for row, i in enumerate(part):
+            TEXT.write(text[captions[i]], {name: value[row].clone() for name, value in rows.items()})
     return Keys(latents, text)
 
 
