@@ -127,6 +127,27 @@ def test_adapter_of_a_bare_unet_is_written_as_the_pipelines(pipe, tmp_path):
     same_function(adapter, read_diffusers(write_diffusers(bare, tmp_path)))
 
 
+def test_rank_of_a_layer_whose_name_ends_anothers_is_its_own(tmp_path):
+    def layer(rank: int) -> LowRankWeights:
+        return LowRankWeights(torch.randn(rank, 8), torch.randn(8, rank), rank, 2.0 * rank, 8)
+
+    adapter = Adapter({"unet.c.conv_in": layer(3), "unet.z.c.conv_in": layer(2), "unet.conv_in": layer(2)})
+    file = write_diffusers(adapter, tmp_path)
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["lora_adapter_metadata"])
+    config = peft.LoraConfig(**{k.removeprefix("unet."): v for k, v in header.items() if k != "unet.peft_type"})
+    for name, weights in adapter.layers.items():
+        key = peft.utils.other.get_pattern_key(config.rank_pattern.keys(), name.removeprefix("unet."))
+        assert config.rank_pattern.get(key, config.r) == weights.rank
+    same_function(adapter, read_diffusers(file))
+
+
+def test_untrained_fused_projections_are_refused(tmp_path):
+    low = LowRankWeights(torch.randn(4, 8), torch.zeros(24, 4), 4, 8.0, 24)
+    with pytest.raises(AdapterError, match="the adapter is untrained"):
+        write_diffusers(Adapter({UNET.replace("to_q", "to_qkv"): low}), tmp_path)
+
+
 def test_modules_trained_in_full_cannot_be_written(pipe, tmp_path):
     adapter = replace(tiny.trained(pipe), trained={"unet.conv_in": {"weight": torch.ones(1)}})
     with pytest.raises(AdapterError, match=r"no place for modules trained in full: unet.conv_in"):
@@ -267,6 +288,40 @@ def test_matrices_that_do_not_fit_are_named(tensors, tmp_path, matrix, message):
         tensors[f"{UNET}.lora_B.weight"] = matrix
     save_file(tensors, tmp_path / "odd.safetensors")
     with pytest.raises(AdapterError, match=message):
+        read_diffusers(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"init_lora_weights": "pissa"}, "a start that changes the base"),
+        ({"peft_type": "LOHA"}, "only LORA can be read"),
+        ({"fan_in_fan_out": True}, "transposed"),
+        ({"use_dora": True}, "no DoRA magnitudes, and the header says use_dora"),
+        ({"lora_alpha": "x"}, "lora_alpha or alpha_pattern is malformed"),
+        ({"lora_alpha": None}, "lora_alpha or alpha_pattern is malformed"),
+        ({"alpha_pattern": {"(": 2}}, "lora_alpha or alpha_pattern is malformed"),
+    ],
+)
+def test_settings_in_the_header_that_would_be_lost_are_named(tensors, tmp_path, settings, what):
+    header = {f"unet.{key}": value for key, value in ({"r": 3, "lora_alpha": 3} | settings).items()}
+    save_file(tensors, tmp_path / "odd.safetensors", {"lora_adapter_metadata": json.dumps(header)})
+    with pytest.raises(AdapterError, match=rf"odd\.safetensors.*{what}"):
+        read_diffusers(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("alpha", [torch.ones(2), torch.tensor(math.nan)])
+def test_alpha_that_is_no_number_is_refused(tensors, tmp_path, alpha):
+    save_file(tensors | {f"{UNET}.alpha": alpha}, tmp_path / "odd.safetensors")
+    with pytest.raises(AdapterError, match=f"{UNET} has rank 3 and alpha"):
+        read_diffusers(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("end", ["lora.down.weight", "lora_A.weight"])
+def test_layer_under_two_spellings_is_refused(tensors, tmp_path, end):
+    key = f"{UNET}.{end}" if "down" in end else f"{UNET.removeprefix('unet.')}.{end}"
+    save_file(tensors | {key: torch.ones(3, 8)}, tmp_path / "odd.safetensors")
+    with pytest.raises(AdapterError, match=f"is a second down matrix of {UNET}"):
         read_diffusers(tmp_path / "odd.safetensors")
 
 

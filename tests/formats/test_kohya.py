@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.formats.kohya import read_kohya, write_kohya
-from vislora.lora import Adapter
+from vislora.lora import Adapter, LowRankWeights
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,14 @@ def test_one_alpha_for_all_since_diffusers_reads_only_one(sd, tmp_path):
     adapter = tiny.trained(sd, rank=lambda name: 2 + len(name) % 3, alpha=lambda name: 1.0 + len(name) % 4)
     tensors = load_file(write_kohya(adapter, tmp_path / "style.safetensors"))
     assert len({float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}) == 1
+
+
+def test_layer_of_alpha_0_stays_off_beside_others(tmp_path):
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
+    off, on = (LowRankWeights(torch.ones(2, 8), torch.ones(8, 2), 2, alpha, 8) for alpha in (0.0, 4.0))
+    back = read_kohya(write_kohya(Adapter({f"{name}.to_q": off, f"{name}.to_k": on}), tmp_path / "a.safetensors"))
+    assert not tiny.delta(back.layers[f"{name}.to_q"]).any()
+    assert torch.equal(tiny.delta(back.layers[f"{name}.to_k"]), torch.full((8, 8), 4.0))
 
 
 def test_equal_alphas_leave_the_matrices_bit_for_bit(sd, tmp_path):
@@ -209,6 +217,23 @@ def test_key_that_would_be_lost_is_named(tmp_path, key, what):
     save_file(tensors | {key: torch.ones(2)}, tmp_path / "odd.safetensors")
     with pytest.raises(AdapterError, match=f"'{key}': {what}; it would be lost"):
         read_kohya(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ("lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q", KEY),
+        tuple(f"{start}_text_model_encoder_layers_0_mlp_fc1" for start in ("lora_te", "lora_te1")),
+    ],
+    ids=["sgm's names", "text encoders"],
+)
+def test_layer_under_two_names_is_refused(tmp_path, others):
+    ends = {".lora_down.weight": (2, 8), ".lora_up.weight": (8, 2)}
+    save_file(
+        {f"{o}{end}": torch.ones(shape) for o in others for end, shape in ends.items()}, tmp_path / "a.safetensors"
+    )
+    with pytest.raises(AdapterError, match="a second time"):
+        read_kohya(tmp_path / "a.safetensors")
 
 
 def test_layer_of_another_model_is_named_with_the_models_there_are(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,33 @@ def test_rank_and_alpha_patterns_opened_by_peft_give_the_same_logits(tmp_path, i
         assert (layer.r["default"], layer.lora_alpha["default"]) == (low.rank, low.alpha), path
 
 
+class TwoTowers(nn.Module):
+    """The name of each layer of `transformer` is the end of one of `visual.transformer`, as in CLIP's first code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.visual = nn.ModuleDict({"transformer": nn.ModuleDict({"c_fc": nn.Linear(6, 6)})})
+            self.transformer = nn.ModuleDict({"c_fc": nn.Linear(6, 6)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.transformer["c_fc"](self.visual["transformer"]["c_fc"](x).relu())
+
+
+def test_rank_of_a_layer_whose_name_ends_anothers_is_its_own_in_peft(tmp_path):
+    model, x = TwoTowers(), torch.randn(3, 6)
+    names = ["visual.transformer.c_fc", "transformer.c_fc"]
+    settings = LoraSettings(2, 4, rank_pattern={"visual.transformer.c_fc": 3})
+    adapters = Adapters(model)
+    adapters.add("it", [TargetLayer(name) for name in names], settings)
+    train(model)
+    assert [adapters.adapter("it").layers[name].rank for name in names] == [3, 2]
+    write_peft(adapters.adapter("it"), tmp_path)
+    opened = peft.PeftModel.from_pretrained(TwoTowers(), str(tmp_path)).eval()
+    torch.testing.assert_close(opened(x), model(x))
+
+
 def test_head_of_a_written_folder_belongs_to_the_adapter_in_peft(written, images):
     model = opened_by_peft(written)
     with model.disable_adapter():
@@ -321,6 +349,13 @@ def test_initialisation_that_changes_the_base_weights_is_refused(tmp_path, init)
         read_peft(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:aLoRA is currently only supported for CAUSAL_LM")
+def test_update_that_waits_for_a_prompts_tokens_is_refused(tmp_path):
+    trained_by_peft(tmp_path, target_modules=["qkv"], alora_invocation_tokens=[1, 2])
+    with pytest.raises(AdapterError, match="alora_invocation_tokens"):
+        read_peft(tmp_path)
+
+
 @pytest.mark.parametrize("missing", [CONFIG, TENSORS])
 def test_missing_file_is_named(folder, missing):
     (folder / missing).unlink()
@@ -396,7 +431,7 @@ def test_adapter_of_another_model_is_refused_by_the_first_module_that_is_missing
         Adapters(model).load("it", read_peft(folder))
 
 
-@pytest.mark.parametrize("alpha", ["eight", [8]])
+@pytest.mark.parametrize("alpha", ["eight", [8], math.nan])
 def test_alpha_that_is_no_number_is_refused(folder, alpha):
     edit_config(folder, lora_alpha=alpha)
     with pytest.raises(AdapterError, match="lora_alpha"):

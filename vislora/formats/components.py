@@ -67,6 +67,8 @@ def as_in_files(adapter: Adapter) -> Adapter:
                     layers[f"{component}.{parent}.{part}"] = own
         else:
             layers[f"{component}.{module}"] = weights.as_one_pair()
+    if not layers:
+        raise AdapterError("the adapter is untrained: nothing is left of fused layers whose lora_B is zero")
     return replace(adapter, layers=layers)
 
 

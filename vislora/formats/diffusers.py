@@ -15,7 +15,7 @@ from torch import Tensor
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
 from vislora.formats.components import COMPONENTS, as_in_files, by_component, named_by_component
-from vislora.formats.peft import alpha_of
+from vislora.formats.peft import alpha_of, check_readable
 from vislora.formats.single_file import ABOUT, check_writable, check_written, header_json, layer, read_tensors, refusal
 from vislora.lora import Adapter
 
@@ -75,7 +75,9 @@ def read_diffusers(path: Path) -> Adapter:
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, part = _split(key, path)
-        found.setdefault(name, {})[part] = tensor
+        if part in found.setdefault(name, {}):
+            raise AdapterError(f"{path}: {key!r} is a second {part} matrix of {name}; which one counts?")
+        found[name][part] = tensor
     layers = {}
     for name, parts in found.items():
         component, _, module = name.partition(".")
@@ -84,7 +86,10 @@ def read_diffusers(path: Path) -> Adapter:
             raise AdapterError(f"{path}: {name} has an alpha of its own and one in the header; which one counts?")
         weights = layer(name, parts, path)
         if own:
-            weights = replace(weights, alpha=alpha_of(own, module), rslora=bool(own.get("use_rslora")))
+            check_readable({"peft_type": "LORA"} | own, path)
+            if own.get("use_dora") and weights.magnitude is None:
+                raise AdapterError(f"{path}: {name} has no DoRA magnitudes, and the header says use_dora")
+            weights = replace(weights, alpha=alpha_of(own, module, path), rslora=bool(own.get("use_rslora")))
         layers[name] = weights
     if not layers:
         raise AdapterError(f"{path} holds no low-rank matrices")
@@ -118,6 +123,7 @@ def _config(component: str, adapter: Adapter) -> dict[str, Any]:
     """PEFT's settings of one component, as its `LoraConfig` takes them; every scale is 1.
 
     PEFT matches names at their ends; without `text_model` they fit CLIP as transformers has it now and had it before.
+    In other models a pattern is for the whole name, which may be the end of another.
 
     Raises:
         AdapterError: layers with and without DoRA, which PEFT can't hold in one model.
@@ -127,7 +133,8 @@ def _config(component: str, adapter: Adapter) -> dict[str, Any]:
         raise AdapterError(f"diffusers can't hold layers with and without DoRA in one {component}")
     ranks = {name.removeprefix("text_model."): weights.rank for name, weights in adapter.layers.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    other = {re.escape(name): rank for name, rank in ranks.items() if rank != common}
+    start = "" if component.startswith("text_encoder") else "^"
+    other = {f"{start}{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
     return {
         "r": common,
         "lora_alpha": common,

@@ -43,7 +43,7 @@ def write_kohya(adapter: Adapter, path: Path) -> Path:
     adapter = as_in_files(adapter)
     version = _version(adapter)
     alphas = {name: weights.scale * weights.rank for name, weights in adapter.layers.items()}
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    alpha = Counter([alpha for alpha in alphas.values() if alpha] or [1.0]).most_common(1)[0][0]
     tensors: dict[str, Tensor] = {}
     for name, weights in adapter.layers.items():
         key = to_kohya(name, sdxl=version == 3)
@@ -80,6 +80,8 @@ def read_kohya(path: Path) -> Adapter:
             raise AdapterError(f"{path}: {error}; in this format Stable Diffusion 1, 2 and XL can be read") from None
         if "magnitude" in parts and parts["magnitude"].shape[0] == 1:
             raise AdapterError(f"{path}: {key}.dora_scale is for input columns; DoRA's own is for output rows")
+        if name in layers:
+            raise AdapterError(f"{path}: {key!r} is {name} a second time; which one counts?")
         layers[name] = layer(key, parts, path)
     if not layers:
         raise AdapterError(f"{path} holds no low-rank matrices")

@@ -19,6 +19,7 @@ from vislora.errors import AdapterError
 from vislora.files import write_json, write_tensors
 from vislora.formats.peft_attention import as_units, is_part, own_name, peft_name
 from vislora.lora import Adapter, LowRankWeights
+from vislora.lora.names import fits
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -34,7 +35,8 @@ _UNSUPPORTED = [
     ("fan_in_fan_out", (False, None), "transposed (Conv1D) weights"),
     ("megatron_config", (None,), "Megatron layers"),
     ("trainable_token_indices", (None,), "trained token embeddings"),
-    ("init_lora_weights", (True, False, None, "gaussian", "orthogonal"), "an initialisation that changes the base"),
+    ("alora_invocation_tokens", (None,), "an update that waits for a prompt's tokens"),
+    ("init_lora_weights", (True, False, None, "gaussian", "orthogonal", "eva"), "a start that changes the base"),
 ]
 
 
@@ -75,9 +77,7 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     write_json(_config(wide), folder / CONFIG)
     write_json(adapter.about, folder / ABOUT)
     if not read_peft(folder).equals(wide):
-        raise AdapterError(
-            f"{folder}: what was written reads back differently; the disk or the file system is at fault"
-        )
+        raise AdapterError(f"{folder}: what was written reads back differently; try another disk or file system")
 
 
 def read_peft(folder: Path | str) -> Adapter:
@@ -88,23 +88,17 @@ def read_peft(folder: Path | str) -> Adapter:
     """
     folder = Path(folder)
     config = _read_json(folder / CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA can be read")
-    for key, harmless, what in _UNSUPPORTED:
-        if config.get(key) not in harmless:
-            raise AdapterError(f"{folder / CONFIG}: {key}={config[key]!r} ({what}) can't be read; it would be lost")
+    check_readable(config, folder / CONFIG)
     try:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{folder / TENSORS} can't be read: {error}") from None
     about = _read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    layers = _layers({k: t for k, t in tensors.items() if ".lora_" in k}, config, folder)
     try:
         dropout = float(config.get("lora_dropout") or 0.0)
-        layers = _layers({k: t for k, t in tensors.items() if ".lora_" in k}, config, folder)
-    except (TypeError, ValueError, re.error) as error:
-        raise AdapterError(
-            f"{folder / CONFIG}: lora_alpha, lora_dropout or alpha_pattern is malformed: {error}"
-        ) from None
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{folder / CONFIG}: lora_dropout is malformed: {error}") from None
     rest = {key: tensor for key, tensor in tensors.items() if ".lora_" not in key}
     trained: dict[str, dict[str, Tensor]] = {}
     biases: dict[str, Tensor] = {}
@@ -124,13 +118,36 @@ def read_peft(folder: Path | str) -> Adapter:
     return Adapter(layers, trained, dropout, about, biases)
 
 
-def alpha_of(config: dict[str, Any], module: str) -> float:
-    """The alpha that PEFT's settings give a module: a key of `alpha_pattern` is a regular expression for the end of the
-    module's name."""
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return float(value)
-    return float(config.get("lora_alpha", 8))
+def check_readable(config: dict[str, Any], path: Path) -> None:
+    """PEFT's settings, read from `path`, say nothing that would change the output and is lost here.
+
+    Raises:
+        AdapterError: they do.
+    """
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA can be read")
+    for key, harmless, what in _UNSUPPORTED:
+        if config.get(key) not in harmless:
+            raise AdapterError(f"{path}: {key}={config[key]!r} ({what}) can't be read; it would be lost")
+
+
+def alpha_of(config: dict[str, Any], module: str, path: Path) -> float:
+    """The alpha that PEFT's settings, read from `path`, give a module: by the first pattern of `alpha_pattern` that
+    fits its name, or `lora_alpha`.
+
+    Raises:
+        AdapterError: it is no finite number, or a pattern no regular expression.
+    """
+    try:
+        patterns = (config.get("alpha_pattern") or {}).items()
+        alpha = float(
+            next((value for pattern, value in patterns if fits(pattern, module)), config.get("lora_alpha", 8))
+        )
+        if not math.isfinite(alpha):
+            raise ValueError(f"{alpha} is no finite number")
+    except (AdapterError, AttributeError, TypeError, ValueError) as error:
+        raise AdapterError(f"{path}: lora_alpha or alpha_pattern is malformed: {error}") from None
+    return alpha
 
 
 def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, LowRankWeights]:
@@ -158,7 +175,7 @@ def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) ->
             a.float(),
             b.float(),
             a.shape[0],
-            alpha_of(config, module.removesuffix(".base_layer.out_proj")),
+            alpha_of(config, module.removesuffix(".base_layer.out_proj"), folder / CONFIG),
             b.shape[0],
             bool(config.get("use_rslora")),
             magnitude=None if magnitude is None else magnitude.float().flatten(),
@@ -203,8 +220,9 @@ def _config(adapter: Adapter) -> dict[str, Any]:
         "modules_to_save": list(adapter.trained) or None,
         "r": rank,
         "lora_alpha": _plain(alpha),
-        "rank_pattern": {re.escape(name): w.rank for name, w in layers.items() if w.rank != rank},
-        "alpha_pattern": {re.escape(name): _plain(w.alpha) for name, w in layers.items() if w.alpha != alpha},
+        # without ^ a pattern would fit every name that ends in it
+        "rank_pattern": {f"^{re.escape(name)}": w.rank for name, w in layers.items() if w.rank != rank},
+        "alpha_pattern": {f"^{re.escape(name)}": _plain(w.alpha) for name, w in layers.items() if w.alpha != alpha},
         "lora_dropout": adapter.dropout,
         "bias": _bias_kind(adapter),
         "fan_in_fan_out": False,

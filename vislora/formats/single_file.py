@@ -99,11 +99,14 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
             f"{up.shape[0]} output rows"
         )
     rank = down.shape[0]
+    alpha = parts.get("alpha", torch.tensor(float(rank)))
+    if rank < 1 or alpha.numel() != 1 or not alpha.isfinite().all():
+        raise AdapterError(f"{path}: {name} has rank {rank} and alpha {alpha.tolist()}; expected a number for each")
     return LowRankWeights(
         down.float(),
         up.float(),
         rank,
-        float(parts.get("alpha", rank)),
+        alpha.item(),
         up.shape[0],
         magnitude=None if magnitude is None else magnitude.float().flatten(),
     )
@@ -133,4 +136,4 @@ def check_written(adapter: Adapter, path: Path, read: Callable[[Path], Adapter])
         )
         magnitudes = [w.magnitude for w in (found, wanted) if w.magnitude is not None]
         if not same or len(magnitudes) == 1 or (magnitudes and not torch.equal(*magnitudes)):
-            raise AdapterError(f"{path}: {name} reads back differently; the disk or the file system is at fault")
+            raise AdapterError(f"{path}: {name} reads back differently; try another disk or file system")

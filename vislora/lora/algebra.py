@@ -171,6 +171,8 @@ def blend(
         )
     if rank is not None:
         _check_wish(rank, None)
+    if not all(adapter.layers for adapter in adapters):
+        raise AdapterError("an adapter without layers can't be blended")
     rank = rank or max(w.rank for adapter in adapters for w in adapter.layers.values())
     layers, energy = {}, {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
