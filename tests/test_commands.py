@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -186,9 +187,9 @@ def test_the_merged_export_is_a_timm_model_with_the_same_logits_and_labels(run, 
         export(ExportConfig(adapter=str(folder), out=str(tmp_path / "twice")))
 
 
-def test_predictions_are_the_models_probabilities_and_the_command_prints_them(run, photos, tmp_path):
+def test_predictions_are_the_models_probabilities_and_the_command_prints_them(run, photos, tmp_path, monkeypatch):
     out, _ = run
-    odd = tmp_path / "a, 'b'=c.png"
+    odd = tmp_path / os.fsdecode(b"a, 'b'=c \xe9.png")
     odd.write_bytes((photos / "test" / "red" / "0.png").read_bytes())
     paths = [str(photos / "test" / "green" / "1.png"), str(odd)]
     found = predict(PredictConfig(adapter=str(out / "adapter"), images=paths, top=2))
@@ -199,9 +200,12 @@ def test_predictions_are_the_models_probabilities_and_the_command_prints_them(ru
         assert [name for name, _ in found[path]] == [CLASSES[k] for k in expected.indices[:2]]
         assert [p for _, p in found[path]] == pytest.approx(expected.values[:2].tolist(), abs=1e-5)
     command = [sys.executable, "-m", "vislora.predict", f"adapter={out / 'adapter'}", *paths, "top=1"]
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{p}: {found[p][0][0]} {found[p][0][1]:.1%}" for p in paths]
+    told = [path.encode(errors="backslashreplace").decode() for path in paths]
+    wanted = [f"{name}: {found[p][0][0]} {found[p][0][1]:.1%}" for name, p in zip(told, paths, strict=True)]
+    assert done.stdout.splitlines() == wanted
 
 
 def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_path):

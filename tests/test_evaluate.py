@@ -5,6 +5,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from vislora.errors import AdapterError, ConfigError
 from vislora.evaluate import evaluate, short_names
 from vislora.models.vit import build_vit
 from vislora.recognizer import load_recognizer
+from vislora.report.scores import write_scores
 from vislora.train import train
 
 CLASSES = ("blue", "green", "red")
@@ -93,6 +95,12 @@ def test_all_rows_are_in_one_table_and_each_has_its_folder(compared):
     assert (out / "report.html").stat().st_size < 3e6
     for word in ("lora, linear probe on mine", "Robustness", "lora: what changed", "full: what changed"):
         assert word in (out / "report.html").read_text()
+
+
+def test_an_adapter_whose_folder_has_a_name_of_any_bytes_is_in_the_table(compared, tmp_path):
+    rows, _ = compared
+    write_scores([replace(rows[0], name="caf\udce9")], [], configure("evaluate", ["adapter=x"]), tmp_path)
+    assert (tmp_path / "scores.csv").read_text().splitlines()[1].startswith(r"caf\udce9,mine,15,")
 
 
 def test_probabilities_are_those_of_the_model_on_the_pictures_alone(compared, runs, photos):

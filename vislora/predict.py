@@ -33,6 +33,7 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
 
 
 def _main(config: PredictConfig, _out: Path) -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     for path, ranking in predict(config).items():
         print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking))
 

@@ -19,6 +19,7 @@ def split(*classes):
     [
         (Splits(split("a")), "1 classes, and at least two"),
         (Splits(split("a", "b", "a")), "two classes of the data are called 'a'"),
+        (Splits(split("a", "caf\udce9")), r"class 'caf\\udce9' of the data is no text in UTF-8"),
         (
             Splits(split("a", "b"), test=split("a", "c")),
             "test and train have different classes: 'c' where train has 'b'",

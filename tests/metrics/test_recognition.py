@@ -85,3 +85,10 @@ def test_hostile_class_names_survive_all_files(tmp_path):
         assert [row["predicted"] for row in csv.DictReader(file)] == list(names)
     assert (tmp_path / "confusion.png").stat().st_size > 1000
     assert "<script" not in (tmp_path / "confusion.svg").read_text()
+
+
+def test_a_files_name_of_any_bytes_is_written(tmp_path):
+    named = Predictions(("a", "b"), torch.eye(2), torch.arange(2), ["a.png", "caf\udce9.png"])
+    evaluate_predictions(named, resamples=10).write(tmp_path)
+    assert r"caf\udce9.png,b,b," in (tmp_path / "predictions.csv").read_text()
+    assert (tmp_path / "confusion.csv").read_text().startswith("true \\ predicted,a,b")

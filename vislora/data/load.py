@@ -78,6 +78,8 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         raise DataError(f"the data has {len(splits.classes)} classes, and at least two are needed to tell apart")
     if twice := [name for name, count in Counter(splits.classes).items() if count > 1]:
         raise DataError(f"two classes of the data are called {twice[0]!r}")
+    if odd := [name for name in splits.classes if any("\ud800" <= c <= "\udfff" for c in name)]:
+        raise DataError(f"class {odd[0]!r} of the data is no text in UTF-8, as files and figures need it; rename it")
     for name, split in {"val": splits.val, "test": splits.test}.items():
         if split is not None and split.classes != splits.classes:
             other, expected = next(pair for pair in zip_longest(split.classes, splits.classes) if pair[0] != pair[1])

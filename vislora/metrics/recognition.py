@@ -149,7 +149,7 @@ class Evaluation:
         """Write evaluation.json, predictions.csv and confusion.csv."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), folder / "evaluation.json")
-        _write_rows([["true \\\\ predicted", *self.classes], *self._confusion_rows()], folder / "confusion.csv")
+        _write_rows([["true \\ predicted", *self.classes], *self._confusion_rows()], folder / "confusion.csv")
         _write_rows(
             [["image", "true", "predicted", "probability"], *self._prediction_rows()], folder / "predictions.csv"
         )
@@ -206,5 +206,5 @@ def worst_mistakes(predictions: Predictions, count: int) -> list[int]:
 
 
 def _write_rows(rows: list[list[Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(rows)

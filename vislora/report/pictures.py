@@ -92,7 +92,7 @@ def _to_dict(found: "PictureEvaluation") -> dict[str, Any]:
 
 
 def _write_table(rows: Sequence["PictureScores"], file: Path) -> None:
-    with file.open("w", newline="", encoding="utf-8") as lines:
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
         table = csv.writer(lines)
         ends = [f"{key}{end}" for key in FIGURES for end in ("", "_low", "_high")]
         table.writerow(["name", "adapter", "scale", "pictures", *ends])
@@ -105,7 +105,7 @@ def _write_table(rows: Sequence["PictureScores"], file: Path) -> None:
 def _write_pictures(found: "PictureEvaluation", out: Path) -> None:
     """Every picture drawn, and its values in pictures.csv."""
     keys = list(found.rows[-1].each)
-    with (out / "pictures.csv").open("w", newline="", encoding="utf-8") as lines:
+    with (out / "pictures.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
         table = csv.writer(lines)
         table.writerow(["file", "name", "prompt", "label", "seed", "noise_seed", *keys])
         for number, row in enumerate(found.rows):

@@ -105,7 +105,7 @@ def _row(index: int, row: "Scored", rows: Sequence["Scored"], config: EvaluateCo
 
 
 def _write_table(table: list[dict[str, Any]], file: Path) -> None:
-    with file.open("w", newline="", encoding="utf-8") as lines:
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
         rows = csv.writer(lines)
         intervals = [f"{key}_{end}" for key in FIGURES for end in ("low", "high")]
         rows.writerow(["name", "data", "images", *FIGURES, "nll", *intervals, "corrupted_top1", "images_per_s"])
