@@ -208,6 +208,19 @@ def test_predictions_are_the_models_probabilities_and_the_command_prints_them(ru
     assert done.stdout.splitlines() == wanted
 
 
+@pytest.mark.filterwarnings("ignore:this CPU has no native bf16")
+def test_predictions_are_computed_in_the_precision_that_is_asked_for(run, photos):
+    out, _ = run
+    path = str(photos / "test" / "green" / "1.png")
+    settings = {"adapter": str(out / "adapter"), "images": [path], "top": 3}
+    found = dict(predict(PredictConfig(**settings, precision=Precision.bf16))[path])
+    mine = load_recognizer(out / "adapter")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        lowered = mine.model(eval_transform(mine.preprocessing)(read_image(Path(path)))[None]).float().softmax(1)[0]
+    assert [found[name] for name in CLASSES] == pytest.approx(lowered.tolist(), abs=2e-3)  # or a GPU's
+    assert found != dict(predict(PredictConfig(**settings))[path])
+
+
 def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_path):
     shared = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}"]
     base = load_file(weights)

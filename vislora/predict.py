@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from vislora.compose import command, quoted
-from vislora.config import PredictConfig
+from vislora.config import Precision, PredictConfig
+from vislora.errors import ConfigError
 
 
 def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
@@ -18,18 +19,27 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     Raises:
         VisloraError: a mistake in the settings or the adapter, or an image that can't be read.
     """
-    from vislora.data.images import read_image
+    from vislora.data.splits import Files, ImageSplit
+    from vislora.inference import Inference
+    from vislora.precision import new_accelerator, resolve_precision
     from vislora.recognizer import load_recognizer
 
+    if not config.images:
+        raise ConfigError("images=[]: expected at least one file")
+    accelerator = new_accelerator(Precision.fp32)
+    precision = resolve_precision(config.precision, accelerator.device)
     recognizer = load_recognizer(config.adapter, config.weights)
-    found: dict[str, list[tuple[str, float]]] = {}
-    for start in range(0, len(config.images), config.batch_size):
-        paths = config.images[start : start + config.batch_size]
-        probabilities = recognizer([read_image(Path(path)) for path in paths])
-        best = probabilities.topk(min(config.top, len(recognizer.classes)))
-        for path, values, columns in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
-            found[path] = [(recognizer.classes[k], p) for k, p in zip(columns, values, strict=True)]
-    return found
+    recognizer.model.to(accelerator.device)
+    unlabelled = [0] * len(config.images)
+    split = ImageSplit(recognizer.classes, unlabelled, config.images, Files([Path(path) for path in config.images]))
+    inference = Inference(config.batch_size, precision, 0, accelerator)
+    logits, _ = inference.outputs(recognizer.model, split, recognizer.preprocessing)
+    best = logits.softmax(1).topk(min(config.top, len(recognizer.classes)))
+    rankings = zip(config.images, best.values.tolist(), best.indices.tolist(), strict=True)
+    return {
+        path: [(recognizer.classes[k], p) for k, p in zip(columns, values, strict=True)]
+        for path, values, columns in rankings
+    }
 
 
 def _main(config: PredictConfig, _out: Path) -> None:
