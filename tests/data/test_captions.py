@@ -36,8 +36,12 @@ def test_one_prompt_stands_for_all_captions(folder):
 
 
 def test_metadata_in_hugging_faces_form_names_pictures_and_their_texts(folder):
-    rows = [{"file_name": "deep/c.png", "text": "grün"}, {"file_name": "b.png", "text": "rot", "more": [1]}]
-    (folder / "metadata.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
+    rows = [
+        {"file_name": "deep/c.png", "text": "grün"},
+        {"file_name": "b.png", "text": "rot", "more": "\u2028\x85\x0c"},
+    ]
+    text = "\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)  # what other writers leave unescaped
+    (folder / "metadata.jsonl").write_bytes(text.encode())
     splits = read(folder)
     assert list(splits.train.captions) == ["grün", "rot"]
     assert splits.train.pictures[0].getpixel((0, 0)) == (0, 128, 0)
@@ -52,12 +56,15 @@ def test_metadata_in_hugging_faces_form_names_pictures_and_their_texts(folder):
         ('{"file_name": "C:\\\\x.png", "text": "a"}', "leads out of the folder"),
         ('{"file_name": "deep\\\\..\\\\..\\\\x.png", "text": "a"}', "leads out of the folder"),
         ('{"file_name": "none.png", "text": "a"}', "none.png is missing"),
+        ('{"file_name": ".", "text": "a"}', "expected"),
+        ('{"file_name": ".\\\\", "text": "a"}', "expected"),
         ('{"file_name": "b.png"}', "expected"),
         ('{"file_name": "b.png", "text": 3}', "expected"),
         ('["b.png"]', "expected"),
         ("{file_name: b.png}", "isn't JSON"),
         ('{"file_name": "b.png", "text": " "}', "caption is empty"),
         ('{"file_name": "b.png", "text": "a \\u001b[31m bird"}', "control character"),
+        ('{"file_name": "b.png", "text": "a \\ud83d bird"}', r"'\\ud83d', one half of a character"),
     ],
 )
 def test_a_line_of_metadata_that_cant_be_used_is_named(folder, line, message):

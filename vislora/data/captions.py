@@ -132,7 +132,7 @@ def clean(text: str, where: str) -> str:
     """A caption in one line, without spaces around it.
 
     Raises:
-        DataError: it is empty, longer than 4000 characters or holds control characters.
+        DataError: it is empty, longer than 4000 characters, or holds control characters or half ones.
     """
     line = " ".join(text.split())
     if not line:
@@ -141,6 +141,8 @@ def clean(text: str, where: str) -> str:
         raise DataError(f"{where}: the caption has {len(line)} characters, more than {_LONGEST}")
     if odd := next((c for c in line if unicodedata.category(c) == "Cc"), None):
         raise DataError(f"{where}: the caption holds the control character {odd!r}")
+    if half := next((c for c in line if unicodedata.category(c) == "Cs"), None):
+        raise DataError(f"{where}: the caption holds {half!r}, one half of a character; write the whole one in UTF-8")
     return line
 
 

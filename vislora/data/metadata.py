@@ -63,11 +63,12 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """
     table = folder / METADATA
     for where, row in json_lines(table):
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
+        told = row.get("file_name") if isinstance(row, dict) else None
+        name = PurePosixPath(told.replace("\\", "/") if isinstance(told, str) else "")
+        if not name.name:  # as of "" and "."
             raise DataError(f'{where}: expected {{"file_name": "…", …}}')
-        name = PurePosixPath(row["file_name"].replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-            raise DataError(f"{where}: {row['file_name']!r} leads out of the folder")
+            raise DataError(f"{where}: {told!r} leads out of the folder")
         if not (folder / name).is_file():
             raise DataError(f"{where}: {folder / name} is missing")
         yield where, folder / name, row
@@ -90,13 +91,13 @@ def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def text_lines(file: Path) -> list[str]:
-    """The lines of a text file.
+    """The lines of a text file. U+2028 and its like, which JSON leaves as they are within a text, end none.
 
     Raises:
         DataError: it is missing or isn't in UTF-8.
     """
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise DataError(f"{file} is missing") from None
     except UnicodeDecodeError as error:
