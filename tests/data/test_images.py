@@ -11,12 +11,16 @@ import pytest
 from PIL import Image, ImageOps
 
 from vislora.data.images import read_image, upright_rgb
-from vislora.data.inspection import check_images
+from vislora.data.inspection import inspect_files
 from vislora.errors import DataError
 from vislora.paths import cache_dir
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+def check_images(paths):
+    return [facts.problem for facts in inspect_files(paths).values() if facts.problem is not None]
 
 
 def save(path, image, **options):
@@ -95,6 +99,13 @@ def test_cmyk_palette_grey_and_animated_pictures_are_read_as_rgb(tmp_path):
     assert "first of 2 frames" in found["animated.gif"].what
 
 
+def test_a_phones_picture_with_a_preview_behind_it_is_no_animation(tmp_path):
+    shot, preview = Image.fromarray(PIXELS), Image.new("RGB", (4, 4))
+    path = save(tmp_path / "phone.jpg", shot, format="MPO", save_all=True, append_images=[preview])
+    assert read_image(path).size == (12, 8)
+    assert check_images([path]) == []
+
+
 def _bomb(path):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -127,7 +138,7 @@ def test_a_repaired_file_is_checked_again(tmp_path):
     assert check_images([path]) == []
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(11))  # 0, 9 and 10 are none
 def test_every_orientation_is_turned_as_pillow_turns_it_and_only_once(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -135,6 +146,8 @@ def test_every_orientation_is_turned_as_pillow_turns_it_and_only_once(tmp_path, 
     with Image.open(path) as picture:
         expected = np.asarray(ImageOps.exif_transpose(picture))
     upright = read_image(path)
+    facts = inspect_files([path])[path]
+    assert (facts.width, facts.height) == upright.size
     assert np.array_equal(np.asarray(upright), expected)
     assert np.array_equal(np.asarray(upright_rgb(upright)), expected)
 

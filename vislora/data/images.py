@@ -125,7 +125,7 @@ def inspect(path: Path, place: Place | None = None) -> Facts:
             picture.draft(None, (_DRAFT, _DRAFT))
             small = thumbnail(upright_rgb(picture))
             odd = dict(_oddities(picture, size, path.suffix.lower()))
-            width, height = reversed(size) if _orientation(picture) >= 5 else size
+            width, height = reversed(size) if _orientation(picture) in (5, 6, 7, 8) else size
     except _UnreadableError as reason:
         return Facts(Problem(path, str(reason), usable=False, kinds=(reason.kind,)))
     problem = Problem(path, ", ".join(odd.values()), usable=True, kinds=tuple(odd)) if odd else None
@@ -176,7 +176,8 @@ def _oddities(picture: Image.Image, size: tuple[int, int], suffix: str) -> Itera
     if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         yield "large", f"{size[0]} x {size[1]} pixels, slow to decode"
     try:
-        if (frames := getattr(picture, "n_frames", 1)) > 1:
+        # the further pictures of an MPO file are previews, or what a second lens saw
+        if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
             yield "animated", f"the first of {frames} frames is used"
     except Exception:  # as in `_opened`; what can't be counted won't be read either
         yield "animated", "damaged after the first frame, which is used"

@@ -15,14 +15,10 @@ from tqdm import tqdm
 from vislora.data.images import Facts, Place, Problem, inspect, no_warnings
 from vislora.paths import cache_dir
 
+_EDITION = 2  # of what is told of a file; the next one where the same file is told of otherwise
 _PROCESSES_FROM = 2000  # files; threads, which share the interpreter, are done with fewer before processes have started
 _Picture = tuple[Path, Place | None]
 _BATCH = 32  # files; each is in the cache when it is done, so that an interrupted run goes on from there
-
-
-def check_images(paths: Sequence[Path]) -> list[Problem]:
-    """The files that can't be used, and those that are used with a reservation; see `inspect_files`."""
-    return [facts.problem for facts in inspect_files(paths).values() if facts.problem is not None]
 
 
 def inspect_files(paths: Sequence[Path], places: Mapping[Path, Place] | None = None) -> dict[Path, Facts]:
@@ -90,7 +86,7 @@ class _Store:
 
     def __init__(self, folder: Path) -> None:
         # what is odd, and what can be decoded, depends on Pillow, hence its version
-        key = hashlib.sha256(f"{folder} {PIL.__version__}".encode(errors="surrogateescape")).hexdigest()[:24]
+        key = hashlib.sha256(f"{folder} {PIL.__version__} {_EDITION}".encode(errors="surrogateescape")).hexdigest()[:24]
         self.path = cache_dir() / "inspected" / f"{key}.jsonl"
         self.rows = dict(self._read())
 
