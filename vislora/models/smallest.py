@@ -35,20 +35,6 @@ def prove_alive_cheaply(model: nn.Module) -> int:
     raise AssertionError("the model's own size is the last one")
 
 
-def smallest_images(model: nn.Module) -> Tensor:
-    """Two random pictures [2, 3, size, size] of the smallest size that the model's forward takes."""
-    for size, images in _examples(model):
-        try:
-            with torch.no_grad():
-                model(images)
-        except Exception:
-            if size == preprocessing(model).size:
-                raise
-        else:
-            return images
-    raise AssertionError("the model's own size is the last one")
-
-
 def _examples(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
     own = preprocessing(model).size
     parameter = next(model.parameters())
