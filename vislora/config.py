@@ -145,6 +145,11 @@ class PriorConfig:
     count: int = 100
     weight: float = 1.0  # of their loss
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, "data.prior.", count=(1, math.inf), weight=(0, math.inf))
+        if self.images is not None and self.prompt is None:
+            raise ConfigError("data.prior.images needs data.prior.prompt, the caption of those pictures")
+
 
 @dataclass
 class CaptionedData(BaseData):
@@ -158,7 +163,7 @@ class CaptionedData(BaseData):
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
-        _check_ranges(self, "data.", hflip=(0, 1))
+        _check_ranges(self, "data.", hflip=(0, 1), repeats=(1, math.inf))
 
 
 @dataclass
@@ -311,6 +316,7 @@ class LoraAdapter(AdapterConfig):
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "adapter.", rank=(1, math.inf), alpha=(0, math.inf), dropout=(0, 0.99))
         if self.pissa and self.dora:
             raise ConfigError("adapter.pissa and adapter.dora exclude each other; choose one")
         if self.pissa and self.dropout:
@@ -455,6 +461,9 @@ class TrainConfig:
     optim: OptimConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, seed=(0, 2**63 - 1))
 
 
 class Baseline(Enum):

@@ -1,6 +1,6 @@
 """Diffusion: a text-to-image pipeline and captioned pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from vislora.config import CaptionedData, Precision, PrefixCache, TrainConfig, d
 from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
+from vislora.data.images import Facts
 from vislora.data.load import load_captions
 from vislora.data.order import MicroBatches, Order, SampleKey
 from vislora.data.preflight import captioned_rows_of, examine
@@ -56,12 +57,12 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     side = _side(pipe, data)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
-        learned, weights, shown, odd = with_prior(pipe, splits.train, data, device)
-    train = Gallery(learned, _sizes(learned, data, side), weights, shown, data.hflip)
+        learned, weights, shown = with_prior(pipe, splits, data, device)
+    train = Gallery(learned.train, _sizes(learned.train, learned.facts, data, side), weights, shown, data.hflip)
     val = None
     if splits.val is not None:
         whole = range(len(splits.val))
-        val = Gallery(splits.val, _sizes(splits.val, data, side), [1.0] * len(whole), whole)
+        val = Gallery(splits.val, _sizes(splits.val, splits.facts, data, side), [1.0] * len(whole), whole)
 
     encoder = PipelineEncoder(pipe, device)
     torch.manual_seed(config.seed)
@@ -112,9 +113,9 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         batches=lambda start, stop: _loader(sets[0], MicroBatches(order, start, stop), settings.workers),
         validation=None if val is None else _validation(sets[1], val, settings.batch_size, accelerator),
         about=f"{len(splits.train)} pictures"
-        + (f", {len(learned) - len(splits.train)} of the class" if len(learned) > len(splits.train) else "")
+        + (f", {classes} of the class" if (classes := len(learned.train) - len(splits.train)) else "")
         + f" of {side} pixels",
-        preflight=examine(captioned_rows_of(splits), [*splits.problems, *odd], side),
+        preflight=examine(captioned_rows_of(splits), learned.problems, side),
         finish=finish,
         preview=preview,
     )
@@ -142,11 +143,14 @@ def _side(pipe: Any, data: CaptionedData) -> int:
     return side
 
 
-def _sizes(captioned: Captioned, data: CaptionedData, side: int) -> list[Size]:
+def _sizes(captioned: Captioned, facts: Mapping[str, Facts], data: CaptionedData, side: int) -> list[Size]:
+    """What each picture is cut to; those that lie in files aren't opened for it, as their sizes are known."""
     if not data.buckets:
         return [(side, side)] * len(captioned)
     sizes = bucket_sizes(side)
-    return [nearest(captioned.pictures[i].size, sizes) for i in range(len(captioned))]
+    known = [facts.get(name) for name in captioned.names]
+    own = [captioned.pictures[i].size if fact is None else (fact.width, fact.height) for i, fact in enumerate(known)]
+    return [nearest(size, sizes) for size in own]
 
 
 def _order(gallery: Gallery, config: TrainConfig, accelerator: Accelerator) -> Order:

@@ -11,35 +11,31 @@ from torch import nn
 
 from vislora.config import CaptionedData, CaptionsData
 from vislora.data.cache import content_key, weights_key
-from vislora.data.captions import Captioned, captions_folder, clean, picture_files
-from vislora.data.images import Problem
+from vislora.data.captions import Captioned, CaptionedSplits, captions_folder, clean, picture_files
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
 from vislora.drawing import draw
-from vislora.errors import ConfigError
 from vislora.paths import cache_dir
+
+_AT_ONCE = 8  # pictures drawn together
 
 
 def with_prior(
-    pipe: Any, train: Captioned, data: CaptionedData, device: torch.device
-) -> tuple[Captioned, list[float], list[int], list[Problem]]:
-    """The pictures to learn from, the weight of each one's loss, the picture of each showing of an epoch, and files of
-    the class that need a look.
+    pipe: Any, splits: CaptionedSplits, data: CaptionedData, device: torch.device
+) -> tuple[CaptionedSplits, list[float], list[int]]:
+    """The pictures to learn from with the class's among them, the weight of each one's loss, and the picture of each
+    showing of an epoch.
 
     With prior preservation the subject is shown as often as the class. Pictures of the class are drawn by the untuned
     pipeline, and kept in the cache, where `data.prior.images` names no folder of them.
 
     Raises:
-        ConfigError: a number out of range, or pictures without a prompt.
         DataError: the folder of pictures can't be read.
     """
-    if data.repeats < 1:
-        raise ConfigError(f"data.repeats={data.repeats}: expected 1 or more")
+    train = splits.train
     shown = list(range(len(train))) * data.repeats
     if data.prior.prompt is None:
-        if data.prior.images is not None:
-            raise ConfigError("data.prior.images needs data.prior.prompt, the caption of those pictures")
-        return train, [1.0] * len(train), shown, []
+        return splits, [1.0] * len(train), shown
     if data.prior.images is not None:
         folder = Path(data.prior.images).expanduser()
         picture_files(folder, "data.prior.images")
@@ -55,7 +51,8 @@ def with_prior(
     )
     weights = [1.0] * len(train) + [data.prior.weight] * len(prior)
     subject = [i % len(train) for i in range(count)]
-    return both, weights, subject + [len(train) + i % len(prior) for i in range(count)], found.problems
+    learned = CaptionedSplits(both, splits.val, [*splits.problems, *found.problems], {**splits.facts, **found.facts})
+    return learned, weights, subject + [len(train) + i % len(prior) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,19 @@ class _Joined:
 
 def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     """A folder of `data.prior.count` pictures of the prompt by the untuned pipeline; only missing ones are drawn."""
-    if data.prior.count < 1:
-        raise ConfigError(f"data.prior.count={data.prior.count}: expected 1 or more")
     prompt = clean(data.prior.prompt, "data.prior.prompt")
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    key = content_key(prompt, data.size, weights_key(modules))
+    scheduler = [pair for pair in sorted(pipe.scheduler.config.items()) if not pair[0].startswith("_")]
+    drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, repr(scheduler), weights_key(modules))
+    key = content_key(prompt, data.size, *drawn_by)
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(device)
     missing: Sequence[int] = [i for i in range(data.prior.count) if not (folder / f"{i:05d}.png").is_file()]
-    for number in missing:
-        (image,) = draw(pipe, [(prompt, mix(number))], 25, 5.0, data.size)
-        part = folder / f"{number:05d}.part"
-        image.save(part, format="PNG")
-        part.rename(folder / f"{number:05d}.png")
+    for start in range(0, len(missing), _AT_ONCE):  # an interrupted run goes on from the last batch
+        batch = missing[start : start + _AT_ONCE]
+        for number, image in zip(batch, draw(pipe, [(prompt, mix(i)) for i in batch], 25, 5.0, data.size), strict=True):
+            part = folder / f"{number:05d}.part"
+            image.save(part, format="PNG")
+            part.rename(folder / f"{number:05d}.png")
     return folder

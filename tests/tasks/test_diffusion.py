@@ -1,0 +1,94 @@
+"""Settings of a diffusion run reach what they are for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+
+import vislora.data.splits
+from vislora.compose import configure
+from vislora.config import Precision
+from vislora.data.buckets import bucket_sizes, nearest
+from vislora.errors import ConfigError
+from vislora.tasks.diffusion import prepare
+from vislora.tasks.task import Task
+
+SIZES = ((64, 128), (128, 64), (96, 96))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Three captioned pictures of other proportions each, their left half black."""
+    root = tmp_path_factory.mktemp("photos")
+    for i, (width, height) in enumerate(SIZES):
+        pixels = np.full((height, width, 3), 255, dtype=np.uint8)
+        pixels[:, : width // 2] = 0
+        Image.fromarray(pixels).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text(f"picture {i}")
+    return root
+
+
+def prepared(base: Path, photos: Path, *words: str) -> Task:
+    common = ["objective=diffusion", "model=diffusers", f"model.name={base}", "adapter=unet_lora", "adapter.rank=2"]
+    common += ["data=captions", f"data.root={photos}", "trainer.batch_size=16"]
+    config = configure("train", [*common, *words])
+    return prepare(config, Precision.fp32, Accelerator(cpu=True), Path("unused"))
+
+
+def epoch(task: Task) -> dict:
+    """The one batch of an epoch."""
+    (batch,) = task.batches(0, 1)
+    return batch
+
+
+def test_the_objective_is_the_one_that_is_set(base, photos):
+    words = ["objective.min_snr_gamma=3", "objective.noise_offset=0.2", "objective.caption_dropout=0.7"]
+    objective = prepared(base, photos, "data.size=64", *words).objective
+    assert (objective.min_snr_gamma, objective.noise_offset, objective.caption_dropout) == (3, 0.2, 0.7)
+
+
+@pytest.mark.parametrize("hflip", [0, 1])
+def test_pictures_are_mirrored_as_often_as_is_set(base, photos, hflip):
+    images = epoch(prepared(base, photos, "data.size=64", "data.cache=false", f"data.hflip={hflip}"))["images"]
+    left, right = images[..., :16].mean((1, 2, 3)), images[..., -16:].mean((1, 2, 3))
+    assert ((left > right) == bool(hflip)).all()
+
+
+def test_each_picture_is_shown_as_often_as_is_set(base, photos):
+    times = epoch(prepared(base, photos, "data.size=64", "data.repeats=4"))["text"]["time_ids"]
+    shown = [tuple(row[:2].int().tolist()) for row in times]
+    assert {size: shown.count(size) for size in shown} == {(height, width): 4 for width, height in SIZES}
+
+
+def test_pictures_of_the_class_weigh_what_is_set(base, photos):
+    words = ["data.prior.prompt=a", f"data.prior.images={photos}", "data.prior.weight=0.25"]
+    assert sorted(epoch(prepared(base, photos, "data.size=64", *words))["weight"].tolist()) == [0.25] * 3 + [1.0] * 3
+
+
+def test_a_file_is_opened_once_to_be_encoded_and_never_for_its_size(base, photos, monkeypatch):
+    opened = []
+    read = vislora.data.splits.read_image
+    monkeypatch.setattr(
+        vislora.data.splits, "read_image", lambda path, *place: opened.append(path) or read(path, *place)
+    )
+    task = prepared(base, photos, "data.size=128", "data.buckets=true")
+    assert sorted(opened) == sorted(photos.glob("*.png"))
+    sizes = {tuple(row[4:].tolist()) for batch in task.batches(0, 3) for row in batch["text"]["time_ids"]}
+    assert sizes == {nearest(size, bucket_sizes(128))[::-1] for size in SIZES}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.repeats=0", "data.repeats=0: expected 1 or more"),
+        ("data.prior.count=0", "data.prior.count=0: expected 1 or more"),
+        ("data.prior.weight=-1", "data.prior.weight=-1.0: expected 0 or more"),
+        ("data.prior.images=there", r"data\.prior\.images needs data\.prior\.prompt"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_loaded(word, message):
+    words = ["objective=diffusion", "model=diffusers", "adapter=unet_lora", "data=captions"]
+    with pytest.raises(ConfigError, match=message):
+        configure("train", [*words, "model.name=nowhere", "data.root=nowhere", word])

@@ -1,0 +1,57 @@
+"""Pictures of the class are drawn once for each pipeline and prompt."""
+
+from pathlib import Path
+
+import pytest
+import tiny_diffusion as tiny
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+import vislora.tasks.prior
+from vislora.config import CaptionsData, PriorConfig
+from vislora.data.captions import Captioned, CaptionedSplits
+from vislora.tasks.prior import with_prior
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[int]:
+    """How many pictures were drawn together, each time."""
+    counts: list[int] = []
+
+    def draw(pipe, jobs, *rest):
+        counts.append(len(jobs))
+        return [Image.new("RGB", (16, 16), (seed % 256, 0, 0)) for _, seed in jobs]
+
+    monkeypatch.setattr(vislora.tasks.prior, "draw", draw)
+    return counts
+
+
+def learned(pipe, count: int) -> CaptionedSplits:
+    data = CaptionsData(root="unused", size=16, prior=PriorConfig(prompt="a bird", count=count))
+    subject = CaptionedSplits(Captioned(["sks bird"], ["x"], [Image.new("RGB", (16, 16))]))
+    return with_prior(pipe, subject, data, torch.device("cpu"))[0]
+
+
+def test_missing_pictures_are_drawn_several_at_once(tmp_path, drawn):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    names = learned(pipe, 11).train.names[1:]
+    assert drawn == [8, 3]
+    for name in (names[2], names[9]):
+        Path(name).unlink()
+    learned(pipe, 11)
+    assert drawn == [8, 3, 2]
+
+
+def test_another_scheduler_draws_other_pictures(tmp_path, drawn):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    first = learned(pipe, 1).train.names[1]
+    assert learned(tiny.stable_diffusion(tmp_path / "again"), 1).train.names[1] == first
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    assert learned(pipe, 1).train.names[1] != first
+    assert drawn == [1, 1]
