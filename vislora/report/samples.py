@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vislora.report.sheets import FONT
+
 _CAPTION = 14  # pixels of a line of text
 
 
@@ -15,7 +17,7 @@ def save_grid(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], fi
     factor = max(1, 160 // width)
     width, height = width * factor, height * factor
     sheet = Image.new("RGB", (len(captions) * (width + 4), len(rows) * (height + 4) + 3 * _CAPTION), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.truetype(FONT, 11)
     for column, caption in enumerate(captions):
         for row, images in enumerate(rows):
             picture = images[column].resize((width, height), Image.Resampling.BICUBIC)

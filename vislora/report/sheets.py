@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _GAP, _LINE = 6, 15
 # Pillow's own font has no arrows, and few scripts
-_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Tile:
 
 def contact_sheet(tiles: Sequence[Tile], columns: int, side: int = 144) -> Image.Image:
     """The tiles on white, `columns` of them in a row, each picture fitted into a square of `side` pixels."""
-    font = ImageFont.truetype(_FONT, 11)
+    font = ImageFont.truetype(FONT, 11)
     lines = max(len(tile.lines) for tile in tiles)
     wide, high = side + _GAP, side + _GAP + lines * _LINE
     columns = min(columns, len(tiles))
