@@ -81,6 +81,21 @@ def test_pictures_beside_the_class_folders_are_named(tree):
     assert found == {"extra/cat/a.png": ("aside",), "train/loose.png": ("aside",)}
 
 
+def test_links_to_folders_are_followed_and_a_circle_of_them_is_left(tree, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    picture(elsewhere / "deep" / "a.png", 1)
+    picture(elsewhere / ".hidden" / "b.png", 2)
+    cats = tree / "train" / "cat"
+    (cats / "more").symlink_to(elsewhere)
+    (cats / "again").symlink_to(cats)
+    (elsewhere / "deep" / "back").symlink_to(cats)
+    (tree / "all").symlink_to(tree / "train")
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    names = [name for name, label in zip(splits.train.names, splits.train.labels, strict=True) if label == 1]
+    assert names == [*(str(cats / f"{i}.PNG") for i in range(6)), str(cats / "more" / "deep" / "a.png")]
+    assert splits.problems == []
+
+
 def test_upper_case_splits_are_splits(tree):
     for split in ("train", "val", "test"):
         (tree / split).rename(tree / split.title())

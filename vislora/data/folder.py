@@ -72,17 +72,28 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All pictures in a folder and below it, hidden ones aside."""
-    return [path for path in sorted(folder.rglob("*")) if _is_picture(path, folder)]
+    """All pictures in a folder and below it, hidden ones aside; also behind links to folders, each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # as in a circle of links
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [path for path in (Path(where, name) for name in files) if _is_picture(path)]
+    return sorted(found)
 
 
 def pictures_aside(root: Path, files: Mapping[str, Iterable[tuple[Path, object]]], why: str) -> list[Problem]:
     """The pictures below root that are in no split of the data set's files, each with why it isn't."""
     known = {os.path.abspath(path) for pairs in files.values() for path, _ in pairs}
+    others = [path for path in pictures_below(root) if os.path.abspath(path) not in known]
+    linked = {os.path.realpath(path) for path in known} if others else set()
     return [
         Problem(path, f"{path} {why}", usable=False, kinds=("aside",))
-        for path in pictures_below(root)
-        if os.path.abspath(path) not in known
+        for path in others
+        if os.path.realpath(path) not in linked
     ]
 
 
@@ -94,7 +105,6 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
     return [(path, child.name) for child in _subfolders(folder) for path in pictures_below(child)]
 
 
-def _is_picture(path: Path, folder: Path) -> bool:
+def _is_picture(path: Path) -> bool:
     # names with a leading dot are what systems leave beside pictures: ._a.jpg, .thumbnails/
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
