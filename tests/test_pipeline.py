@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vislora
@@ -206,6 +207,10 @@ def test_swapped_adapter_draws_as_if_it_had_been_applied_first(sd):
     applied = vislora.apply(sd, first)
     applied.swap(second, scale=0.8)
     assert torch.equal(tiny.draw(sd), wanted)
+    applied.swap(first)
+    applied.swap(second)
+    assert applied.scale == 0.8
+    assert torch.equal(tiny.draw(sd), wanted)
 
 
 def test_adapter_that_does_not_fit_leaves_the_old_one_at_work(sd):
@@ -228,6 +233,70 @@ def test_adapter_that_does_not_fit_leaves_no_trace(sd, tmp_path):
     assert {name: value[:2] for name, value in traces(sd).items()} == {name: v[:2] for name, v in before.items()}
     with pytest.raises(AdapterError, match="no adapter that apply put in"):
         vislora.unapply(sd)
+
+
+def test_handle_is_of_no_use_once_its_adapter_is_out(sd):
+    plain = tiny.draw(sd)
+    applied = vislora.apply(sd, tiny.trained(sd))
+    vislora.unapply(sd)
+    for use in (
+        lambda: applied.swap(tiny.trained(sd)),
+        lambda: setattr(applied, "scale", 0.5),
+        lambda: applied.adapter,
+    ):
+        with pytest.raises(AdapterError, match="unapply took this adapter out of the pipeline"):
+            use()
+    assert torch.equal(tiny.draw(sd), plain)
+
+
+def test_adapter_in_a_copy_of_a_pipeline_is_taken_out_by_itself(sd):
+    plain = tiny.draw(sd)
+    vislora.apply(sd, tiny.trained(sd))
+    drawn = tiny.draw(sd)
+    other = copy.deepcopy(sd)
+    assert torch.equal(tiny.draw(other), drawn)
+    vislora.unapply(other)
+    assert torch.equal(tiny.draw(other), plain)
+    assert torch.equal(tiny.draw(sd), drawn)
+
+
+def test_pipeline_is_saved_without_its_adapter(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "before")
+    applied = vislora.apply(pipe, tiny.trained(pipe))
+    applied.swap(tiny.trained(pipe, everything))
+    drawn = tiny.draw(pipe)
+    pipe.save_pretrained(tmp_path / "meanwhile")
+    assert torch.equal(tiny.draw(pipe), drawn)
+    files = sorted((tmp_path / "before").rglob("*.safetensors"))
+    assert len(files) >= 3
+    for file in files:
+        before, meanwhile = load_file(file), load_file(tmp_path / "meanwhile" / file.relative_to(tmp_path / "before"))
+        torch.testing.assert_close(meanwhile, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", ["0.5", None, float("nan"), torch.ones(2)])
+def test_scale_that_is_no_number_changes_nothing(sd, scale):
+    applied = vislora.apply(sd, tiny.trained(sd), scale=0.5)
+    drawn = tiny.draw(sd)
+    with pytest.raises(AdapterError, match=r"scale=.*: expected a finite number"):
+        applied.scale = scale
+    if scale is not None:
+        with pytest.raises(AdapterError, match=r"scale=.*: expected a finite number"):
+            applied.swap(tiny.trained(sd, everything), scale=scale)
+    assert applied.scale == 0.5
+    assert torch.equal(tiny.draw(sd), drawn)
+
+
+def test_layers_that_peft_has_wrapped_are_refused(pipe, tmp_path):
+    pytest.importorskip("peft")
+    file = write_adapter(tiny.trained(pipe), "diffusers", tmp_path)
+    plain = tiny.draw(pipe)
+    pipe.load_lora_weights(str(file))
+    with pytest.raises(AdapterError, match=r"is wrapped by PEFT; call pipe.unload_lora_weights\(\) first"):
+        vislora.apply(pipe, file)
+    pipe.unload_lora_weights()
+    vislora.apply(pipe, file)
+    assert not torch.equal(tiny.draw(pipe), plain)
 
 
 def test_second_apply_is_refused(sd):
@@ -261,6 +330,28 @@ def test_several_adapters_act_as_the_weighted_sum_of_their_updates(pipe, tmp_pat
     vislora.unapply(pipe)
     assert (blended - merged_by_hand(pipe, [(one, 0.7), (other, -0.4)])).abs().max() <= STEP
     assert (half - merged_by_hand(pipe, [(one, 0.35), (other, -0.2)])).abs().max() <= STEP
+    vislora.apply(pipe, [file, other], weights=torch.tensor([0.7, -0.4]))
+    assert (tiny.draw(pipe) - blended).abs().max() <= STEP
+
+
+def test_list_of_one_adapter_is_that_one(sd):
+    adapter = tiny.trained(sd)
+    vislora.apply(sd, adapter)
+    wanted = tiny.draw(sd)
+    vislora.unapply(sd)
+    vislora.apply(sd, [adapter])
+    assert torch.equal(tiny.draw(sd), wanted)
+
+
+def test_list_of_no_adapter_is_refused(sd):
+    with pytest.raises(AdapterError, match=r"adapter=\[\] names no adapter; give one or more"):
+        vislora.apply(sd, [])
+
+
+def test_adapter_of_something_that_is_no_layer_is_refused(sd):
+    (weights, *_) = tiny.trained(sd, components=["unet"]).layers.values()
+    with pytest.raises(AdapterError, match=r"unet\.mid_block is a UNetMidBlock2DCrossAttn"):
+        vislora.apply(sd, Adapter({"unet.mid_block": weights}))
 
 
 def test_weights_belong_to_several_adapters(sd):

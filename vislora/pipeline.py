@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.formats.components import COMPONENTS, named_by_component
 from vislora.formats.detect import read_adapter
-from vislora.lora import Adapter, Adapters, LowRankWeights, frozen_weight
+from vislora.lora import Adapter, Adapters, LowRank, LowRankWeights, frozen_weight
 from vislora.lora.algebra import blend
 from vislora.targets.diffusers import FUSED, is_fused
 
 Source = str | Path | Adapter
 """A file or folder that `read_adapter` reads, or an adapter already read."""
 
-_APPLIED: WeakKeyDictionary[Any, Applied] = WeakKeyDictionary()
+_APPLIED = "_vislora_applied"  # the pipeline's attribute, so that a copy of a pipeline has a copy of what is applied
 
 
 def apply(
@@ -30,12 +31,13 @@ def apply(
 
     The pipeline's modules stay the objects they are, and nothing is merged. `enable_model_cpu_offload` may be on.
     Sequential and group offloading give every layer a forward of its own, which hides the adapter: that is refused.
-    A component under torch.compile is compiled again when it next runs.
+    A component under torch.compile is compiled again when it next runs. `save_pretrained` saves the pipeline without
+    the adapter's matrices, and a deep copy of the pipeline has the adapter in it, to be taken out by itself.
 
     Args:
         pipe: a pipeline of diffusers without an adapter.
         adapter: of any format that `read_adapter` reads. Several are blended exactly, their pairs side by side.
-        scale: factor on the whole; 0 is the base model, 1 as trained.
+        scale: factor on the whole, any finite number; 0 is the base model, 1 as trained.
         weights: a factor for each of several adapters; 1 by default.
 
     Returns:
@@ -44,11 +46,11 @@ def apply(
     Raises:
         AdapterError: the adapter can't be read or doesn't fit the pipeline, or there is one already.
     """
-    if pipe in _APPLIED:
+    if _APPLIED in vars(pipe):
         raise AdapterError("the pipeline has an adapter already; swap it, or unapply it first")
     applied = Applied(pipe)
     applied.swap(adapter, scale, weights)
-    _APPLIED[pipe] = applied
+    setattr(pipe, _APPLIED, applied)
     return applied
 
 
@@ -58,19 +60,21 @@ def unapply(pipe: Any) -> None:
     Raises:
         AdapterError: there is nothing to take out.
     """
-    if pipe not in _APPLIED:
+    if _APPLIED not in vars(pipe):
         raise AdapterError("the pipeline has no adapter that apply put in")
-    _APPLIED.pop(pipe)._clear()
+    vars(pipe).pop(_APPLIED)._clear()
 
 
 class Applied:
-    """An adapter at work in a pipeline; made by `apply`."""
+    """An adapter at work in a pipeline; made by `apply`, and of no use after `unapply`."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = type(pipe).__name__
         found = {name: getattr(pipe, name, None) for name in COMPONENTS}
         self._models = nn.ModuleDict({name: model for name, model in found.items() if model is not None})
         self._adapters = Adapters(self._models)
+        self._scale = 1.0
+        self._taken_out = False
 
     @property
     def scale(self) -> float:
@@ -79,12 +83,14 @@ class Applied:
 
     @scale.setter
     def scale(self, value: float) -> None:
-        self._adapters.scale(self._adapters.active, value)
-        self._scale = value
+        self._check_at_work()
+        self._scale = _number("scale", value)
+        self._adapters.scale(self._adapters.active, self._scale)
 
     @property
     def adapter(self) -> Adapter:
         """What acts, as it was trained, in this pipeline's names."""
+        self._check_at_work()
         return self._adapters.adapter(self._adapters.active)
 
     @property
@@ -93,19 +99,30 @@ class Applied:
         return self._models
 
     def swap(
-        self, adapter: Source | Sequence[Source], scale: float = 1.0, weights: Sequence[float] | None = None
+        self, adapter: Source | Sequence[Source], scale: float | None = None, weights: Sequence[float] | None = None
     ) -> None:
-        """Put another adapter in this one's place. Arguments and errors are those of `apply`; after an error the old
-        adapter still acts."""
-        fitting = self._fitted(named_by_component(_read(adapter, weights)))
+        """Put another adapter in this one's place, at its scale where none is given. Arguments and errors are those of
+        `apply`; after an error the old adapter still acts."""
+        self._check_at_work()
+        scale = self._scale if scale is None else _number("scale", scale)
+        fitting = self._fitted(_read(adapter, weights))
         old = self._adapters.active
         self._adapters.load("second" if old == "first" else "first", fitting)
         if old is not None:
             self._adapters.remove(old)
+        for module in self._models.modules():
+            if isinstance(module, LowRank):
+                module.register_state_dict_post_hook(_unsaved)
         self.scale = scale
 
     def _clear(self) -> None:
+        self._check_at_work()
         self._adapters.remove(self._adapters.active)
+        self._taken_out = True
+
+    def _check_at_work(self) -> None:
+        if self._taken_out:
+            raise AdapterError("unapply took this adapter out of the pipeline; put one in with vislora.apply")
 
     def _fitted(self, adapter: Adapter) -> Adapter:
         """The adapter in the names and shapes of this pipeline."""
@@ -131,12 +148,32 @@ class Applied:
 
 
 def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None) -> Adapter:
-    if isinstance(adapter, Source):
-        if weights is not None:
-            raise AdapterError("weights are for several adapters; give one adapter a scale")
-        return adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
-    adapters = [_read(one, None) for one in adapter]
-    return blend([named_by_component(one) for one in adapters], weights or [1.0] * len(adapters), "cat").adapter
+    sources = [adapter] if isinstance(adapter, Source) else list(adapter)
+    if not sources:
+        raise AdapterError("adapter=[] names no adapter; give one or more")
+    if len(sources) == 1 and weights is not None:
+        raise AdapterError("weights are for several adapters; give one adapter a scale")
+    adapters = [named_by_component(one if isinstance(one, Adapter) else read_adapter(one)) for one in sources]
+    if len(adapters) == 1:
+        return adapters[0]
+    factors = [1.0] * len(adapters) if weights is None else [_number("weights", weight) for weight in weights]
+    return blend(adapters, factors, "cat").adapter
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        finite = math.isfinite(value)
+    except (TypeError, ValueError):  # the second for a tensor of several
+        finite = False
+    if not finite:
+        raise AdapterError(f"{name}={value!r}: expected a finite number")
+    return float(value)
+
+
+def _unsaved(low: LowRank, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave low-rank pairs out of a state dict: diffusers would open the pipeline saved with them, and not use them."""
+    for name, _ in chain(low.named_parameters(), low.named_buffers()):
+        del state[f"{prefix}{name}"]
 
 
 def _reachable(models: nn.Module, name: str) -> nn.Module:
@@ -149,6 +186,8 @@ def _reachable(models: nn.Module, name: str) -> nn.Module:
         raise AdapterError(f"the adapter belongs to another model: this pipeline has no module {name}") from None
     if is_fused(owner) and any(last in parts for layer, parts in FUSED.items() if hasattr(owner, layer)):
         raise AdapterError(f"{name} isn't used while projections are fused; call unfuse_qkv_projections() first")
+    if hasattr(layer, "base_layer"):
+        raise AdapterError(f"{name} is wrapped by PEFT; call pipe.unload_lora_weights() first")
     if "forward" in vars(layer):
         raise AdapterError(
             f"{name} has a forward of its own, as sequential and group offloading give it, which would hide the "
@@ -157,8 +196,10 @@ def _reachable(models: nn.Module, name: str) -> nn.Module:
     return layer
 
 
-def _shaped(weights: LowRankWeights, weight: Tensor) -> LowRankWeights:
+def _shaped(weights: LowRankWeights, weight: Tensor | None) -> LowRankWeights:
     """The same matrices for a Linear where the file has them for a 1x1 convolution, and the other way round."""
+    if weight is None:  # no layer to adapt, as `load` tells
+        return weights
     a, b, dims = weights.lora_A, weights.lora_B, weight.dim()
     if a.dim() == dims or a[0].numel() != a.shape[1]:
         return weights
