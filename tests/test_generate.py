@@ -15,10 +15,14 @@ from PIL import Image
 
 import vislora
 from vislora.compose import configure
+from vislora.config import ModelConfig
 from vislora.errors import ConfigError
 from vislora.export import export
 from vislora.formats.detect import read_adapter, write_adapter
+from vislora.formats.peft import write_peft
 from vislora.generate import Generated, _quoted, generate
+from vislora.lora import Adapters, LoraSettings, TargetLayer
+from vislora.models.vit import build_vit
 
 PROMPT = "a blue jay, facing left"
 
@@ -160,6 +164,26 @@ def test_a_negative_prompt_that_would_be_ignored_is_refused(tmp_path):
 def test_scales_without_an_adapter_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"scales=.* are an adapter's; give one with adapter=FILE"):
         run(tmp_path, "scales=[0,1]")
+
+
+def test_pictures_drawn_before_are_not_overwritten(base, tmp_path):
+    (picture,) = run(tmp_path, f"model.name={base}")
+    before = picture.file.read_bytes()
+    with pytest.raises(ConfigError, match="holds drawn pictures already; choose another folder"):
+        run(tmp_path, f"model.name={base}", "guidance=1")
+    assert picture.file.read_bytes() == before
+
+
+def test_adapter_of_a_recogniser_is_sent_to_predict(tmp_path):
+    model = build_vit(ModelConfig("test_vit", weights="random"), 2)
+    adapters = Adapters(model)
+    adapters.add("birds", [TargetLayer("blocks.0.attn.qkv")], LoraSettings(2, 2.0))
+    about = {"model": {"name": "embedded"}, "classes": ["jay", "owl"]}
+    write_peft(replace(adapters.adapter("birds"), about=about), tmp_path / "birds")
+    with pytest.raises(
+        ConfigError, match=r"birds is a recogniser's adapter, .*; use python -m vislora\.predict adapter"
+    ):
+        run(tmp_path / "out", f"adapter={tmp_path / 'birds'}")
 
 
 def test_model_is_asked_for_where_no_adapter_says_it(base, style, tmp_path):

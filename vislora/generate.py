@@ -38,9 +38,11 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     """Draw `config.prompt` with each seed at each scale, into the folder `out`.
 
     Raises:
-        VisloraError: a mistake in the settings, the adapter or the model.
+        VisloraError: a mistake in the settings, the adapter or the model, or a folder that holds pictures already.
     """
     _check(config)
+    if any(out.glob("*_seed*.png")):
+        raise ConfigError(f"{out} holds drawn pictures already; choose another folder, as with hydra.run.dir=FOLDER")
 
     from vislora.formats.detect import read_adapter
     from vislora.pipeline import apply
@@ -48,11 +50,16 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
 
     files, scales = config.adapter.files, config.scales or [config.adapter.scale]
     adapters = [read_adapter(file) for file in files]
+    if recognisers := [file for file, adapter in zip(files, adapters, strict=True) if "classes" in adapter.about]:
+        raise ConfigError(
+            f"{recognisers[0]} is a recogniser's adapter, which draws nothing; use "
+            f"python -m vislora.predict adapter={recognisers[0]}"
+        )
     model = pipeline_of(config.model, files, adapters)
     pipe = open_pipeline(model, config.precision)
     if config.negative_prompt is not None and not _heeds_negative_prompts(pipe):
         raise ConfigError(f"{type(pipe).__name__} pays no heed to a negative prompt; leave negative_prompt out")
-    applied = apply(pipe, adapters if len(adapters) > 1 else adapters[0], weights=config.weights) if adapters else None
+    applied = apply(pipe, adapters, weights=config.weights) if adapters else None
 
     out.mkdir(parents=True, exist_ok=True)
     about = _about(config, model)
