@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vislora.compose import configure
-from vislora.config import EvaluateConfig, ExportConfig, ImageFolderData, ModelConfig, Precision, PredictConfig
+from vislora.config import (
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    ImageFolderData,
+    ModelConfig,
+    Precision,
+    PredictConfig,
+)
 from vislora.data.images import read_image
 from vislora.data.transforms import eval_transform
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.evaluate import evaluate
 from vislora.export import export
+from vislora.extract import extract
 from vislora.models.vit import build_vit
 from vislora.predict import predict
 from vislora.recognizer import load_recognizer
@@ -260,6 +270,33 @@ def test_full_fine_tuning_tells_how_far_it_went_from_random_weights_too(photos, 
     updates = json.loads((tmp_path / "updates.json").read_text())
     assert {"patch_embed.proj", "blocks.1.mlp.fc2"} < {u["layer"] for u in updates}
     assert all((u["update"] > 0) is (lr > 0) and u["base"] > 0 for u in updates)
+
+
+def test_an_adapter_on_random_weights_finds_them_again_by_its_seed(photos, tmp_path):
+    words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos}", "seed=5"]
+    run = train(configure("train", [*words, "trainer.epochs=1", "logger.trackers=[]"]), tmp_path)
+    again, probed = evaluate(configure("evaluate", [f"adapter={run.artifact}", "precision=fp32", "baselines=[probe]"]))
+    torch.testing.assert_close(again.evaluation.predictions.logits, run.test.predictions.logits, rtol=0, atol=1e-5)
+    assert probed.evaluation.count == 15
+    about = json.loads((run.artifact / "vislora.json").read_text())
+    for change, message in [
+        ({"seed": 6}, "random has .*; open it with the torch and timm"),
+        ({"weights_sha256": None}, "random base weights, which are gone with the run"),
+    ]:
+        (run.artifact / "vislora.json").write_text(json.dumps(about | change))
+        with pytest.raises(AdapterError, match=message):
+            load_recognizer(run.artifact)
+
+
+def test_a_setting_of_the_model_that_is_unknown_is_named_by_every_command(run, tmp_path):
+    shutil.copytree(run[0] / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "vislora.json"
+    about = json.loads(file.read_text())
+    about["model"]["colour"] = "blue"
+    file.write_text(json.dumps(about))
+    for opened in (load_recognizer, lambda folder: extract(ExtractConfig(tuned=str(folder), rank=2, out="out"))):
+        with pytest.raises(AdapterError, match=r"vislora\.json: the model has the unknown key 'colour'; take it out"):
+            opened(tmp_path / "adapter")
 
 
 def test_an_adapter_on_other_base_weights_is_refused(run, weights, tmp_path):

@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vislora.config import ModelConfig
 from vislora.data.splits import ImageSplit
 from vislora.errors import AdapterError
 from vislora.inference import Inference
-from vislora.models.vit import build_vit
-from vislora.recognizer import Recognizer
+from vislora.recognizer import Recognizer, build_base
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _HELD_OUT = 5  # every fifth image of a class chooses the penalty
@@ -44,10 +42,8 @@ def linear_probe(recognizer: Recognizer, train: ImageSplit, weights: str | None,
     Args:
         weights: the base weights' file, where it has moved since the training.
     """
-    base = ModelConfig(**recognizer.about["model"])
-    if weights is not None:
-        base.weights = weights
-    model = _Features(build_vit(base, len(recognizer.classes)).requires_grad_(False).eval())
+    base, _ = build_base(recognizer.about, "the model", weights)
+    model = _Features(base.requires_grad_(False))
     model.to(inference.accelerator.device)
     features, _ = inference.outputs(model, train, recognizer.preprocessing)
     column = {name: k for k, name in enumerate(recognizer.classes)}

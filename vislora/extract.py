@@ -37,22 +37,18 @@ def extract(config: ExtractConfig) -> Computed:
 
 def _from_folder(config: ExtractConfig) -> Computed:
     from vislora.lora import Adapters, algebra
-    from vislora.models.vit import build_vit, head_names, weights_hash
-    from vislora.recognizer import read_about
+    from vislora.models.vit import build_vit, head_names
+    from vislora.recognizer import build_base, read_about
 
     about = read_about(Path(config.tuned))
-    base = ModelConfig(**about["model"])
-    base.weights = config.base or base.weights
-    if base.weights == "random":
-        raise ConfigError(f"{config.tuned} was trained from random weights, which are gone; give them with base=FILE")
-    model = build_vit(base, len(about["classes"]))
+    model, sha256 = build_base(about, config.tuned, config.base)
     tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
     trained = [*head_names(model), *config.trained]
     computed = algebra.extract(
         model.state_dict(), tuned.state_dict(), config.rank, config.energy, trained, config.ignore
     )
     Adapters(model).load("extracted", computed.adapter)  # an error, where the model has a layer that can't be adapted
-    about |= {"weights_sha256": weights_hash(base), "extracted_from": config.tuned}
+    about |= {"weights_sha256": sha256, "extracted_from": config.tuned}
     return replace(computed, adapter=replace(computed.adapter, about=about))
 
 

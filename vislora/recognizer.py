@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vislora.config import ModelConfig
+from vislora.data.cache import weights_key
 from vislora.data.transforms import Preprocessing, eval_transform
 from vislora.errors import AdapterError
 from vislora.files import holds_run
@@ -61,26 +62,50 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
     classes = tuple(about["classes"])
     adapters = None
     if (folder / CONFIG).is_file():
-        base = ModelConfig(**about["model"])
-        if weights is not None:
-            base.weights = weights
-        if base.weights == "random":
-            raise AdapterError(
-                f"{folder} was trained on random base weights, which are gone with the run; train on a file"
-            )
-        model = build_vit(base, len(classes))
-        found, expected = weights_hash(base), about.get("weights_sha256")
-        if expected is not None and found != expected:
-            raise AdapterError(
-                f"{folder} was trained on base weights with SHA-256 {expected[:12]}…, {base.weights} has "
-                f"{(found or 'none')[:12]}…; give the right file with weights=FILE"
-            )
+        model, _ = build_base(about, folder, weights)
         adapters = Adapters(model)
         adapters.load("default", read_peft(folder))
     else:
         model = build_vit(ModelConfig(name=f"local-dir:{folder}"), len(classes))
     model.eval().requires_grad_(False)
     return Recognizer(model, Preprocessing.from_dict(about["preprocessing"]), classes, about, adapters)
+
+
+def build_base(about: dict[str, Any], where: Path | str, weights: str | None = None) -> tuple[nn.Module, str | None]:
+    """The model that a training began with, with a fresh head, and the hash of its weights; random ones are drawn again
+    from the training's seed.
+
+    Args:
+        about: what the run noted down.
+        where: where that is from, for messages.
+        weights: the base weights' file, where it has moved since the training.
+
+    Raises:
+        AdapterError: the base weights aren't those of the training.
+        ModelError: it can't be built.
+    """
+    base, expected = ModelConfig(**about["model"]), about.get("weights_sha256")
+    base.weights = weights or base.weights
+    if base.weights == "random" and expected is None:
+        raise AdapterError(f"{where} was trained on random base weights, which are gone with the run; train it again")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(about.get("seed", 0))
+        model = build_vit(base, len(about["classes"]))
+    found = base_hash(base, model)
+    if expected is not None and found != expected:
+        remedy = "give the right file with weights=FILE (in vislora.extract: base=FILE)"
+        if about["model"].get("weights") == "random":  # other versions draw others, and other CPUs round otherwise
+            remedy = "open it with the torch and timm, and on the kind of CPU, that it was trained with"
+        raise AdapterError(
+            f"{where} was trained on base weights with SHA-256 {expected[:12]}…, {base.weights} has "
+            f"{(found or 'none')[:12]}…; {remedy}"
+        )
+    return model, found
+
+
+def base_hash(config: ModelConfig, model: nn.Module) -> str | None:
+    """SHA-256 of a fresh model's weights: of their file, or where they are random of the tensors; None of the hub's."""
+    return weights_key([model]) if config.weights == "random" else weights_hash(config)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -101,6 +126,13 @@ def read_about(folder: Path) -> dict[str, Any]:
         )
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return {key: about[key] for key in ("model", "preprocessing", "classes", "data")} | about
+        about = {key: about[key] for key in ("model", "preprocessing", "classes", "data")} | about
+        unknown = {**about["model"]}.keys() - {field.name for field in fields(ModelConfig)}
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{path} is malformed: {error!r}") from None
+    if unknown:
+        raise AdapterError(
+            f"{path}: the model has the unknown key {min(unknown)!r}; take it out, or use the version of vislora that "
+            "wrote it"
+        )
+    return about

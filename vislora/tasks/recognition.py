@@ -34,10 +34,10 @@ from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
 from vislora.models.prefix import Prefix
 from vislora.models.smallest import prove_alive_cheaply
-from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
+from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
-from vislora.recognizer import Recognizer
+from vislora.recognizer import Recognizer, base_hash, build_base
 from vislora.report.evaluation import write_evaluation
 from vislora.report.updates import write_updates
 from vislora.targets.timm import find_targets
@@ -58,6 +58,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         splits = load_splits(config.data, config.seed)
     torch.manual_seed(config.seed)
     model = build_vit(config.model, len(splits.classes))
+    base_sha256 = base_hash(config.model, model)
     adapters = adapt(model, config.adapter)
     images = preprocessing(model, config.data.crop_pct)
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
@@ -74,7 +75,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             validation = val_features.evaluation(settings.batch_size, rank, world)
 
     def finish() -> Outcome:
-        about = _about(config, images, splits.classes)
+        about = _about(config, base_sha256, images, splits.classes)
         artifact = out / ("model" if adapters is None else "adapter")
         if accelerator.is_main_process:
             _export(model, adapters, config, about, artifact)
@@ -150,16 +151,18 @@ def _from_features(
     return found[0], found[1], prefix.skipped(size)
 
 
-def _about(config: TrainConfig, images: Preprocessing, classes: tuple[str, ...]) -> dict[str, Any]:
+def _about(
+    config: TrainConfig, base_sha256: str | None, images: Preprocessing, classes: tuple[str, ...]
+) -> dict[str, Any]:
     """What travels with the trained parameters, for whoever opens them."""
     return {
         "vislora": __version__,
         "model": asdict(config.model),
-        "weights_sha256": weights_hash(config.model),
+        "weights_sha256": base_sha256,
         "preprocessing": images.to_dict(),
         "classes": list(classes),
         "data": data_to_dict(config.data),
-        "seed": config.seed,  # which decides what was held out
+        "seed": config.seed,  # which decides what was held out, and random weights
     }
 
 
@@ -173,6 +176,5 @@ def _export(
         return
     save_vit(model, artifact, about)
     if isinstance(config.adapter, FullAdapter):
-        torch.manual_seed(config.seed)  # random weights come again as the run began with them
-        base = build_vit(config.model, len(about["classes"]))
+        base, _ = build_base(about, artifact)
         write_updates(weight_updates(model, base, head_names(model)), artifact.parent)
