@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vislora.compose import configure, quoted
+from vislora.compose import command, configure, quoted
 from vislora.config import (
     DATA_OPTIONS,
     BirdsData,
@@ -23,7 +23,7 @@ from vislora.config import (
 )
 from vislora.config import data_to_dict as to_dict
 from vislora.errors import ConfigError
-from vislora.paths import RECIPES
+from vislora.paths import CONF, RECIPES
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -128,6 +128,10 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
         ("train", "optim.betas=[0.9, 1.0]", "two numbers from 0 to below 1"),
         ("train", "objective.label_smoothing=2.0", "0 to 1"),
         ("train", "model.drop_path=2.0", "0 to 1"),
+        ("train", "adapter.rank=0", "1 or more"),
+        ("train", "adapter.alpha=nan", "0 or more"),
+        ("train", "adapter.dropout=1.0", "0 to 0.99"),
+        ("train", f"seed={2**64}", f"0 to {2**63 - 1}"),
         ("train", "data.crop_pct=0.0", "0.01 to 1"),
         ("train recipe=sketch_style", "data.hflip=2.0", "0 to 1"),
         ("train recipe=sketch_style", "objective.caption_dropout=2.0", "0 to 1"),
@@ -239,3 +243,49 @@ def test_data_settings_survive_json():
     data = BirdsData(species=["mallard", "barn owl"], difficulty=0.25)
     data.augment.crop_scale = 0.5
     assert data_from_dict(to_dict(data)) == data
+
+
+def test_the_package_lists_its_commands_and_each_tells_its_options(tmp_path):
+    def told(*words: str) -> list[str]:
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    calls = told("vislora")
+    assert {line.split()[2] for line in calls if line.startswith("python")} == {
+        f"vislora.{path.stem}" for path in CONF.glob("*.yaml")
+    }
+    lines = told("vislora.train", "--help")
+    assert lines[0] in calls
+    assert "  adapter=dora|full|lora|lora_mlp|lora_qv|pissa|probe|unet_lora" in lines
+    assert f"  recipe={'|'.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}" in lines
+    assert not any("schema" in line for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_adapters_in_a_list_may_have_commas_in_quotes():
+    config = configure("generate", ["adapter=['st(y)le, é.safetensors', \"b,c\",d]", "prompt=[a]"])
+    assert config.adapter.files == ["st(y)le, é.safetensors", "b,c", "d"]
+
+
+def test_a_second_adapter_beside_the_first_is_refused():
+    with pytest.raises(ConfigError, match=r"adapter=a adapter=b: adapter is given twice; .* adapter=\[FOLDER,FOLDER\]"):
+        configure("predict", ["adapter=a", "images=[x.png]", "adapter=b"])
+
+
+@pytest.mark.parametrize(("recipe", "folder"), [([], "train"), (["recipe=vit_birds"], "vit_birds")])
+def test_a_run_without_a_recipe_has_a_folder_too(recipe, folder, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    command("train", lambda config, out: found.append(out), recipe)
+    assert found[0].parent == tmp_path / "runs" / folder
+
+
+def test_a_folder_where_a_file_is_expected_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["resize"])
+    with pytest.raises(SystemExit) as stopped:
+        command("resize", lambda config, out: tmp_path.read_text(), ["adapter=a", "rank=2", "out=b"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"vislora: {tmp_path} can't be used: Is a directory\n"

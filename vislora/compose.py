@@ -55,7 +55,12 @@ _SCHEMAS = [
     ("logger", "schema", settings.LoggerConfig),
 ]
 
-_OF_FILES = (PermissionError, NotADirectoryError)  # where a user's path leads, at any time
+_OF_FILES = (
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    FileExistsError,
+)  # where a user's path leads, at any time
 
 
 def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None = None) -> None:
@@ -67,6 +72,9 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
     _register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
     words = sys.argv[1:] if argv is None else argv
+    if "-h" in words or "--help" in words:
+        print(_help(name, body.__globals__["__doc__"]))
+        return
     rest, adapter = _take_adapter(name, words)
     # Hydra's parser gives up on overrides on both sides of an option, as in `recipe=NAME --multirun optim.lr=…`
     overrides = get_args_parser().parse_intermixed_args(rest).overrides
@@ -86,7 +94,7 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
                 out.rmdir()
 
     try:
-        _check_data(name, words)
+        _check_words(name, words)
         if any(word.lstrip("+~").startswith(("-", "hydra")) for word in words):
             hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
         else:  # as hydra.main, but composed once: that does it again, and only then tells of a mistake
@@ -105,7 +113,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
         ConfigError: an unknown key or option, a wrong type, or a value that is missing.
     """
     _register()
-    _check_data(name, overrides)
+    _check_words(name, overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             words, adapter = _take_adapter(name, overrides)
@@ -134,7 +142,20 @@ def _readable(override: str) -> str:
     return override
 
 
+def _help(name: str, about: str) -> str:
+    """What a command's file says of it, and the options of the groups that it is composed of."""
+    options = []
+    for entry in OmegaConf.load(CONF / f"{name}.yaml").defaults:
+        for group in entry if isinstance(entry, DictConfig) else ():
+            folder = RECIPES if group == "recipe" else CONF / group
+            if folder.is_dir():
+                options.append(f"  {group}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
+    parts = [about.strip(), "\n".join(options), "With --cfg job it prints every setting that it would run with."]
+    return "\n\n".join(filter(None, parts))
+
+
 def _register() -> None:
+    OmegaConf.register_new_resolver("or", lambda one, other: one or other, replace=True)  # for names of run folders
     store = ConfigStore.instance()
     for group, name, schema in _SCHEMAS:
         store.store(name=name, node=schema, group=group)
@@ -150,14 +171,18 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
     given = [os.path.expanduser(word.removeprefix("adapter=")) for word in words if word.startswith("adapter=")]
     rest = [word for word in words if not word.startswith("adapter=")]
     if given and given[-1].startswith("[") and given[-1].endswith("]"):
-        return rest, [os.path.expanduser(folder.strip(" '\"")) for folder in given[-1][1:-1].split(",")]
+        folders = re.findall(r"""'[^']*'|"[^"]*"|[^,]+""", given[-1][1:-1])
+        return rest, [os.path.expanduser(folder.strip(" '\"")) for folder in folders if folder.strip()]
     if given and name == "evaluate":  # one, or several
         return rest, given[-1:]
     return rest, given[-1] if given else None
 
 
-def _check_data(name: str, words: Sequence[str]) -> None:
-    """Refuse settings of a data set where none is chosen: Hydra would fail an assertion over them."""
+def _check_words(name: str, words: Sequence[str]) -> None:
+    """Refuse a second adapter=…, in the place of which Hydra would forget the first, and settings of a data set where
+    none is chosen, over which it would fail an assertion."""
+    if len(given := [word for word in words if word.startswith("adapter=")]) > 1:
+        raise ConfigError(f"{' '.join(given)}: adapter is given twice; several are adapter=[FOLDER,FOLDER]")
     settings_of_it = [word for word in words if word.lstrip("+").startswith("data.")]
     if name == "evaluate" and settings_of_it and not any(word.lstrip("+").startswith("data=") for word in words):
         raise ConfigError(f"{settings_of_it[0]} is a setting of a data set, and none is chosen; give data=OPTION too")

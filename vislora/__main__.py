@@ -1,0 +1,18 @@
+"""python -m vislora: the commands there are."""
+
+import ast
+from pathlib import Path
+
+from vislora.paths import CONF
+
+
+def main() -> None:
+    """Print the first line of every command's file, which shows how it is called."""
+    for config in sorted(CONF.glob("*.yaml")):
+        source = Path(__file__).with_name(f"{config.stem}.py").read_text(encoding="utf-8")
+        print(ast.get_docstring(ast.parse(source)).splitlines()[0])
+    print("\nEach tells more with --help, and prints its settings with --cfg job.")
+
+
+if __name__ == "__main__":
+    main()
