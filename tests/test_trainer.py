@@ -161,6 +161,32 @@ def test_resuming_under_other_settings_is_refused(split, tmp_path):
         nowhere.fit()
 
 
+def test_resuming_without_the_parameters_to_export_is_refused_before_the_first_step(split, tmp_path):
+    make_trainer(split, tmp_path / "first", keep=Keep.last, epochs=1).fit()
+    other = make_trainer(split, tmp_path / "second", keep=Keep.best, resume=str(tmp_path / "first"))
+    with pytest.raises(ConfigError, match=r"best\.safetensors is not there.*or give trainer\.keep=last"):
+        other.fit()
+    assert not (tmp_path / "second" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("file", ["model", "optimizer", "generators_0"])
+def test_a_damaged_checkpoint_is_refused_by_name(split, tmp_path, file):
+    make_trainer(split, tmp_path / "first", epochs=1).fit()
+    damaged = tmp_path / "first" / "checkpoints" / "step_00000004" / f"{file}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(ConfigError, match=f"{file}.safetensors can't be read"):
+        make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first")).fit()
+
+
+def test_a_checkpoint_of_other_classes_is_refused(split, tmp_path):
+    make_trainer(split, tmp_path / "first", epochs=1).fit()
+    other = make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first"))
+    other.model.reset_classifier(4)
+    other.model.head.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"head\.\w+ has shape \[3.*\] there, and \[4.*\] here"):
+        other.fit()
+
+
 @pytest.mark.parametrize("passes", [4, 6])  # of batches of 6 and 5 samples
 def test_accumulated_passes_give_the_gradient_of_the_whole_batch(split, passes, tmp_path):
     whole = make_trainer(split, tmp_path / "whole", adapter=LoraAdapter())

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -56,6 +57,11 @@ def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         odd = sorted(mine.keys() ^ state.keys())
         raise ConfigError(f"the checkpoint is of another model or adapter: {odd[0]} is only in one of them")
     for name, tensor in state.items():
+        if mine[name].shape != tensor.shape:
+            raise ConfigError(
+                f"the checkpoint is of another model or other data: {name} has shape {list(tensor.shape)} there, and "
+                f"{list(mine[name].shape)} here"
+            )
         mine[name].copy_(tensor)
 
 
@@ -146,17 +152,25 @@ def load_checkpoint(
     """Continue from a checkpoint: parameters, optimizer, scaler and this process's random generators.
 
     Raises:
-        ConfigError: the run's settings differ from the checkpoint's, or the number of processes does.
+        ConfigError: the run's settings differ from the checkpoint's, or the number of processes does; or a file of it
+            can't be read.
     """
     state = read_state(checkpoint, run)
-    load_trainable_state(model, load_file(checkpoint / "model.safetensors"))
-    _load_optimizer_tensors(model, optimizer, load_file(checkpoint / "optimizer.safetensors"))
+    load_trainable_state(model, _read(checkpoint / "model.safetensors"))
+    _load_optimizer_tensors(model, optimizer, _read(checkpoint / "optimizer.safetensors"))
     if ema is not None:
-        ema.load(load_file(checkpoint / "ema.safetensors"))
+        ema.load(_read(checkpoint / "ema.safetensors"))
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    _set_generators(load_file(checkpoint / f"generators_{accelerator.process_index}.safetensors"))
+    _set_generators(_read(checkpoint / f"generators_{accelerator.process_index}.safetensors"))
     return Progress(**state["progress"])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} can't be read: {error}; the run can't go on from this checkpoint") from None
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

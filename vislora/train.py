@@ -93,13 +93,19 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # the first state made decides it for all
     precision = resolve_precision(config.trainer.precision, PartialState(cpu=on_cpu).device)
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
-    if config.trainer.resume is None and holds_run(out):
+    resumed = None if config.trainer.resume is None else find_checkpoint(Path(config.trainer.resume))
+    if holds_run(out) and (resumed is None or resumed.parent.parent.resolve() != out.resolve()):
         raise ConfigError(f"{out} holds a run already; choose another folder, or go on with trainer.resume={out}")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)
-    if config.trainer.resume is not None:
-        read_state(find_checkpoint(Path(config.trainer.resume)), run)  # or an error before the data is read
+    if resumed is not None:
+        read_state(resumed, run)  # or an error before the data is read
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
+    if config.trainer.patience is not None and task.validation is None:
+        raise ConfigError(
+            f"trainer.patience={config.trainer.patience} counts validations, and there is nothing to validate on; give "
+            "data.val_fraction, or data with a val split"
+        )
     if accelerator.is_main_process:
         _write_settings(config, task, out)
     accelerator.init_trackers(config.logger.project)

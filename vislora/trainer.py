@@ -35,7 +35,7 @@ from vislora.checkpoint import (
 from vislora.config import Keep, OptimConfig, TrainerConfig
 from vislora.data.order import Order
 from vislora.ema import Ema, averaged
-from vislora.errors import TrainingError
+from vislora.errors import ConfigError, TrainingError
 from vislora.files import write_tensors
 from vislora.logs import MetricLog
 from vislora.precision import training_attention
@@ -89,7 +89,7 @@ class Trainer:
         """Train to the end, or until validation stops improving; leave the parameters to export in the model.
 
         Raises:
-            ConfigError: `config.resume` holds no checkpoint, or one of another run.
+            ConfigError: `config.resume` holds no checkpoint, one of another run, or not the parameters that were best.
             TrainingError: the loss is no longer a number.
         """
         steps = self.config.epochs * self.order.steps_per_epoch
@@ -150,8 +150,13 @@ class Trainer:
         checkpoint = find_checkpoint(Path(self.config.resume))
         progress = load_checkpoint(checkpoint, self.model, optimizer, ema, self.accelerator, self.run)
         earlier = checkpoint.parent.parent
-        self.log.continue_from(earlier, progress.step)
         best = earlier / "checkpoints" / "best.safetensors"
+        if self.config.keep is Keep.best and progress.best is not None and not best.is_file():
+            raise ConfigError(
+                f"trainer.resume={self.config.resume}: {best} is not there, and trainer.keep=best exports it unless "
+                "better parameters come; resume a whole run folder, or give trainer.keep=last"
+            )
+        self.log.continue_from(earlier, progress.step)
         if self.accelerator.is_main_process and best.is_file() and earlier.resolve() != self.out.resolve():
             (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, self.out / "checkpoints" / best.name)
