@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_diffusion as tiny
 from accelerate import Accelerator
 from PIL import Image
 
@@ -77,6 +78,14 @@ def test_a_file_is_opened_once_to_be_encoded_and_never_for_its_size(base, photos
     assert sorted(opened) == sorted(photos.glob("*.png"))
     sizes = {tuple(row[4:].tolist()) for batch in task.batches(0, 3) for row in batch["text"]["time_ids"]}
     assert sizes == {nearest(size, bucket_sizes(128))[::-1] for size in SIZES}
+
+
+def test_weighting_that_a_flow_does_not_have_is_refused_before_weights_are_looked_for(photos, tmp_path):
+    tiny.flux(tmp_path / "words").save_pretrained(tmp_path / "pipe")
+    for weights in (tmp_path / "pipe").rglob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ConfigError, match=r"flow matching: set objective\.min_snr_gamma=null"):
+        prepared(tmp_path / "pipe", photos, "data.size=64")
 
 
 @pytest.mark.parametrize(

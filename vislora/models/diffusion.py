@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,32 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
     """
     with quiet_imports():
         from diffusers import DiffusionPipeline
+    options = {"revision": config.revision, "variant": config.variant, "use_safetensors": True, "torch_dtype": dtype}
+    options |= {"safety_checker": None, "requires_safety_checker": False}
+    pipe = _opened(config, lambda source: DiffusionPipeline.from_pretrained(source, **options))
+    pipe.set_progress_bar_config(disable=True)
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            module.eval().requires_grad_(False)
+    if config.gradient_checkpointing:
+        getattr(pipe, family_of(pipe).component).enable_gradient_checkpointing()
+    return pipe
+
+
+def scheduler_class(config: PipelineConfig) -> str:
+    """The name of the class of a pipeline's scheduler, told without its weights.
+
+    Raises:
+        ModelError: as `load_pipeline`.
+    """
+    with quiet_imports():
+        from diffusers import DDPMScheduler  # any class reads every scheduler's file
+    where = {"subfolder": "scheduler", "revision": config.revision}
+    return _opened(config, lambda source: DDPMScheduler.load_config(source, **where))["_class_name"]
+
+
+def _opened(config: PipelineConfig, opening: Callable[[str], Any]) -> Any:
+    """What diffusers makes of a pipeline's folder or name on the hub."""
     folder = EMBEDDED if config.name == "embedded" else Path(config.name).expanduser()
     if not folder.is_dir():
         if config.name.startswith((".", "/", "~")) or config.name.count("/") > 1:
@@ -37,10 +63,9 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
     elif not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder / 'model_index.json'} is missing; expected a pipeline's folder in diffusers' layout")
     source = str(folder) if folder.is_dir() else config.name
-    options = {"revision": config.revision, "variant": config.variant, "use_safetensors": True, "torch_dtype": dtype}
     try:
         with quiet_imports():
-            pipe = _from_pretrained(DiffusionPipeline, source, options)
+            return opening(source)
     except Exception as error:  # diffusers and the hub client document no common class
         first = " ".join(str(error).split())[:300]
         offline = (
@@ -48,13 +73,6 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
         )
         variant = "" if config.variant is None else "; model.variant=null takes files without a variant"
         raise ModelError(f"diffusers can't open {config.name}: {first}{variant}{offline}") from error
-    pipe.set_progress_bar_config(disable=True)
-    for module in pipe.components.values():
-        if isinstance(module, nn.Module):
-            module.eval().requires_grad_(False)
-    if config.gradient_checkpointing:
-        getattr(pipe, family_of(pipe).component).enable_gradient_checkpointing()
-    return pipe
 
 
 class PipelineEncoder:
@@ -114,10 +132,6 @@ def quiet_imports() -> Iterator[None]:
             yield
         finally:
             logging.disable(logging.NOTSET)
-
-
-def _from_pretrained(cls: Any, source: str, options: dict[str, Any]) -> Any:
-    return cls.from_pretrained(source, safety_checker=None, requires_safety_checker=False, **options)
 
 
 def _scales(vae: nn.Module) -> dict[str, Any]:

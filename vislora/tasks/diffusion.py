@@ -26,10 +26,10 @@ from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import Denoiser
-from vislora.models.diffusion import PipelineEncoder, load_pipeline, longest_side, resolution
+from vislora.models.diffusion import PipelineEncoder, load_pipeline, longest_side, resolution, scheduler_class
 from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
-from vislora.objectives.schedules import Flow, schedule
+from vislora.objectives.schedules import schedule
 from vislora.precision import autocast_dtype
 from vislora.report.before_after import write_pairs
 from vislora.report.samples import save_grid
@@ -48,12 +48,13 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     """
     settings, data, device = config.trainer, config.data, accelerator.device
     on_gpu = device.type == "cuda"
-    pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
-    noises = schedule(pipe.scheduler)
-    if isinstance(noises, Flow) and config.objective.min_snr_gamma is not None:
-        raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
     if settings.prefix_cache is not PrefixCache.off:
         raise ConfigError("trainer.prefix_cache is for timm models; pipelines cache their latents (data.cache)")
+    # told before gigabytes of weights are loaded
+    if config.objective.min_snr_gamma is not None and scheduler_class(config.model).startswith("FlowMatch"):
+        raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
+    pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
+    noises = schedule(pipe.scheduler)
     side = _side(pipe, data)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
