@@ -24,6 +24,7 @@ from vislora.errors import ConfigError, DataError, ModelError
 from vislora.export import export
 from vislora.formats.detect import read_adapter
 from vislora.models.diffusion import load_pipeline
+from vislora.objectives.diffusion import Diffusion
 from vislora.train import train
 
 BASE = ["objective=diffusion", "model=diffusers", "adapter=unet_lora", "adapter.rank=2", "logger.trackers=[]"]
@@ -179,6 +180,36 @@ def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(sd, photos, tmp_pat
         with pytest.raises(ConfigError, match=message):  # before the data is looked for, which isn't there
             run(sd, tmp_path / "nowhere", tmp_path / "other", f"trainer.resume={place}")
     assert read_adapter(resumed.artifact).equals(read_adapter(straight.artifact))
+
+
+def test_what_is_validated_and_exported_are_the_averages_of_the_steps(sd, photos, tmp_path, monkeypatch):
+    steps, validated, validate = [], [], Diffusion.validate
+
+    def up_matrices(model):
+        return {n: p.detach().clone() for n, p in model.named_parameters() if n.endswith("lora_B")}
+
+    def save(folder, model, *rest):
+        steps.append(up_matrices(model))
+        save_checkpoint(folder, model, *rest)
+
+    def noted(self, model, *rest):
+        validated.append(up_matrices(model))
+        return validate(self, model, *rest)
+
+    monkeypatch.setattr("vislora.trainer.save_checkpoint", save)
+    monkeypatch.setattr(Diffusion, "validate", noted)
+    words = ["trainer.ema=0.5", "trainer.checkpoint_every=1", "trainer.keep=last", "data.val_fraction=0.3"]
+    words += ["adapter.alpha=2", "data.size=16", "objective.before_after=0"]  # a scale of 1, which files hold in lora_B
+    adapter = read_adapter(run(sd, photos, tmp_path, *words).artifact)
+    averages = {name: torch.zeros_like(up) for name, up in steps[0].items()}  # as lora_B begins
+    for number, step in enumerate(steps, 1):
+        decay = min(0.5, (1 + number) / (10 + number))
+        averages = {name: decay * averages[name] + (1 - decay) * up for name, up in step.items()}
+    for name, average in averages.items():
+        layer = adapter.layers[name.removesuffix(".lora.lora_B")]
+        torch.testing.assert_close(layer.lora_B, average)
+        torch.testing.assert_close(validated[-1][name], average)
+        assert not torch.allclose(average, steps[-1][name], rtol=0.01)
 
 
 def test_the_cache_changes_nothing_but_the_time(sd, photos, tmp_path):
