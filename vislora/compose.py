@@ -171,7 +171,7 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
     given = [os.path.expanduser(word.removeprefix("adapter=")) for word in words if word.startswith("adapter=")]
     rest = [word for word in words if not word.startswith("adapter=")]
     if given and given[-1].startswith("[") and given[-1].endswith("]"):
-        folders = re.findall(r"""'[^']*'|"[^"]*"|[^,]+""", given[-1][1:-1])
+        folders = re.findall(r"""\s*(?:'[^']*'|"[^"]*"|[^,]+)""", given[-1][1:-1])
         return rest, [os.path.expanduser(folder.strip(" '\"")) for folder in folders if folder.strip()]
     if given and name == "evaluate":  # one, or several
         return rest, given[-1:]
