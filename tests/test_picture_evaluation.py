@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from torchvision.transforms import v2
 
 from vislora.compose import configure
 from vislora.config import CaptionsData, ModelConfig, data_to_dict
+from vislora.data import splits
+from vislora.data.images import read_image
 from vislora.data.transforms import Preprocessing
 from vislora.drawing import noise_seed
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
@@ -266,11 +269,39 @@ def test_the_longest_name_of_a_class_in_a_prompt_is_its_label(style, judge, tmp_
     about = json.loads((judge / "vislora.json").read_text())
     (tmp_path / "judge" / "vislora.json").write_text(json.dumps(about | {"classes": ["jay", "blue jay"]}))
     config = configure("evaluate", [f"adapter={style}", *WORDS, f"content_classifier={tmp_path / 'judge'}"])
-    config = replace(config, prompts=["a Blue Jay", "a jay"])
+    config = replace(config, prompts=["a Blue Jay", "a jay, no bluejay"])
     found = evaluate_pictures(config)
     classes = load_recognizer(judge)
     taken = [classes([image]).argmax().item() for image in found.rows[-1].images]
     assert found.rows[-1].each["content_class"].tolist() == [t == (1, 1, 0, 0)[i] for i, t in enumerate(taken)]
+
+
+def test_a_prompt_that_names_two_classes_or_a_part_of_a_word_needs_a_label(style, judge, tmp_path):
+    shutil.copytree(judge, tmp_path / "judge")
+    about = json.loads((judge / "vislora.json").read_text())
+    (tmp_path / "judge" / "vislora.json").write_text(json.dumps(about | {"classes": ["owl", "bowl"]}))
+    config = configure("evaluate", [f"adapter={style}", *WORDS, f"content_classifier={tmp_path / 'judge'}"])
+    with pytest.raises(DataError, match="'an owl in a bowl' names 'bowl' and 'owl'; tell which one"):
+        evaluate_pictures(replace(config, prompts=["a bowl", "an owl in a bowl"]))
+    with pytest.raises(DataError, match="'a growler' has no label, and names no class"):
+        evaluate_pictures(replace(config, prompts=["a bowl", "a growler"]))
+
+
+def test_reference_pictures_are_not_held_all_at_once(style, photos, judge, monkeypatch):
+    opened, held = [], []
+
+    def read(*where):
+        picture = read_image(*where)
+        opened.append(weakref.ref(picture))
+        held.append(sum(other() is not None for other in opened))
+        return picture
+
+    monkeypatch.setattr(splits, "read_image", read)
+    words = [*WORDS, "prompts=[a,b,c,d]", "seeds=[0]", f"style_classifier={judge}"]
+    evaluate_pictures(configure("evaluate", [f"adapter={style}", *words, f"reference={photos}"]))
+    evaluate_pictures(configure("evaluate", [f"adapter={style}", *words]))
+    assert len(held) >= 2 * 6
+    assert max(held) <= 2
 
 
 def test_the_folder_holds_one_table_with_the_backbone_and_a_report_with_everything(evaluated, tmp_path):
@@ -313,8 +344,8 @@ def test_any_timm_model_with_weights_from_a_file_is_a_backbone(style, tmp_path):
 
 
 def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path):
-    def refused(error, message, *words):
-        config = configure("evaluate", [*WORDS, f"adapter={style}", *words])
+    def refused(error, message, *words, adapter=style):
+        config = configure("evaluate", [*WORDS, f"adapter={adapter}", *words])
         with pytest.raises(error, match=message):
             as_the_command(config)
 
@@ -328,12 +359,12 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
     refused(DataError, "3 pictures to draw and 6 of reference: distances need four", "prompts=[a,b,c]", "seeds=[0]")
     refused(DataError, "reference=.*nowhere: there is no such folder", "reference=nowhere")
     refused(ModelError, "clip=./nowhere: there is no such folder", "clip=./nowhere")
-    refused(AdapterError, "nowhere isn't there; give a run's adapter/", "adapter=nowhere")
-    refused(ConfigError, "draws and .* recognises; evaluate them one after the other", f"adapter=[{style},{judge}]")
+    refused(AdapterError, "nowhere isn't there; give a run's adapter/", adapter="nowhere")
+    refused(ConfigError, "draws and .* recognises; evaluate them one after the other", adapter=f"[{style},{judge}]")
     with pytest.raises(ConfigError, match=r"prompts is not for .*, which recognises"):
         draws(configure("evaluate", [f"adapter={judge}", "prompts=[a]"]))
     bare = write_adapter(tiny.trained(tiny.stable_diffusion(tmp_path)), "kohya", tmp_path / "bare.safetensors")
-    refused(ConfigError, "doesn't tell the pictures of its training; give reference=FOLDER", f"adapter={bare}")
+    refused(ConfigError, "doesn't tell the pictures of its training; give reference=FOLDER", adapter=bare)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vislora.data.prompts import Prompt
+    from vislora.data.splits import Pictures
     from vislora.lora import Adapter
     from vislora.metrics.pictures import Figure, StyleAxis
     from vislora.metrics.updates import LayerUpdate
@@ -135,7 +137,7 @@ class _Judges:
     prompts: list[Prompt]
     unrelated: list[Prompt]
     source: str
-    reference: list[Image.Image]
+    reference: Sequence[Image.Image]
     reference_seen: Seen
     backbone: Backbone
     by_style: Recognizer | None
@@ -251,15 +253,30 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
     )
 
 
-def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str, list[Image.Image], list[str]]:
+@dataclass(frozen=True)
+class _Decoded(Sequence):
+    """Pictures that are decoded whenever they are looked at, since photos at full size would fill the memory."""
+
+    pictures: Pictures
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int | slice) -> Image.Image | _Decoded:
+        chosen = self.indices[place]
+        return _Decoded(self.pictures, chosen) if isinstance(chosen, range) else self.pictures[chosen]
+
+
+def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str, Sequence[Image.Image], list[str]]:
     """The reference pictures, where they are from, and captions to draw where no prompts are given."""
     from vislora.data.captions import picture_files
-    from vislora.data.images import read_image
     from vislora.data.load import load_captions
+    from vislora.data.splits import Files
 
     if config.reference is not None:
         files = picture_files(Path(config.reference).expanduser(), "reference")
-        pictures = [read_image(file) for file in files]
+        pictures = _Decoded(Files(files), range(len(files)))
         if config.prompts is not None:
             return config.reference, pictures, []
     data = [_trained_on(file, adapter) for file, adapter in zip(config.adapter, adapters, strict=True)]
@@ -272,7 +289,7 @@ def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str
     captions = list(dict.fromkeys((splits.val or splits.train).captions))
     if config.reference is not None:
         return config.reference, pictures, captions
-    pictures = [splits.train.pictures[i] for i in range(len(splits.train))]
+    pictures = _Decoded(splits.train.pictures, range(len(splits.train)))
     return f"the {len(pictures)} pictures of the training", pictures, captions
 
 
@@ -300,17 +317,25 @@ def _wanted_style(config: EvaluateConfig, by_style: Recognizer, reference: Seque
 
 
 def _label(prompt: Prompt, classes: Sequence[str]) -> str:
-    """The class a prompt should show: its label, or the longest name of a class in its text."""
+    """The class a prompt should show: its label, or the class that its text names; a "blue jay" is no "jay"."""
     if prompt.label is not None:
         if prompt.label not in classes:
             raise DataError(f"{prompt.label!r}, the label of {prompt.text!r}, is no class of the content classifier")
         return prompt.label
-    named = [name for name in classes if name.casefold() in prompt.text.casefold()]
+    named = [name for name in classes if _names(prompt.text, name)]
     if not named:
         raise DataError(
             f"{prompt.text!r} has no label, and names no class of the content classifier; write `prompt | label`"
         )
-    return max(named, key=len)
+    longest = max(named, key=len)
+    if other := [name for name in named if not _names(longest, name)]:
+        raise DataError(f"{prompt.text!r} names {longest!r} and {other[0]!r}; tell which one, as `prompt | label`")
+    return longest
+
+
+def _names(text: str, name: str) -> bool:
+    """Whether a name is in a text in whole words."""
+    return re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", text.casefold()) is not None
 
 
 def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:
