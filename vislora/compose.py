@@ -55,12 +55,8 @@ _SCHEMAS = [
     ("logger", "schema", settings.LoggerConfig),
 ]
 
-_OF_FILES = (
-    PermissionError,
-    NotADirectoryError,
-    IsADirectoryError,
-    FileExistsError,
-)  # where a user's path leads, at any time
+# Where a user's path leads, at any time
+_OF_FILES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None = None) -> None:
