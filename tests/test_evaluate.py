@@ -156,6 +156,10 @@ def test_mistakes_are_explained(runs, photos):
     config = configure(
         "evaluate", [f"adapter={lora}", "calibrate=true", "data=imagefolder", f"data.root={photos}/test"]
     )
+    with pytest.raises(
+        ConfigError, match=r"split=test: the data has train; give split=train, or train with data\.val_"
+    ):
+        evaluate(config)
     config.split = "train"
     with pytest.raises(ConfigError, match="imagefolder has no validation split"):
         evaluate(config)

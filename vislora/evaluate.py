@@ -173,7 +173,8 @@ def _split(splits: Splits, wanted: str) -> ImageSplit:
     split = {"train": splits.train, "val": splits.val, "test": splits.test}.get(wanted)
     if split is None:
         there = [name for name in ("train", "val", "test") if getattr(splits, name) is not None]
-        raise ConfigError(f"split={wanted}: the data has {', '.join(there)}")
+        more = "" if "val" in there else ", or train with data.val_fraction for a split=val"
+        raise ConfigError(f"split={wanted}: the data has {', '.join(there)}; give split={there[-1]}{more}")
     return split
 
 
