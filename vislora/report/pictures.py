@@ -44,10 +44,8 @@ def write_pictures(found: "PictureEvaluation", config: EvaluateConfig, out: Path
         (out / row["folder"]).mkdir(exist_ok=True)
         write_updates(found.updates[row["name"]], out / row["folder"])
     write_json(moved, out / "adapters.json")
-    names = list(found.updates)
-    title = f"Evaluation of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
     subtitle = f"{len(found.prompts)} prompts, {len(found.seeds)} seeds; vislora {__version__}, "
-    write_scores_report(out, title, f"{subtitle}{datetime.now():%Y-%m-%d %H:%M}", PICTURES)
+    write_scores_report(out, list(found.updates), f"{subtitle}{datetime.now():%Y-%m-%d %H:%M}", PICTURES)
 
 
 def table_text(found: "PictureEvaluation") -> str:

@@ -53,9 +53,8 @@ def write_scores(rows: Sequence["Scored"], adapted: Sequence[Adapted], config: E
     _write_table(table, out / "scores.csv")
     write_json([_write_adapted(i, a, out) for i, a in enumerate(adapted)], out / "adapters.json")
     names = list(dict.fromkeys(scored.name for scored in adapted or rows))
-    title = f"Evaluation of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
     subtitle = f"split {config.split}; vislora {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
-    write_scores_report(out, title, subtitle)
+    write_scores_report(out, names, subtitle)
 
 
 def table_text(rows: Sequence["Scored"]) -> str:

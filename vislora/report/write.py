@@ -24,7 +24,9 @@ def write_run_report(run: Path) -> Path:
     return run / "report.html"
 
 
-def write_scores_report(out: Path, title: str, subtitle: str, makers: Sequence[Maker] = SCORES) -> Path:
-    """Write an evaluation's report.html of the sections that `makers` make; returns its path."""
+def write_scores_report(out: Path, names: Sequence[str], subtitle: str, makers: Sequence[Maker] = SCORES) -> Path:
+    """Write report.html of an evaluation of adapters by these names, in the sections that `makers` make; returns its
+    path."""
+    title = f"Evaluation of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
     write_page(out / "report.html", title, subtitle, gather(out, makers))
     return out / "report.html"
