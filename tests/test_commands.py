@@ -33,8 +33,10 @@ from vislora.evaluate import evaluate
 from vislora.export import export
 from vislora.extract import extract
 from vislora.models.vit import build_vit
+from vislora.precision import new_accelerator
 from vislora.predict import predict
 from vislora.recognizer import load_recognizer
+from vislora.tasks.recognition import prepare
 from vislora.train import train
 
 BASE = ["model=timm", "model.name=vit_tiny_patch16_224", "model.img_size=32"]
@@ -243,6 +245,30 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         assert (tmp_path / adapter / "updates.json").is_file() is changes
         (again,) = evaluate(EvaluateConfig(adapter=[str(result.artifact)], precision=Precision.fp32))
         assert again.evaluation.top1 == result.test.top1
+
+
+def test_the_objective_and_the_augmentation_are_those_of_the_settings(photos, tmp_path):
+    words = [
+        *BASE,
+        *TINY,
+        *RUN,
+        "model.weights=random",
+        "data=imagefolder",
+        f"data.root={photos}",
+        "data.augment.hflip=0",
+    ]
+    accelerator = new_accelerator(Precision.fp32, cpu=True)
+
+    def first_batch(*more):
+        task = prepare(configure("train", [*words, *more]), Precision.fp32, accelerator, tmp_path)
+        (images, labels), *_ = task.batches(0, 1)
+        with torch.no_grad():
+            return images, labels, task.model(images), task.objective.losses(task.model, (images, labels))
+
+    plain, labels, logits, losses = first_batch("objective.label_smoothing=0.3")
+    entropy = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(losses, 0.7 * entropy - 0.3 * logits.log_softmax(1).mean(1))
+    torch.testing.assert_close(first_batch("data.augment.hflip=1")[0], plain.flip(-1))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(run):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -42,6 +43,12 @@ def test_the_middle_is_cut_out_of_the_resized_picture():
     assert crop.original == (300, 100)
     assert crop.corner == (64, 0)
     assert {crop.image.getpixel((x, 32)) for x in (8, 32, 56)} == {(0, 0, 255)}
+
+
+def test_a_picture_is_made_smaller_without_aliasing():
+    stripes = Image.fromarray(np.tile(np.array([0, 255, 255, 0], np.uint8), (256, 64))).convert("RGB")
+    found = np.asarray(cut(stripes, (64, 64)).image)
+    assert np.abs(found[:, 2:-2].astype(float) - 127.5).max() < 2  # every fourth column alone would be black
 
 
 def test_a_picture_of_the_size_itself_is_left_alone():

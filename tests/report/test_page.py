@@ -12,7 +12,19 @@ from PIL import Image
 
 from vislora.metrics.recognition import Predictions, evaluate_predictions
 from vislora.report.evaluation import write_evaluation
-from vislora.report.page import Section, code, key_figures, picture, slider, table, write_page
+from vislora.report.figures import new_figure, save
+from vislora.report.page import (
+    Section,
+    code,
+    details,
+    drawing,
+    key_figures,
+    paragraph,
+    picture,
+    slider,
+    table,
+    write_page,
+)
 from vislora.report.sections import recognition
 
 HOSTILE = (
@@ -43,7 +55,13 @@ def page(tmp_path):
     write_evaluation(evaluate_predictions(predictions, resamples=20), tmp_path / "scores")
     for name, value in (("before", 0), ("after", 255)):
         Image.fromarray(np.full((40, 60, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    figure = new_figure()
+    figure.subplots().set_title(HOSTILE[3])
+    save(figure, tmp_path / "drawn")
     parts = [
+        paragraph(HOSTILE[0]),
+        details(HOSTILE[1], paragraph(HOSTILE[2])),
+        drawing(tmp_path / "drawn.svg", HOSTILE[2]),
         table(HOSTILE, [HOSTILE], HOSTILE[0]),
         code(HOSTILE[1]),
         key_figures([HOSTILE[:3]]),
@@ -85,7 +103,7 @@ def test_a_browser_shows_it_without_an_error_and_runs_no_foreign_script(page, tm
     assert console == []
     assert re.search(r"<title>([^<]*)</title>", document)[1] == html.escape(HOSTILE[0], quote=False)
     assert "--at: 50%" in document  # the slider's script ran
-    assert document.count("<figure>") == 4
+    assert document.count("<figure>") == 5
 
 
 @needs_browser
