@@ -32,15 +32,20 @@ def drawn(monkeypatch) -> list[int]:
     return counts
 
 
-def learned(pipe, count: int) -> CaptionedSplits:
+def learned(pipe, count: int) -> tuple[CaptionedSplits, list[float], list[int]]:
+    """One picture of the subject, and `count` of the class."""
     data = CaptionsData(root="unused", size=16, prior=PriorConfig(prompt="a bird", count=count))
     subject = CaptionedSplits(Captioned(["sks bird"], ["x"], [Image.new("RGB", (16, 16))]))
-    return with_prior(pipe, subject, data, torch.device("cpu"))[0]
+    return with_prior(pipe, subject, data, torch.device("cpu"))
+
+
+def first_of_the_class(pipe) -> str:
+    return learned(pipe, 1)[0].train.names[1]
 
 
 def test_missing_pictures_are_drawn_several_at_once(tmp_path, drawn):
     pipe = tiny.stable_diffusion(tmp_path / "words")
-    names = learned(pipe, 11).train.names[1:]
+    names = learned(pipe, 11)[0].train.names[1:]
     assert drawn == [8, 3]
     for name in (names[2], names[9]):
         Path(name).unlink()
@@ -50,8 +55,16 @@ def test_missing_pictures_are_drawn_several_at_once(tmp_path, drawn):
 
 def test_another_scheduler_draws_other_pictures(tmp_path, drawn):
     pipe = tiny.stable_diffusion(tmp_path / "words")
-    first = learned(pipe, 1).train.names[1]
-    assert learned(tiny.stable_diffusion(tmp_path / "again"), 1).train.names[1] == first
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
-    assert learned(pipe, 1).train.names[1] != first
+    first = first_of_the_class(pipe)
+    settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    pipe.scheduler = DDIMScheduler(**settings)  # which notes that none of them is a default
+    assert first_of_the_class(pipe) == first
+    pipe.scheduler = DDIMScheduler(**settings | {"prediction_type": "v_prediction"})
+    assert first_of_the_class(pipe) != first
     assert drawn == [1, 1]
+
+
+def test_the_subject_is_shown_as_often_as_a_larger_class(tmp_path, drawn):
+    _, weights, shown = learned(tiny.stable_diffusion(tmp_path / "words"), 3)
+    assert shown == [0, 0, 0, 1, 2, 3]
+    assert weights == [1, 1, 1, 1]
