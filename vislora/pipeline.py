@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.formats.components import COMPONENTS, named_by_component
 from vislora.formats.detect import read_adapter
-from vislora.lora import Adapter, Adapters, LowRank, LowRankWeights, frozen_weight
+from vislora.lora import Adapter, Adapters, LowRank
 from vislora.lora.algebra import blend
-from vislora.targets.diffusers import FUSED, is_fused
+from vislora.models.fitted import fitted
 
 Source = str | Path | Adapter
 """A file or folder that `read_adapter` reads, or an adapter already read."""
@@ -105,7 +104,7 @@ class Applied:
         `apply`; after an error the old adapter still acts."""
         self._check_at_work()
         scale = self._scale if scale is None else _number("scale", scale)
-        fitting = self._fitted(_read(adapter, weights))
+        fitting = fitted(_read(adapter, weights), self._models, self._pipe)
         old = self._adapters.active
         self._adapters.load("second" if old == "first" else "first", fitting)
         if old is not None:
@@ -123,28 +122,6 @@ class Applied:
     def _check_at_work(self) -> None:
         if self._taken_out:
             raise AdapterError("unapply took this adapter out of the pipeline; put one in with vislora.apply")
-
-    def _fitted(self, adapter: Adapter) -> Adapter:
-        """The adapter in the names and shapes of this pipeline."""
-        layers = {}
-        for name, weights in adapter.layers.items():
-            here = self._name(name)
-            layers[here] = _shaped(weights, frozen_weight(_reachable(self._models, here)))
-        trained = {self._name(name): state for name, state in adapter.trained.items()}
-        biases = {self._name(name): bias for name, bias in adapter.biases.items()}
-        return replace(adapter, layers=layers, trained=trained, biases=biases)
-
-    def _name(self, name: str) -> str:
-        component, _, module = name.partition(".")
-        if component not in self._models:
-            raise AdapterError(f"the adapter has layers for {component}, which {self._pipe} doesn't have")
-        if component.startswith("text_encoder"):  # transformers 5.6 took CLIP's level text_model away
-            has_level = hasattr(self._models[component], "text_model")
-            if module.startswith("text_model.") and not has_level:
-                module = module.removeprefix("text_model.")
-            elif module.startswith("encoder.layers.") and has_level:
-                module = f"text_model.{module}"
-        return f"{component}.{module}"
 
 
 def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None) -> Adapter:
@@ -174,34 +151,3 @@ def _unsaved(low: LowRank, state: dict[str, Any], prefix: str, metadata: Any) ->
     """Leave low-rank pairs out of a state dict: diffusers would open the pipeline saved with them, and not use them."""
     for name, _ in chain(low.named_parameters(), low.named_buffers()):
         del state[f"{prefix}{name}"]
-
-
-def _reachable(models: nn.Module, name: str) -> nn.Module:
-    """The layer to adapt, where its module will be called."""
-    parent, _, last = name.rpartition(".")
-    try:
-        owner = models.get_submodule(parent)
-        layer = owner.get_submodule(last)
-    except AttributeError:
-        raise AdapterError(f"the adapter belongs to another model: this pipeline has no module {name}") from None
-    if is_fused(owner) and any(last in parts for layer, parts in FUSED.items() if hasattr(owner, layer)):
-        raise AdapterError(f"{name} isn't used while projections are fused; call unfuse_qkv_projections() first")
-    if hasattr(layer, "base_layer"):
-        raise AdapterError(f"{name} is wrapped by PEFT; call pipe.unload_lora_weights() first")
-    if "forward" in vars(layer):
-        raise AdapterError(
-            f"{name} has a forward of its own, as sequential and group offloading give it, which would hide the "
-            "adapter; apply it without them, or with enable_model_cpu_offload"
-        )
-    return layer
-
-
-def _shaped(weights: LowRankWeights, weight: Tensor | None) -> LowRankWeights:
-    """The same matrices for a Linear where the file has them for a 1x1 convolution, and the other way round."""
-    if weight is None:  # no layer to adapt, as `load` tells
-        return weights
-    a, b, dims = weights.lora_A, weights.lora_B, weight.dim()
-    if a.dim() == dims or a[0].numel() != a.shape[1]:
-        return weights
-    ones = (1,) * (dims - 2)
-    return replace(weights, lora_A=a.reshape(*a.shape[:2], *ones), lora_B=b.reshape(*b.shape[:2], *ones))
