@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.evaluate import evaluate
 from vislora.export import export
 from vislora.extract import extract
+from vislora.formats.peft import read_peft
 from vislora.models.vit import build_vit
 from vislora.precision import new_accelerator
 from vislora.predict import predict
@@ -245,6 +247,47 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         assert (tmp_path / adapter / "updates.json").is_file() is changes
         (again,) = evaluate(EvaluateConfig(adapter=[str(result.artifact)], precision=Precision.fp32))
         assert again.evaluation.top1 == result.test.top1
+
+
+def test_a_training_goes_on_from_an_adapter(run, photos, weights, tmp_path):
+    words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "optim.lr=0.0"]
+    start = run[0] / "adapter"
+    words += [f"adapter.start={start}", "trainer.epochs=1", "adapter.rank=3"]
+    train(configure("train", words), tmp_path / "same")
+    theirs, mine = read_peft(start), read_peft(tmp_path / "same" / "adapter")
+    assert mine.equals(theirs)
+
+    others = shutil.copytree(photos, tmp_path / "others")
+    for split in ("train", "val", "test"):
+        shutil.copytree(others / split / "red", others / split / "violet")
+    train(configure("train", [*words, f"data.root={others}"]), tmp_path / "more")
+    mine = read_peft(tmp_path / "more" / "adapter")
+    assert replace(mine, trained={}).equals(replace(theirs, trained={}))
+    assert mine.trained["head"]["weight"].shape == (4, 48)
+
+    save_file({key: 2 * value for key, value in load_file(weights).items()}, tmp_path / "else.safetensors")
+    with pytest.raises(AdapterError, match=r"adapter\.start=.*was trained on base weights with SHA-256"):
+        train(configure("train", [*words, f"model.weights={tmp_path / 'else.safetensors'}"]), tmp_path / "else")
+
+
+def test_a_run_goes_on_only_with_the_pictures_that_it_began_with(photos, tmp_path):
+    mine = shutil.copytree(photos, tmp_path / "photos")
+    words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={mine}", "trainer.epochs=1"]
+    train(configure("train", words), tmp_path / "run")
+    before = (tmp_path / "run" / "data.json").read_text()
+    shutil.copy(mine / "train" / "red" / "0.png", mine / "train" / "blue" / "more.png")
+    with pytest.raises(ConfigError, match=r"data \(its files, and their labels or captions\) was"):
+        train(configure("train", [*words, f"trainer.resume={tmp_path / 'run'}"]), tmp_path / "run")
+    assert (tmp_path / "run" / "data.json").read_text() == before
+
+
+def test_patience_without_validation_and_another_runs_folder_are_refused(run, photos, tmp_path):
+    words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos / 'train'}"]
+    with pytest.raises(ConfigError, match=r"trainer\.patience=2 counts validations, and there is nothing"):
+        train(configure("train", [*words, "trainer.patience=2"]), tmp_path / "a")
+    train(configure("train", [*words, "trainer.epochs=1"]), tmp_path / "b")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(configure("train", [*words, "trainer.epochs=1", f"trainer.resume={tmp_path / 'b'}"]), run[0])
 
 
 def test_the_objective_and_the_augmentation_are_those_of_the_settings(photos, tmp_path):

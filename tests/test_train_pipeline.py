@@ -20,9 +20,10 @@ from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
 from vislora.config import PipelineConfig
 from vislora.drawing import noise_seed
-from vislora.errors import ConfigError, DataError, ModelError
+from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.export import export
 from vislora.formats.detect import read_adapter
+from vislora.formats.kohya import write_kohya
 from vislora.models.diffusion import load_pipeline
 from vislora.objectives.diffusion import Diffusion
 from vislora.train import train
@@ -216,6 +217,20 @@ def test_the_cache_changes_nothing_but_the_time(sd, photos, tmp_path):
     run(sd, photos, tmp_path / "with", "objective.caption_dropout=0.5")
     run(sd, photos, tmp_path / "without", "objective.caption_dropout=0.5", "data.cache=false")
     assert losses(tmp_path / "without") == pytest.approx(losses(tmp_path / "with"), rel=1e-3)
+
+
+def test_a_training_goes_on_from_an_adapter_of_any_format(sd, photos, tmp_path):
+    first = run(sd, photos, tmp_path / "first", "adapter.text_encoder=true", "trainer.epochs=1")
+    trained = read_adapter(first.artifact)
+    file = write_kohya(trained, tmp_path / "theirs.safetensors")
+    words = [f"adapter.start={file}", "optim.lr=0.0", "trainer.epochs=1", "adapter.rank=5"]
+    with pytest.raises(AdapterError, match=r"has layers in text_encoder, which isn't trained here; adapter\.text_enc"):
+        run(sd, photos, tmp_path / "refused", *words)
+    second = run(sd, photos, tmp_path / "second", *words, "adapter.text_encoder=true")
+    mine = read_adapter(second.artifact)
+    assert mine.layers.keys() == trained.layers.keys()
+    for name, weights in trained.layers.items():
+        torch.testing.assert_close(tiny.delta(mine.layers[name]), tiny.delta(weights), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("build", [tiny.stable_diffusion_3, tiny.flux])

@@ -314,6 +314,7 @@ class LoraAdapter(AdapterConfig):
     trained: list[str] = field(default_factory=list)  # besides the head in full: norms, or patterns of modules' names
     rank_pattern: dict[str, int] = field(default_factory=dict)  # pattern of a layer's name: its rank
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    start: str | None = None  # an adapter to go on from; its own layers, ranks, scales and kind count then
 
     def __post_init__(self) -> None:
         _check_ranges(self, "adapter.", rank=(1, math.inf), alpha=(0, math.inf), dropout=(0, 0.99))

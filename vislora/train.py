@@ -99,8 +99,11 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)
     if resumed is not None:
-        read_state(resumed, run)  # or an error before the data is read
+        read_state(resumed, run)  # an error before the data is read, where the settings tell already
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
+    run["data (its files, and their labels or captions)"] = task.contents[:12]
+    if resumed is not None:
+        read_state(resumed, run)
     if config.trainer.patience is not None and task.validation is None:
         raise ConfigError(
             f"trainer.patience={config.trainer.patience} counts validations, and there is nothing to validate on; give "
@@ -176,9 +179,9 @@ def _make_paths_absolute(config: TrainConfig) -> None:
         model.name = f"local-dir:{_absolute(model.name.removeprefix('local-dir:'))}"
     if isinstance(model, settings.PipelineConfig) and model.name != "embedded" and Path(model.name).is_dir():
         model.name = _absolute(model.name)
-    for name in ("root", "quarantine"):
-        if getattr(data, name, None) is not None:
-            setattr(data, name, _absolute(getattr(data, name)))
+    for group, name in ((data, "root"), (data, "quarantine"), (config.adapter, "start")):
+        if getattr(group, name, None) is not None:
+            setattr(group, name, _absolute(getattr(group, name)))
     if isinstance(data, settings.CaptionedData) and data.prior.images is not None:
         data.prior.images = _absolute(data.prior.images)
 

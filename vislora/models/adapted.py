@@ -1,13 +1,18 @@
 """Adapters put into a diffusion pipeline, and proven to act."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vislora.config import LoraAdapter, PipelineLora
-from vislora.lora import Adapters, LoraSettings, TargetLayer, prove_alive
+from vislora.errors import AdapterError
+from vislora.formats.components import named_by_component
+from vislora.formats.detect import read_adapter
+from vislora.lora import Adapter, Adapters, LoraSettings, TargetLayer, prove_alive
 from vislora.models.denoiser import Denoiser, encode_text, text_encoders, tokenize
+from vislora.models.fitted import fitted
 from vislora.targets.diffusers import find_targets
 
 
@@ -18,7 +23,8 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
         the adapters, holding one named "default", its layers named by component: `unet.mid_block.…`.
 
     Raises:
-        AdapterError: targets that aren't there, or that can't move the prediction.
+        AdapterError: targets that aren't there, or that can't move the prediction; or an adapter to go on from that
+            can't be read or doesn't fit.
         ModelError: a pipeline of a family that isn't known.
     """
     model = Denoiser(pipe, config.text_encoder)
@@ -31,9 +37,25 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
         chosen = find_targets(encoder, ["qkv", "o"], range(encoder.config.num_hidden_layers - unread))
         targets += [TargetLayer(f"{name}.{target.name}", target.rows) for target in chosen]
     adapters = Adapters(model)
-    adapters.add("default", targets, lora_settings(config))
+    if config.start is None:
+        adapters.add("default", targets, lora_settings(config))
+    else:
+        adapters.load("default", _started(config, model))
     prove_alive(model, lambda: _example(model, pipe, config.text_encoder))
     return adapters
+
+
+def _started(config: PipelineLora, model: Denoiser) -> Adapter:
+    """The adapter to go on from, in the model's names."""
+    start = named_by_component(read_adapter(config.start))
+    if whole := [*start.trained, *start.biases]:
+        raise AdapterError(f"adapter.start={config.start} trains {whole[0]} in full, which pipelines' files can't hold")
+    if absent := {name.partition(".")[0] for name in start.layers} - dict(model.named_children()).keys():
+        raise AdapterError(
+            f"adapter.start={config.start} has layers in {min(absent)}, which isn't trained here; "
+            "adapter.text_encoder=true trains text encoders"
+        )
+    return replace(fitted(start, model, type(model).__name__), dropout=config.dropout)
 
 
 def lora_settings(config: LoraAdapter) -> LoraSettings:

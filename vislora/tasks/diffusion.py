@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from vislora import __version__
 from vislora.config import CaptionedData, Precision, PrefixCache, TrainConfig, data_to_dict
 from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
+from vislora.data.cache import content_key
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.images import Facts
@@ -116,6 +117,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         about=f"{len(splits.train)} pictures"
         + (f", {classes} of the class" if (classes := len(learned.train) - len(splits.train)) else "")
         + f" of {side} pixels",
+        contents=content_key(*(repr(([*s.names], [*s.captions])) for s in (learned.train, splits.val) if s)),
         preflight=examine(captioned_rows_of(splits), learned.problems, side),
         finish=finish,
         preview=preview,

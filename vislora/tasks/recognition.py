@@ -21,15 +21,18 @@ from vislora.config import (
     TrainConfig,
     data_to_dict,
 )
+from vislora.data.cache import content_key
 from vislora.data.features import Features, check_deterministic, compute_features
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.preflight import examine, rows_of
 from vislora.data.splits import Splits
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
+from vislora.errors import AdapterError
 from vislora.evaluate import evaluate_split
+from vislora.formats.detect import read_adapter
 from vislora.formats.peft import write_peft
-from vislora.lora import Adapters
+from vislora.lora import Adapter, Adapters
 from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
 from vislora.models.prefix import Prefix
@@ -59,7 +62,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     torch.manual_seed(config.seed)
     model = build_vit(config.model, len(splits.classes))
     base_sha256 = base_hash(config.model, model)
-    adapters = adapt(model, config.adapter)
+    start = _start(config.adapter, model, base_sha256, splits.classes)
+    adapters = adapt(model, config.adapter, start)
     images = preprocessing(model, config.data.crop_pct)
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
     order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
@@ -95,6 +99,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         batches=batches,
         validation=validation,
         about=f"{len(splits.train)} images, {len(splits.classes)} classes",
+        contents=content_key(*(repr((s.classes, [*s.names], [*s.labels])) for s in (splits.train, splits.val) if s)),
         preflight=examine(rows_of(splits), splits.problems, images.size),
         finish=finish,
         head=tuple(f"{name}." for name in head_names(model)),
@@ -102,24 +107,47 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     )
 
 
-def adapt(model: nn.Module, config: AdapterConfig) -> Adapters | None:
+def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None) -> Adapters | None:
     """Freeze and adapt a timm model as configured, its head always trained in full; prove that every adapter acts.
+
+    Args:
+        start: the adapter to go on from, in place of a new one.
 
     Returns:
         the adapters, holding one named "default"; None for a probe or full fine-tuning.
     """
     head = head_names(model)
     if isinstance(config, LoraAdapter):
-        trained = [*head, *find_trained(model, config.trained, head)]
-        targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained)
         adapters = Adapters(model)
-        adapters.add("default", targets, lora_settings(config), trained)
+        if start is None:
+            trained = [*head, *find_trained(model, config.trained, head)]
+            targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained)
+            adapters.add("default", targets, lora_settings(config), trained)
+        else:
+            adapters.load("default", start)
         prove_alive_cheaply(model)
         return adapters
     model.requires_grad_(not isinstance(config, ProbeAdapter))
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return None
+
+
+def _start(config: AdapterConfig, model: nn.Module, sha256: str | None, classes: tuple[str, ...]) -> Adapter | None:
+    """The adapter to go on from, with its head where its classes are these, and with a new one for others."""
+    if not isinstance(config, LoraAdapter) or config.start is None:
+        return None
+    start = read_adapter(config.start)
+    expected = start.about.get("weights_sha256")
+    if expected not in (None, sha256):
+        raise AdapterError(
+            f"adapter.start={config.start} was trained on base weights with SHA-256 {expected[:12]}…, these have "
+            f"{(sha256 or 'none')[:12]}…; go on from the same base"
+        )
+    head = {name: model.get_submodule(name).state_dict() for name in head_names(model)}
+    if tuple(start.about.get("classes", ())) == classes:
+        head |= start.trained
+    return replace(start, trained={**start.trained, **head}, dropout=config.dropout)
 
 
 def _from_features(

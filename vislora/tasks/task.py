@@ -36,6 +36,7 @@ class Task:
         batches: micro-batches of this process from one step to another.
         validation: batches of this process to validate on, or None.
         about: the data in a few words, for the run's first line.
+        contents: a hash of what is learned from and validated on: the pictures' names and labels or captions.
         preflight: what was found out about the data.
         finish: exports what was trained into the run folder, and evaluates it.
         head: prefixes of the names of parameters that learn at `optim.head_lr`.
@@ -49,6 +50,7 @@ class Task:
     batches: Callable[[int, int], Iterable]
     validation: Iterable | None
     about: str
+    contents: str
     preflight: Preflight
     finish: Callable[[], Outcome]
     head: tuple[str, ...] = ()
