@@ -78,15 +78,20 @@ def read_diffusers(path: Path) -> Adapter:
         if part in found.setdefault(name, {}):
             raise AdapterError(f"{path}: {key!r} is a second {part} matrix of {name}; which one counts?")
         found[name][part] = tensor
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        component, _, own_key = key.partition(".")
+        configs.setdefault(component, {"peft_type": "LORA"})[own_key] = value
+    for own in configs.values():
+        check_readable(own, path)
     layers = {}
     for name, parts in found.items():
         component, _, module = name.partition(".")
-        own = {k.removeprefix(f"{component}."): v for k, v in settings.items() if k.startswith(f"{component}.")}
+        own = configs.get(component)
         if own and "alpha" in parts:
             raise AdapterError(f"{path}: {name} has an alpha of its own and one in the header; which one counts?")
         weights = layer(name, parts, path)
         if own:
-            check_readable({"peft_type": "LORA"} | own, path)
             if own.get("use_dora") and weights.magnitude is None:
                 raise AdapterError(f"{path}: {name} has no DoRA magnitudes, and the header says use_dora")
             weights = replace(weights, alpha=alpha_of(own, module, path), rslora=bool(own.get("use_rslora")))

@@ -4,6 +4,7 @@ Nothing that changes the output may be dropped, so every key must be understood,
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,15 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
             f"{up.shape[0]} output rows"
         )
     rank = down.shape[0]
-    alpha = parts.get("alpha", torch.tensor(float(rank)))
-    if rank < 1 or alpha.numel() != 1 or not alpha.isfinite().all():
-        raise AdapterError(f"{path}: {name} has rank {rank} and alpha {alpha.tolist()}; expected a number for each")
+    alpha = parts["alpha"].tolist() if "alpha" in parts else rank
+    alpha = alpha[0] if isinstance(alpha, list) and len(alpha) == 1 else alpha
+    if rank < 1 or isinstance(alpha, list) or not math.isfinite(alpha):
+        raise AdapterError(f"{path}: {name} has rank {rank} and alpha {alpha}; expected a number for each")
     return LowRankWeights(
         down.float(),
         up.float(),
         rank,
-        alpha.item(),
+        float(alpha),
         up.shape[0],
         magnitude=None if magnitude is None else magnitude.float().flatten(),
     )

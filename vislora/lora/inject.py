@@ -17,7 +17,7 @@ from vislora.lora.algebra import blend
 from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
 from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
 from vislora.lora.mixed import Assignment, mixed
-from vislora.lora.names import fits
+from vislora.lora.names import fits, submodule
 from vislora.lora.reads import frozen_weight, set_frozen_weight
 
 _ADAPTED = {
@@ -177,7 +177,8 @@ class Adapters:
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
             layer = self._module(path)
-            layer.lora = low.to(frozen_weight(layer).device).requires_grad_(True)
+            device = frozen_weight(layer).device
+            layer.lora = (low if low.lora_A.device == device else low.to(device)).requires_grad_(True)
             _adapt(layer)
         for path, module in held.trained.items():
             base = self._module(path)
@@ -368,12 +369,12 @@ class Adapters:
         return self._held[name]
 
     def _module(self, path: str) -> nn.Module:
-        try:
-            return self.model.get_submodule(path)
-        except AttributeError:
+        module = submodule(self.model, path)
+        if module is None:
             raise AdapterError(
                 f"the adapter belongs to another model: {type(self.model).__name__} has no module {path!r}"
-            ) from None
+            )
+        return module
 
     def _replace(self, path: str, module: nn.Module) -> None:
         parent, _, child = path.rpartition(".")

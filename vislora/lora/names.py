@@ -1,8 +1,20 @@
-"""How patterns choose layers by name: PEFT's rule."""
+"""Layers by name: one, and those that a pattern chooses by PEFT's rule."""
 
 import re
 
+from torch import nn
+
 from vislora.errors import AdapterError
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    """As `model.get_submodule(path)`, but None where there is none, and ten times as fast: that asks every module for
+    an attribute twice, which classes of diffusers answer in Python."""
+    for word in path.split(".") if path else ():
+        model = model._modules[word] if word in model._modules else getattr(model, word, None)
+        if not isinstance(model, nn.Module):
+            return None
+    return model
 
 
 def fits(pattern: str, name: str) -> bool:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora import Adapter, LowRankWeights, frozen_weight
+from vislora.lora.names import submodule
 from vislora.targets.diffusers import FUSED, is_fused
 
 
@@ -31,7 +32,7 @@ def fitted(adapter: Adapter, models: nn.Module, what: str) -> Adapter:
 
 def _name(name: str, models: nn.Module, what: str) -> str:
     component, _, module = name.partition(".")
-    model = dict(models.named_children()).get(component)
+    model = submodule(models, component)
     if model is None:
         raise AdapterError(f"the adapter has layers for {component}, which {what} doesn't have")
     if component.startswith("text_encoder"):  # transformers 5.6 took CLIP's level text_model away
@@ -46,11 +47,9 @@ def _name(name: str, models: nn.Module, what: str) -> str:
 def _reachable(models: nn.Module, name: str) -> nn.Module:
     """The layer to adapt, where its module will be called."""
     parent, _, last = name.rpartition(".")
-    try:
-        owner = models.get_submodule(parent)
-        layer = owner.get_submodule(last)
-    except AttributeError:
-        raise AdapterError(f"the adapter belongs to another model: this pipeline has no module {name}") from None
+    owner, layer = submodule(models, parent), submodule(models, name)
+    if layer is None:
+        raise AdapterError(f"the adapter belongs to another model: this pipeline has no module {name}")
     if is_fused(owner) and any(last in parts for layer, parts in FUSED.items() if hasattr(owner, layer)):
         raise AdapterError(f"{name} isn't used while projections are fused; call unfuse_qkv_projections() first")
     if hasattr(layer, "base_layer"):
