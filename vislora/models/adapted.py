@@ -28,6 +28,16 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
         ModelError: a pipeline of a family that isn't known.
     """
     model = Denoiser(pipe, config.text_encoder)
+    adapters = Adapters(model)
+    if config.start is None:
+        adapters.add("default", _targets(pipe, config, model), lora_settings(config))
+    else:
+        adapters.load("default", _started(config, model))
+    prove_alive(model, lambda: _example(model, pipe, config.text_encoder))
+    return adapters
+
+
+def _targets(pipe: Any, config: PipelineLora, model: Denoiser) -> list[TargetLayer]:
     component = model.family.component
     words, kinds = [target.value for target in config.targets], [kind.value for kind in config.attention]
     found = find_targets(getattr(pipe, component), words, _blocks(config), kinds)
@@ -36,13 +46,7 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
         encoder = getattr(pipe, name)
         chosen = find_targets(encoder, ["qkv", "o"], range(encoder.config.num_hidden_layers - unread))
         targets += [TargetLayer(f"{name}.{target.name}", target.rows) for target in chosen]
-    adapters = Adapters(model)
-    if config.start is None:
-        adapters.add("default", targets, lora_settings(config))
-    else:
-        adapters.load("default", _started(config, model))
-    prove_alive(model, lambda: _example(model, pipe, config.text_encoder))
-    return adapters
+    return targets
 
 
 def _started(config: PipelineLora, model: Denoiser) -> Adapter:
