@@ -217,6 +217,9 @@ def test_predictions_are_the_models_probabilities_and_the_command_prints_them(ru
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    below = predict(PredictConfig(adapter=str(out / "adapter"), images=[str(photos / "test")], top=2))
+    assert list(below) == [str(path) for path in sorted((photos / "test").rglob("*.png"))]
+    assert dict(below[paths[0]]) == pytest.approx(dict(found[paths[0]]), abs=1e-5)
     told = [path.encode(errors="backslashreplace").decode() for path in paths]
     wanted = [f"{name}: {found[p][0][0]} {found[p][0][1]:.1%}" for name, p in zip(told, paths, strict=True)]
     assert done.stdout.splitlines() == wanted

@@ -1,6 +1,6 @@
-"""python -m vislora.predict adapter=runs/…/adapter IMAGE …
+"""python -m vislora.predict adapter=runs/…/adapter IMAGE_OR_FOLDER …
 
-Prints the most probable classes of each image.
+Prints the most probable classes of each image, and of all in a folder and below it.
 """
 
 from __future__ import annotations
@@ -14,31 +14,35 @@ from vislora.errors import ConfigError
 
 
 def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
-    """The `config.top` most probable classes of each image, most probable first, by the image's path.
+    """The `config.top` most probable classes of each image, most probable first, by the image's path; a folder stands
+    for all in it and below it.
 
     Raises:
         VisloraError: a mistake in the settings or the adapter, or an image that can't be read.
     """
+    from vislora.data.folder import pictures_below
     from vislora.data.splits import Files, ImageSplit
     from vislora.inference import Inference
     from vislora.precision import new_accelerator, resolve_precision
     from vislora.recognizer import load_recognizer
 
-    if not config.images:
-        raise ConfigError("images=[]: expected at least one file")
+    given = [Path(image) for image in config.images]
+    paths = [file for path in given for file in (pictures_below(path) if path.is_dir() else [path])]
+    if not paths:
+        raise ConfigError(f"images=[{', '.join(config.images)}]: no picture there; expected at least one")
     accelerator = new_accelerator(Precision.fp32)
     precision = resolve_precision(config.precision, accelerator.device)
     recognizer = load_recognizer(config.adapter, config.weights)
     recognizer.model.to(accelerator.device)
-    unlabelled = [0] * len(config.images)
-    split = ImageSplit(recognizer.classes, unlabelled, config.images, Files([Path(path) for path in config.images]))
+    names = [str(path) for path in paths]
+    split = ImageSplit(recognizer.classes, [0] * len(paths), names, Files(paths))
     inference = Inference(config.batch_size, precision, 0, accelerator)
     logits, _ = inference.outputs(recognizer.model, split, recognizer.preprocessing)
     best = logits.softmax(1).topk(min(config.top, len(recognizer.classes)))
-    rankings = zip(config.images, best.values.tolist(), best.indices.tolist(), strict=True)
+    rankings = zip(names, best.values.tolist(), best.indices.tolist(), strict=True)
     return {
-        path: [(recognizer.classes[k], p) for k, p in zip(columns, values, strict=True)]
-        for path, values, columns in rankings
+        name: [(recognizer.classes[k], p) for k, p in zip(columns, values, strict=True)]
+        for name, values, columns in rankings
     }
 
 
@@ -50,7 +54,7 @@ def _main(config: PredictConfig, _out: Path) -> None:
 
 if __name__ == "__main__":
     images = [
-        word for word in sys.argv[1:] if Path(word).is_file() or ("=" not in word and not word.startswith(("-", "~")))
+        word for word in sys.argv[1:] if Path(word).exists() or ("=" not in word and not word.startswith(("-", "~")))
     ]
     rest = [word for word in sys.argv[1:] if word not in images]
     command("predict", _main, [*rest, f"images=[{','.join(map(quoted, images))}]"] if images else rest)

@@ -94,9 +94,10 @@ def extract(
     odd = [key for key in rest if not _module(key) or any(_part_of(f"{name}.", [_module(key)]) for name in adapted)]
     if odd:
         patterns = sorted({f"*.{key.rpartition('.')[2]}" if "." in key else key for key in odd})
+        or_keep = ", or keep the modules that hold them in full with trained=[…]" if any(map(_module, odd)) else ""
         raise AdapterError(
             f"{len(odd)} changed tensors fit neither a low-rank layer nor a module kept in full: {_some(odd)}; "
-            f"leave them out with ignore={patterns}, or keep the modules that hold them in full with trained=[…]"
+            f"leave them out with ignore={patterns}{or_keep}"
         )
     if lost := [key for key in base if key not in own and key not in tuned]:
         raise AdapterError(f"the tuned weights lack {_some(lost)}; base and tuned must be of one architecture")
