@@ -218,6 +218,24 @@ def test_merging_layers_that_share_a_weight_changes_each_by_its_own_update(names
     assert model.one.weight is model.two.weight
 
 
+def test_weights_come_back_where_a_merged_model_has_gone(images):
+    model = vit()
+    base, adapters = state(model), with_adapter(model, trained=())
+    adapters.merge()
+    model.double()
+    adapters.remove("birds")
+    assert same_bits(state(model), {key: value.double() for key, value in base.items()})
+    model(images.double())
+
+
+def test_base_models_head_follows_to_another_device():
+    model = vit()
+    adapters = with_adapter(model)
+    model.to("meta")
+    adapters.remove("birds")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
 def test_merging_a_float64_model_loses_nothing():
     layer = nn.Sequential(nn.Linear(8, 8, dtype=torch.float64))
     before, adapters = layer[0].weight.clone(), Adapters(layer)

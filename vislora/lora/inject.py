@@ -203,8 +203,10 @@ class Adapters:
             layer.__class__ = _PLAIN[type(layer)]
             del layer.lora
         for path, module in self._base_modules.items():
-            self._replace(path, module.train(self._module(path).training))
+            own = self._module(path)
+            self._replace(path, module.to(next(own.parameters()).device).train(own.training))
         for path, bias in self._base_biases.items():
+            bias.data = bias.data.to(self._parameter(path).device)
             self._set_parameter(path, bias)
         self._base_modules.clear()
         self._base_biases.clear()
@@ -322,6 +324,8 @@ class Adapters:
             raise AdapterError("nothing to unmerge")
         for path, weight in self._base_weights.items():
             layer = self._module(path)
+            merged = frozen_weight(layer)
+            weight.data = weight.data.to(merged.device, merged.dtype)  # where the model has gone meanwhile
             set_frozen_weight(layer, weight)
             _adapt(layer)
         self._base_weights.clear()
