@@ -248,9 +248,11 @@ def test_what_is_known_of_a_weight_without_its_values_is_the_frozen_ones():
         lambda layer: layer.weight.zero_(),
         lambda layer: nn.init.normal_(layer.weight),
         lambda layer: layer.weight.__setitem__(0, 1.0),
+        lambda layer: layer.weight.data.zero_(),
+        lambda layer: torch.mul(torch.ones(DIM, DIM), 2.0, out=layer.weight),
         lambda layer: setattr(layer.weight, "data", torch.zeros(DIM, DIM)),
     ],
-    ids=["zero_", "init", "setitem", "data"],
+    ids=["zero_", "init", "setitem", "data read", "out", "data set"],
 )
 def test_writing_to_a_computed_weight_is_refused(write):
     layer = nn.Sequential(nn.Linear(DIM, DIM))

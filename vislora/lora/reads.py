@@ -31,7 +31,7 @@ _SHAPE_ONLY = {
     Tensor.numel,
     Tensor.is_floating_point,
 }
-_WRITES = {Tensor.data.__set__, Tensor.__setitem__}
+_WRITES = {Tensor.data.__get__: ".data", Tensor.data.__set__: ".data", Tensor.__setitem__: "an assignment"}
 
 
 def frozen_weight(layer: nn.Module) -> nn.Parameter | None:
@@ -68,9 +68,11 @@ class AdaptedWeight(Tensor):
         if func is F.linear and (product := _as_call(*args, **kwargs)) is not None:
             return product
         name = getattr(func, "__name__", "")
-        if func in _WRITES or (name.endswith("_") and not name.endswith("__")):
+        in_place = name.endswith("_") and not name.endswith("__")
+        if func in _WRITES or in_place or isinstance(kwargs.get("out"), cls):
             raise AdapterError(
-                f"{name} would write to the weight of an adapted layer, which is computed; deactivate the adapter first"
+                f"{_WRITES.get(func, name)} would write to the weight of an adapted layer, which is computed; "
+                "deactivate the adapter first"
             )
         args, kwargs = tree_map_only(cls, lambda weight: _sum(weight.layer), (args, kwargs))
         return func(*args, **kwargs)
