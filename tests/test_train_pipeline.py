@@ -270,8 +270,8 @@ def test_text_encoders_learn_too_where_they_are_asked_to(sd, photos, tmp_path):
 
 
 def test_buckets_keep_the_pictures_proportions(sd, photos, tmp_path, capsys):
-    run(sd, photos, tmp_path, "data.buckets=true", "data.size=128")
-    assert len(losses(tmp_path)) == 2 * (2 + 1)  # four tall pictures in two batches, three squares in one
+    run(sd, photos, tmp_path, "data.buckets=true", "data.size=128", "objective.before_after=0", "trainer.epochs=1")
+    assert len(losses(tmp_path)) == 2 + 1  # four tall pictures in two batches, three squares in one
 
 
 def test_the_class_is_shown_as_often_as_the_subject(sd, photos, tmp_path, capsys):
