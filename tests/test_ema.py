@@ -47,5 +47,7 @@ def test_half_precision_parameters_are_averaged_in_float32():
     for step in range(10_000, 10_100):
         ema.update(step)
     torch.testing.assert_close(ema.averages["weight"].item(), 1.5 - 0.5 * 0.999**100, rtol=1e-4, atol=0)
+    average = ema.averages["weight"].clone()
     with averaged(ema):
         assert model.weight.dtype == torch.bfloat16
+    assert torch.equal(ema.averages["weight"], average)

@@ -34,12 +34,12 @@ class Ema:
             average.copy_(averages[name])
 
     @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange averages and parameters; twice is as before."""
+    def put(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copy values into the parameters, by name; what they held before is the answer."""
+        before = {name: p.detach().clone() for name, p in self._parameters.items()}
         for name, p in self._parameters.items():
-            trained = p.detach().clone()
-            p.copy_(self.averages[name])
-            self.averages[name].copy_(trained)
+            p.copy_(values[name])
+        return before
 
 
 @contextmanager
@@ -48,8 +48,8 @@ def averaged(ema: Ema | None) -> Iterator[None]:
     if ema is None:
         yield
         return
-    ema.swap()
+    trained = ema.put(ema.averages)  # which stay as they are: parameters in 16 bits would round them
     try:
         yield
     finally:
-        ema.swap()
+        ema.put(trained)
