@@ -100,15 +100,14 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
             f"{up.shape[0]} output rows"
         )
     rank = down.shape[0]
-    alpha = parts["alpha"].tolist() if "alpha" in parts else rank
-    alpha = alpha[0] if isinstance(alpha, list) and len(alpha) == 1 else alpha
-    if rank < 1 or isinstance(alpha, list) or not math.isfinite(alpha):
+    alpha = parts["alpha"].flatten().tolist() if "alpha" in parts else [rank]
+    if rank < 1 or len(alpha) != 1 or not math.isfinite(alpha[0]):
         raise AdapterError(f"{path}: {name} has rank {rank} and alpha {alpha}; expected a number for each")
     return LowRankWeights(
         down.float(),
         up.float(),
         rank,
-        float(alpha),
+        float(alpha[0]),
         up.shape[0],
         magnitude=None if magnitude is None else magnitude.float().flatten(),
     )

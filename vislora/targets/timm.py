@@ -13,6 +13,7 @@ from vislora.lora import TargetLayer
 from vislora.lora.dora import DoraConv2d
 from vislora.lora.inject import unlike_a_product
 from vislora.lora.layers import LoraConv2d
+from vislora.lora.names import submodule
 from vislora.targets.blocks import Blocks, choose_blocks
 from vislora.targets.families import ATTENTION, GATES
 from vislora.targets.layouts import QKV, Held
@@ -66,8 +67,8 @@ def find_targets(
             layers += [TargetLayer(name) for name in _other_convolutions(model, chosen, blocks, by_block, attentions)]
         if chosen and not layers:
             raise AdapterError(_told_missing(model, projection, held))
-        if other := [name for name in (layer.name for layer in layers) if not isinstance(_get(model, name), _LAYERS)]:
-            kind = type(_get(model, other[0])).__name__
+        if other := [one.name for one in layers if not isinstance(submodule(model, one.name), _LAYERS)]:
+            kind = type(submodule(model, other[0])).__name__
             raise AdapterError(
                 f"{projection} of {other[0]} is a {kind}, which can't be adapted; leave {projection} out"
             )
@@ -200,7 +201,7 @@ def _mlp_layers(model: nn.Module, block: str, attentions: Iterable[str]) -> Iter
     parent, _, name = block.rpartition(".")
     following = f"{parent}.{int(name) + 1}" if name.isdigit() else None
     found = list(_mlps(model, block, attentions))
-    if not found and following and _MLP_CLASS.search(type(_get(model, following)).__name__):
+    if not found and following and _MLP_CLASS.search(type(submodule(model, following)).__name__):
         found = [following]
     for path in found:
         for inner, layer in model.get_submodule(path).named_modules():
@@ -244,10 +245,3 @@ def _other_convolutions(
 
 def _adaptable_convolution(layer: nn.Module) -> bool:
     return type(layer) in (nn.Conv2d, LoraConv2d, DoraConv2d) and unlike_a_product(layer) is None
-
-
-def _get(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
