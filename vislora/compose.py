@@ -55,6 +55,7 @@ _SCHEMAS = [
     ("logger", "schema", settings.LoggerConfig),
 ]
 
+_WITH_GROUP = ("train", "preflight")  # the commands of which adapter=… is a config group, and no path
 # Where a user's path leads, at any time
 _OF_FILES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
@@ -162,7 +163,7 @@ def _register() -> None:
 def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | list[str] | None]:
     """The words for Hydra, and the folder, or [folders], after `adapter=`. Hydra takes any `adapter=…` for the config
     group of that name, which only training has; a path needs no quotes this way, either."""
-    if name in ("train", "preflight"):
+    if name in _WITH_GROUP:
         return list(words), None
     given = [os.path.expanduser(word.removeprefix("adapter=")) for word in words if word.startswith("adapter=")]
     rest = [word for word in words if not word.startswith("adapter=")]
@@ -177,7 +178,8 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
 def _check_words(name: str, words: Sequence[str]) -> None:
     """Refuse a second adapter=…, in the place of which Hydra would forget the first, and settings of a data set where
     none is chosen, over which it would fail an assertion."""
-    if len(given := [word for word in words if word.startswith("adapter=")]) > 1:
+    given = [word for word in words if word.startswith("adapter=")]
+    if name not in _WITH_GROUP and len(given) > 1:
         raise ConfigError(f"{' '.join(given)}: adapter is given twice; several are adapter=[FOLDER,FOLDER]")
     settings_of_it = [word for word in words if word.lstrip("+").startswith("data.")]
     if name == "evaluate" and settings_of_it and not any(word.lstrip("+").startswith("data=") for word in words):
