@@ -168,7 +168,8 @@ class CaptionedData(BaseData):
 
 @dataclass
 class CaptionsData(CaptionedData):
-    """A folder of pictures, their captions in metadata.jsonl or in .txt files beside them; or one prompt for all."""
+    """A folder of pictures, their captions in metadata.jsonl (or .csv) or in .txt (or .caption) files beside them; or
+    one prompt for all."""
 
     root: str = MISSING
     prompt: str | None = None  # in place of captions, as "a photo of sks dog"
@@ -240,7 +241,7 @@ class CsvData(DataConfig):
 @dataclass
 class MetadataData(DataConfig):
     """Hugging Face's image folders: root/{train,val,test}/metadata.jsonl, or root/metadata.jsonl with a val_fraction; a
-    line is {"file_name": …, "label": …}."""
+    line is {"file_name": …, "label": …}. metadata.csv will do as well, with such columns."""
 
     root: str = MISSING
     label_key: str = "label"

@@ -48,6 +48,28 @@ def test_metadata_in_hugging_faces_form_names_pictures_and_their_texts(folder):
     assert [(problem.file, problem.kinds) for problem in splits.problems] == [(folder / "a.jpg", ("aside",))]
 
 
+def test_captions_come_from_caption_files_as_kohyas_scripts_name_them_too(folder):
+    (folder / "b.txt").rename(folder / "b.caption")
+    assert read(folder).train.captions[1] == "a red picture"
+    (folder / "b.txt").write_text("another one")
+    with pytest.raises(DataError, match=r"b\.txt and .*b\.caption both hold a caption for b\.png; keep one"):
+        read(folder)
+
+
+def test_a_csv_table_names_pictures_and_their_texts(folder):
+    (folder / "metadata.csv").write_bytes(b'\xef\xbb\xbffile_name,more,text\r\nb.png,,"red, with\r\n a ""line"""\r\n')
+    assert list(read(folder).train.captions) == ['red, with a "line"']
+    (folder / "metadata.csv").write_text("file_name,text\nb.png,red\na.jpg\n")
+    with pytest.raises(DataError, match=r"metadata\.csv, line 3: text is None"):
+        read(folder)
+    (folder / "metadata.csv").write_text('file_name,text\nb.png,"red\n')
+    with pytest.raises(DataError, match=r"metadata\.csv.* unexpected end of data"):
+        read(folder)
+    (folder / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "red"}')
+    with pytest.raises(DataError, match="both list pictures; keep one"):
+        read(folder)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -30,6 +30,18 @@ def test_splits_and_labels_are_those_of_the_tables(tmp_path):
     assert splits.problems == []
 
 
+def test_a_csv_table_gives_the_same_labels(tmp_path):
+    write(tmp_path, [{"file_name": f"p{i}.png", "label": i % 12} for i in range(24)])
+    expected = load_splits(MetadataData(root=str(tmp_path)), 0)
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines() if line]
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text(
+        "label,file_name\n" + "".join(f"{r['label']},{r['file_name']}\n" for r in rows)
+    )
+    found = load_splits(MetadataData(root=str(tmp_path)), 0)
+    assert (found.classes, found.train.labels) == (expected.classes, expected.train.labels)
+
+
 def test_pictures_that_no_table_lists_are_named(tmp_path):
     write(tmp_path / "train", [{"file_name": f"p{i}.png", "label": i} for i in range(2)])
     Image.new("RGB", (4, 4)).save(tmp_path / "train" / "more.png")

@@ -1,4 +1,5 @@
-"""Captioned pictures: a folder with metadata.jsonl, with .txt files beside the pictures, or with one prompt for all.
+"""Captioned pictures: a folder with metadata.jsonl (or .csv), with .txt or .caption files beside the pictures, or with
+one prompt for all.
 
 Captions come from anywhere: they are text and nothing else.
 """
@@ -15,11 +16,12 @@ from vislora.config import CaptionsData
 from vislora.data.folder import SUFFIXES, pictures_aside, pictures_below
 from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files
-from vislora.data.metadata import METADATA, metadata_rows
+from vislora.data.metadata import METADATA, metadata_rows, metadata_table
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Chosen, Files, Pictures
 from vislora.errors import DataError
 
+_TEXT = (".txt", ".caption")
 _LONGEST = 4000  # characters; text encoders read some 75 words
 
 
@@ -62,11 +64,12 @@ class CaptionedSplits:
 
 
 def captions_folder(config: CaptionsData) -> CaptionedSplits:
-    """Read a folder of captioned pictures; files that can't be decoded, and pictures that a metadata.jsonl passes over,
-    are left out and named in `problems`.
+    """Read a folder of captioned pictures; files that can't be decoded, and pictures that a metadata table passes
+    over, are left out and named in `problems`.
 
-    `config.prompt` is every picture's caption where it is given. Else metadata.jsonl is read, in the form of Hugging
-    Face's image folders ({"file_name": …, "text": …} a line), and without one the .txt file beside each picture.
+    `config.prompt` is every picture's caption where it is given. Else metadata.jsonl or metadata.csv is read, in the
+    form of Hugging Face's image folders ({"file_name": …, "text": …} a line), and without one the .txt or .caption file
+    (as kohya's scripts name it) beside each picture.
 
     Raises:
         DataError: no such folder, no usable picture, a missing or malformed caption, or a name that leads elsewhere.
@@ -81,8 +84,8 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
     problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
-    if _in_table(config, root):
-        problems += pictures_aside(root, every, f"is not in {METADATA}")
+    if (table := _table(config, root)) is not None:
+        problems += pictures_aside(root, every, f"is not in {table.name}")
     pairs = [(path, text) for path, text in files if found[path].usable]
     if not pairs:
         unusable = sum(not problem.usable for problem in problems)
@@ -95,21 +98,18 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
 
 
 def list_captions(config: CaptionsData) -> Labelled:
-    """The pictures of a folder with what stands in the .txt file beside each, whatever that is; "" where there is none.
+    """The pictures of a folder with what stands in the text file beside each, whatever that is; "" where there is none.
 
     Raises:
-        DataError: there is no such folder, or the captions are in a malformed metadata.jsonl.
+        DataError: there is no such folder, or the captions are in a malformed table, or in two files.
     """
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
-    if _in_table(config, root):
+    if _table(config, root) is not None:
         return {"train": [(path, _told(row, where)) for where, path, row in metadata_rows(root)]}
-    texts = {path: path.with_suffix(".txt") for path in pictures_below(root)}
-    read = {
-        path: file.read_text(encoding="utf-8-sig", errors="replace") for path, file in texts.items() if file.is_file()
-    }
-    return {"train": [(path, read.get(path, "")) for path in texts]}
+    texts = {path: _text_file(path) for path in pictures_below(root)}
+    return {"train": [(path, file.read_text("utf-8-sig", "replace") if file else "") for path, file in texts.items()]}
 
 
 def picture_files(root: Path, key: str) -> list[Path]:
@@ -146,25 +146,24 @@ def clean(text: str, where: str) -> str:
     return line
 
 
-def _in_table(config: CaptionsData, root: Path) -> bool:
-    """Whether metadata.jsonl says which pictures there are."""
-    return config.prompt is None and (root / METADATA).is_file()
+def _table(config: CaptionsData, root: Path) -> Path | None:
+    """The table that says which pictures there are, where one does."""
+    return None if config.prompt is not None else metadata_table(root)
 
 
 def _with_captions(config: CaptionsData, root: Path) -> list[tuple[Path, Callable[[], str]]]:
     """The pictures, each with what reads its caption: those that are left out need none."""
     if config.prompt is not None:
         return [(path, partial(clean, config.prompt, "data.prompt")) for path in pictures_below(root)]
-    if _in_table(config, root):
+    if _table(config, root) is not None:
         return [(path, partial(_told, row, where)) for where, path, row in metadata_rows(root)]
     return [(path, partial(_beside, path)) for path in pictures_below(root)]
 
 
 def _beside(picture: Path) -> str:
-    file = picture.with_suffix(".txt")
-    if not file.is_file():
+    if (file := _text_file(picture)) is None:
         raise DataError(
-            f"{picture} has no caption: write it into {file.name} beside it, or all into {METADATA}, "
+            f"{picture} has no caption: write it into {picture.stem}.txt beside it, or all into {METADATA[0]}, "
             "or give one prompt for all pictures with data.prompt"
         )
     try:
@@ -173,9 +172,17 @@ def _beside(picture: Path) -> str:
         raise DataError(f"{file} isn't text in UTF-8: {error}") from None
 
 
+def _text_file(picture: Path) -> Path | None:
+    """The file beside a picture that its caption stands in; None where there is none."""
+    there = [file for suffix in _TEXT if (file := picture.with_suffix(suffix)).is_file()]
+    if len(there) > 1:
+        raise DataError(f"{there[0]} and {there[1]} both hold a caption for {picture.name}; keep one")
+    return there[0] if there else None
+
+
 def _told(row: dict[str, Any], where: str) -> str:
     if not isinstance(row.get("text"), str):
-        raise DataError(f'{where}: expected {{"file_name": "…", "text": "…"}}')
+        raise DataError(f"{where}: text is {row.get('text')!r}; expected the picture's caption")
     return clean(row["text"], where)
 
 

@@ -1,8 +1,10 @@
-"""metadata.jsonl beside pictures, in the form of Hugging Face's image folders: {"file_name": …, …} a line.
+"""metadata.jsonl or metadata.csv beside pictures, in the form of Hugging Face's image folders: {"file_name": …, …} a
+line, or a column file_name and others.
 
 The table comes from anywhere: a name in it never leads out of its folder.
 """
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,12 +17,12 @@ from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def metadata_folder(config: MetadataData) -> Splits:
-    """Labelled pictures: root/{train,val,test}/metadata.jsonl, or root/metadata.jsonl alone; files that can't be
-    decoded and pictures that no table lists are left out, and named in `problems`.
+    """Labelled pictures: root/{train,val,test}/metadata.jsonl (or .csv), or root/metadata.jsonl alone; files that
+    can't be decoded and pictures that no table lists are left out, and named in `problems`.
 
     Raises:
         DataError: a folder, table, picture or label is missing or malformed, a name leads out of the folder, or a class
@@ -32,7 +34,7 @@ def metadata_folder(config: MetadataData) -> Splits:
         if strange := next((pair for pair in pairs if pair[1] not in classes), None):
             raise DataError(f"{split}: class {strange[1]!r} of {strange[0]} isn't among those of train")
     root = Path(config.root).expanduser()
-    aside = pictures_aside(root, files, f"is in no {METADATA}")
+    aside = pictures_aside(root, files, f"is in no {' or '.join(METADATA)}")
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
     return replace(splits, problems=[*splits.problems, *aside])
@@ -55,14 +57,27 @@ def list_metadata(config: MetadataData) -> Labelled:
     return files
 
 
+def metadata_table(folder: Path) -> Path | None:
+    """The folder's table; None where it has none.
+
+    Raises:
+        DataError: there are two.
+    """
+    there = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(there) > 1:
+        raise DataError(f"{there[0]} and {there[1]} both list pictures; keep one")
+    return there[0] if there else None
+
+
 def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Each row of the folder's table: where it stands, the picture it is about, and what it says.
 
     Raises:
-        DataError: the table is missing or no JSON lines in UTF-8, or a picture is missing or outside of the folder.
+        DataError: the table is missing, malformed or not in UTF-8, or a picture is missing or outside of the folder.
     """
-    table = folder / METADATA
-    for where, row in json_lines(table):
+    if (table := metadata_table(folder)) is None:
+        raise DataError(f"{folder / METADATA[0]} is missing, and so is {METADATA[1]}")
+    for where, row in json_lines(table) if table.suffix == ".jsonl" else _csv_rows(table):
         told = row.get("file_name") if isinstance(row, dict) else None
         name = PurePosixPath(told.replace("\\", "/") if isinstance(told, str) else "")
         if not name.name:  # as of "" and "."
@@ -88,6 +103,16 @@ def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
             yield where, json.loads(line)
         except ValueError as error:
             raise DataError(f"{where} isn't JSON: {error}") from None
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Where each row ends, and what stands in its columns; None in those that a short row leaves out."""
+    rows = csv.DictReader((f"{line}\n" for line in text_lines(file)), strict=True)
+    try:
+        for row in rows:
+            yield f"{file}, line {rows.line_num}", row
+    except csv.Error as error:
+        raise DataError(f"{file}, line {rows.line_num}: {error}") from None
 
 
 def text_lines(file: Path) -> list[str]:
