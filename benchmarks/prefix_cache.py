@@ -78,7 +78,7 @@ def _compare(base: nn.Module, images: Tensor, last: int, dtype: torch.dtype | No
         f"{'fp32' if dtype is None else 'bf16':10}"
         f"{1e3 * statistics.median(times['every']):9.1f} ms{1e3 * statistics.median(times['tail']):9.1f} ms"
         f"{1e3 * statistics.median(times['cached']):7.1f} ms{ratio['cached', 'tail']:10.3f}"
-        f"{ratio['cached', 'every']:8.3f}{ratio['reach', 'tail']:8.3f}"
+        f"{ratio['cached', 'every']:8.3f}{ratio['limit', 'tail']:8.3f}"
     )
 
 

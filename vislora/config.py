@@ -24,6 +24,14 @@ def _check_ranges(config: Any, group: str = "", **ranges: tuple[float, float]) -
             raise ConfigError(f"{group}{name}={value}: expected {expected}")
 
 
+def _check_shares(config: Any, group: str, *names: str) -> None:
+    """Refuse what isn't a share that leaves something; None stands for no number."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0.0 <= value < 1.0:
+            raise ConfigError(f"{group}{name}={value}: expected 0 to below 1")
+
+
 class Precision(Enum):
     """What the matrix products of a step are computed in; trained parameters are float32 in all of them."""
 
@@ -129,6 +137,13 @@ class AugmentConfig:
     rotate: float = 0.0  # degrees to either side
     erase: float = 0.0  # probability of RandomErasing
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, "data.augment.", crop_scale=(0.01, 1), rotate=(0, 180))
+        _check_ranges(self, "data.augment.", **dict.fromkeys(("hflip", "color_jitter", "erase"), (0, 1)))
+
+
+_DRAWN_SIZES = (32, 512)  # pixels of a side
+
 
 @dataclass
 class BaseData:
@@ -163,7 +178,7 @@ class CaptionedData(BaseData):
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
-        _check_ranges(self, "data.", hflip=(0, 1), repeats=(1, math.inf))
+        _check_ranges(self, "data.", size=(1, math.inf), hflip=(0, 1), repeats=(1, math.inf))
 
 
 @dataclass
@@ -175,6 +190,10 @@ class CaptionsData(CaptionedData):
     prompt: str | None = None  # in place of captions, as "a photo of sks dog"
     val_fraction: float = 0.0  # share held out
     quarantine: str | None = None  # a list of files to leave out, as `python -m vislora.preflight` writes it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_shares(self, "data.", "val_fraction")
 
 
 @dataclass
@@ -190,6 +209,11 @@ class BirdsCaptionsData(CaptionedData):
     drawn_size: int = 64  # pixels of the drawings
     seed: int = 1  # of the drawings
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, "data.", count=(1, math.inf), val_count=(0, math.inf))
+        _check_ranges(self, "data.", difficulty=(0, 1), drawn_size=_DRAWN_SIZES)
+
 
 @dataclass
 class DataConfig(BaseData):
@@ -201,6 +225,7 @@ class DataConfig(BaseData):
 
     def __post_init__(self) -> None:
         _check_ranges(self, "data.", crop_pct=(0.01, 1))
+        _check_shares(self, "data.", "val_fraction")
 
 
 @dataclass
@@ -216,6 +241,12 @@ class BirdsData(DataConfig):
     style: str = "natural"
     size: int = 64  # pixels of the drawings
     seed: int = 0  # of the drawings, apart from training's own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = ("invented", "val_per_species", "test_per_species")
+        _check_ranges(self, "data.", train_per_species=(1, math.inf), **dict.fromkeys(counts, (0, math.inf)))
+        _check_ranges(self, "data.", difficulty=(0, 1), size=_DRAWN_SIZES)
 
 
 @dataclass
@@ -391,6 +422,7 @@ class DiffusionObjective(ObjectiveConfig):
         _check_ranges(
             self, "objective.", caption_dropout=(0, 1), preview_steps=(1, math.inf), before_after=(0, math.inf)
         )
+        _check_ranges(self, "objective.", noise_offset=(0, math.inf))
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0.0:
             raise ConfigError(f"objective.min_snr_gamma={self.min_snr_gamma}: expected more than 0, or null")
 
@@ -432,10 +464,10 @@ class TrainerConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "validate_every", "patience", "preview_every", "checkpoint_every")
+        counts = ("epochs", "batch_size", "accumulation", "validate_every")
+        counts += ("patience", "preview_every", "checkpoint_every")
         _check_ranges(self, "trainer.", **dict.fromkeys(counts, (1, math.inf)), workers=(0, math.inf))
-        if self.ema is not None and not 0.0 <= self.ema < 1.0:
-            raise ConfigError(f"trainer.ema={self.ema}: expected a decay from 0 to below 1")
+        _check_shares(self, "trainer.", "ema")
 
 
 class Tracker(Enum):
@@ -600,6 +632,15 @@ class GenerateConfig:
     precision: Precision = Precision.auto  # of the weights, on a GPU; float32 on a CPU
 
 
+def _check_truncation(config: Any) -> None:
+    """Refuse an SVD that isn't told where to end."""
+    _check_ranges(config, rank=(1, math.inf))
+    if config.rank is None and config.energy is None:
+        raise ConfigError("give a rank=8, or the share of each update to keep: energy=0.9")
+    if config.energy is not None and not 0.0 < config.energy <= 1.0:
+        raise ConfigError(f"energy={config.energy}: expected more than 0 and at most 1")
+
+
 @dataclass
 class ExtractConfig:
     """`python -m vislora.extract`"""
@@ -612,6 +653,9 @@ class ExtractConfig:
     ignore: list[str] = field(default_factory=list)  # patterns of changed tensors to leave out: ['*.bias']
     out: str = MISSING
 
+    def __post_init__(self) -> None:
+        _check_truncation(self)
+
 
 @dataclass
 class ResizeConfig:
@@ -621,6 +665,9 @@ class ResizeConfig:
     rank: int | None = None  # of all layers; with energy, the largest of a layer
     energy: float | None = None  # share of each update's squared norm to keep, in (0, 1]
     out: str = MISSING
+
+    def __post_init__(self) -> None:
+        _check_truncation(self)
 
 
 class Blending(Enum):

@@ -28,8 +28,6 @@ def extract(config: ExtractConfig) -> Computed:
     """
     from vislora.formats.detect import save_adapter
 
-    if config.rank is None and config.energy is None:
-        raise ConfigError("give a rank=16, or the share of each change to keep: energy=0.9")
     computed = _from_folder(config) if Path(config.tuned).is_dir() else _from_files(config)
     save_adapter(computed.adapter, Path(config.out))
     return computed

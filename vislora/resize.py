@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from vislora.compose import command
 from vislora.config import ResizeConfig
-from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
     from vislora.lora.algebra import Computed
@@ -25,8 +24,6 @@ def resize(config: ResizeConfig) -> Computed:
     from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
 
-    if config.rank is None and config.energy is None:
-        raise ConfigError("give a rank=4, or the share of each update to keep: energy=0.9")
     computed = algebra.resize(read_adapter(config.adapter), config.rank, config.energy)
     save_adapter(computed.adapter, Path(config.out))
     return computed

@@ -12,7 +12,7 @@ from vislora.config import BirdsData
 from vislora.data import drawn
 from vislora.data.birds import SPECIES, picture
 from vislora.data.load import load_splits
-from vislora.errors import DataError
+from vislora.errors import ConfigError, DataError
 
 SMALL = {"species": ["mallard", "barn owl"], "train_per_species": 4, "val_per_species": 0, "test_per_species": 3}
 
@@ -86,15 +86,26 @@ def test_size_style_and_difficulty_are_those_asked_for():
     ("setting", "message"),
     [
         ({"difficulty": 1.5}, "difficulty=1.5: expected 0 to 1"),
-        ({"size": 16}, "size=16: expected 32 to 512 pixels"),
+        ({"size": 16}, "size=16: expected 32 to 512"),
         ({"train_per_species": 0}, "train_per_species=0: expected 1 or more"),
         ({"test_per_species": -1}, "test_per_species=-1: expected 0 or more"),
-        ({"species": []}, "names no species to draw"),
         ({"invented": -1}, "invented=-1: expected 0 or more"),
-        ({"species": ["great egret", "great egret"]}, "two classes of the data are called 'great egret'"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        BirdsData(**SMALL | setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"style": "oil"}, "data.style=oil is no drawing style; there are natural"),
+        ({"species": []}, "names no species to draw"),
+        ({"species": ["great egret", "great egret"]}, "two classes of the data are called 'great egret'"),
+    ],
+)
+def test_species_and_styles_that_can_not_be_drawn_are_refused(setting, message):
     with pytest.raises(DataError, match=message):
         load_splits(BirdsData(**SMALL | setting), 0)
 

@@ -41,5 +41,5 @@ def test_the_validation_split_of_the_data_goes_before_one_held_out(monkeypatch):
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 20])
 def test_a_fraction_that_is_none_is_refused(fraction):
-    with pytest.raises(ConfigError, match=r"data\.val_fraction=.*from 0 to below 1"):
-        load.load_splits(BirdsData(val_fraction=fraction), 0)
+    with pytest.raises(ConfigError, match=r"data\.val_fraction=.*expected 0 to below 1"):
+        BirdsData(val_fraction=fraction)

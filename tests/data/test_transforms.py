@@ -75,4 +75,4 @@ def test_validation_sees_what_timm_shows_at_any_size(size, crop_pct, interpolati
 )
 def test_augmentation_out_of_range_is_refused(name, value):
     with pytest.raises(ConfigError, match=rf"data\.augment\.{name}={value}: expected"):
-        train_transform(P, AugmentConfig(**{name: value}))
+        AugmentConfig(**{name: value})

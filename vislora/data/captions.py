@@ -77,8 +77,6 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
-    if not 0.0 <= config.val_fraction < 1.0:
-        raise DataError(f"data.val_fraction={config.val_fraction}: expected a share of the pictures, 0 to below 1")
     every = {"train": _with_captions(config, root)}
     files, left_out = leave_out(every, config.quarantine, root)
     files = [(path, read()) for path, read in files["train"]]

@@ -29,7 +29,7 @@ from vislora.data.quarantine import Labelled
 from vislora.data.shards import image_shards
 from vislora.data.splits import Splits, hold_out
 from vislora.data.table import image_table, list_table
-from vislora.errors import ConfigError, DataError
+from vislora.errors import DataError
 
 _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
     BirdsData: drawn_birds,
@@ -68,11 +68,8 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     """The splits of a data set; where it has none to validate on, `config.val_fraction` of train is held out.
 
     Raises:
-        ConfigError: `config.val_fraction` is out of range.
         DataError: what is wrong with the data, and where.
     """
-    if not 0.0 <= config.val_fraction < 1.0:
-        raise ConfigError(f"data.val_fraction={config.val_fraction}: expected a share of train, from 0 to below 1")
     splits = _LOADERS[type(config)](config)
     if len(splits.classes) < 2:
         raise DataError(f"the data has {len(splits.classes)} classes, and at least two are needed to tell apart")
