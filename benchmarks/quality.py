@@ -28,12 +28,11 @@ from vislora.config import EvaluateConfig, LoraAdapter, TrainConfig, data_to_dic
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.transforms import eval_transform, train_transform
-from vislora.evaluate import Scored
 from vislora.metrics.intervals import mean_interval
 from vislora.metrics.recognition import Evaluation, Predictions, evaluate_predictions
 from vislora.models.vit import build_vit, preprocessing
 from vislora.precision import autocast_dtype, resolve_precision
-from vislora.report.scores import write_scores
+from vislora.report.scores import Scored, write_scores
 from vislora.targets.timm import find_targets
 from vislora.train import train
 from vislora.trainer import make_optimizer, rate_factor

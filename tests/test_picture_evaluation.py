@@ -26,8 +26,8 @@ from vislora.compose import configure
 from vislora.config import CaptionsData, ModelConfig, data_to_dict
 from vislora.data import splits
 from vislora.data.images import read_image
+from vislora.data.prompts import noise_seed
 from vislora.data.transforms import Preprocessing
-from vislora.drawing import noise_seed
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.evaluate import draws
 from vislora.files import sha256
@@ -345,9 +345,8 @@ def test_any_timm_model_with_weights_from_a_file_is_a_backbone(style, tmp_path):
 
 def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path):
     def refused(error, message, *words, adapter=style):
-        config = configure("evaluate", [*WORDS, f"adapter={adapter}", *words])
         with pytest.raises(error, match=message):
-            as_the_command(config)
+            as_the_command(configure("evaluate", [*WORDS, f"adapter={adapter}", *words]))
 
     refused(ConfigError, r"seeds=\[\]: expected at least one", "seeds=[]")
     refused(ConfigError, r"scales=\[1.0, 1.0\]: expected at least one, each once", "scales=[1,1]")

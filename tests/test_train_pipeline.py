@@ -19,7 +19,7 @@ import vislora
 from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
 from vislora.config import PipelineConfig
-from vislora.drawing import noise_seed
+from vislora.data.prompts import noise_seed
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.export import export
 from vislora.formats.detect import read_adapter

@@ -12,6 +12,7 @@ from vislora.data.splits import ImageSplit
 from vislora.errors import AdapterError
 from vislora.inference import Inference
 from vislora.recognizer import Recognizer, build_base
+from vislora.scoring import labels_among
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _HELD_OUT = 5  # every fifth image of a class chooses the penalty
@@ -46,8 +47,7 @@ def linear_probe(recognizer: Recognizer, train: ImageSplit, weights: str | None,
     model = _Features(base.requires_grad_(False))
     model.to(inference.accelerator.device)
     features, _ = inference.outputs(model, train, recognizer.preprocessing)
-    column = {name: k for k, name in enumerate(recognizer.classes)}
-    labels = torch.tensor([column[train.classes[label]] for label in train.labels])
+    labels = labels_among(recognizer.classes, train)
     weight, bias = fit_probe(features, labels, len(recognizer.classes))
     probed = _Probed(model, weight, bias).to(inference.accelerator.device)
     return replace(recognizer, model=probed.eval(), adapters=None)

@@ -518,6 +518,13 @@ class Corruption(Enum):
     pixelate = "pixelate"
 
 
+def _check_drawing(config: Any) -> None:
+    """Refuse what no pipeline can draw."""
+    _check_ranges(config, steps=(1, math.inf), size=(1, math.inf))
+    if wrong := [seed for seed in config.seeds if not -(2**63) <= seed < 2**64]:
+        raise ConfigError(f"seeds: {wrong[0]} is no number of 64 bits")
+
+
 @dataclass
 class RecognitionFigures:
     """What is asked about adapters that recognise."""
@@ -571,6 +578,14 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
     def __post_init__(self) -> None:
         _check_ranges(self, resamples=(2, math.inf), batch_size=(1, math.inf))
         _check_ranges(self, **dict.fromkeys(("maps", "mistakes", "workers"), (0, math.inf)))
+        _check_drawing(self)
+        _check_ranges(self, drawn_at_once=(1, math.inf))
+        for key in ("seeds", "scales"):
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{key}={values}: expected at least one, each once")
+        if self.style is not None and self.style_classifier is None:
+            raise ConfigError(f"style={self.style} is a class of the style classifier; give style_classifier=FOLDER")
 
 
 @dataclass
@@ -630,6 +645,17 @@ class GenerateConfig:
     negative_prompt: str | None = None
     size: int | None = None  # pixels of a side; what the pipeline was made for by default
     precision: Precision = Precision.auto  # of the weights, on a GPU; float32 on a CPU
+
+    def __post_init__(self) -> None:
+        _check_drawing(self)
+        for name, values in (("prompt", self.prompt), ("seeds", self.seeds), ("scales", self.scales)):
+            if values is not None and not values:
+                raise ConfigError(f"{name} is empty; give at least one")
+        if self.scales and not self.adapter.files:
+            raise ConfigError("scales=[…] are an adapter's; give one with adapter=FILE")
+        count = len(self.adapter.files)
+        if self.weights is not None and (count < 2 or len(self.weights) != count):
+            raise ConfigError(f"weights={self.weights} for {count} adapters; weights are for several, one for each")
 
 
 def _check_truncation(config: Any) -> None:

@@ -54,20 +54,6 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
     return load_pipeline(model, autocast_dtype(precision) or torch.float32).to(device)
 
 
-def check_drawing(steps: int, size: int | None, seeds: Sequence[int]) -> None:
-    """Refuse what no pipeline can draw.
-
-    Raises:
-        ConfigError: a number out of range.
-    """
-    if steps < 1:
-        raise ConfigError(f"steps={steps}: expected 1 or more")
-    if size is not None and size < 1:
-        raise ConfigError(f"size={size}: expected pixels of a side")
-    if wrong := [seed for seed in seeds if not -(2**63) <= seed < 2**64]:
-        raise ConfigError(f"seeds: {wrong[0]} is no number of 64 bits")
-
-
 def draw(
     pipe: Any,
     jobs: Sequence[tuple[str, int]],
@@ -112,11 +98,3 @@ def draw(
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
     return [image for _, images in batches for image in images]
-
-
-def noise_seed(seed: int, prompt: str) -> int:
-    """The seed of a picture's noise where each prompt is to have noise of its own, whatever else is drawn;
-    `python -m vislora.generate seeds=[…]` takes it too."""
-    from vislora.data.cache import content_key
-
-    return int(content_key(seed, prompt)[:12], 16)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ from vislora.config import (
     data_from_dict,
     data_to_dict,
 )
-from vislora.errors import AdapterError, ConfigError, DataError
+from vislora.errors import AdapterError, ConfigError
 from vislora.names import short_names
 
 if TYPE_CHECKING:
@@ -48,25 +48,8 @@ if TYPE_CHECKING:
 
     from vislora.data.splits import ImageSplit, Splits
     from vislora.inference import Inference
-    from vislora.metrics.recognition import Evaluation, Predictions
     from vislora.recognizer import Recognizer
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A row of the table.
-
-    Attributes:
-        name: of what was scored: the adapter's, with the baseline's behind it.
-        data: name of the data set.
-        evaluation: its figures.
-        robustness: top-1 by corruption, at strengths 1 to 5; empty where none was tried.
-    """
-
-    name: str
-    data: str
-    evaluation: Evaluation
-    robustness: dict[Corruption, list[float]]
+    from vislora.report.scores import Scored
 
 
 def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
@@ -102,49 +85,6 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
         write_scores(rows, adapted, config, out)
     accelerator.wait_for_everyone()
     return rows
-
-
-def evaluate_split(
-    recognizer: Recognizer,
-    split: ImageSplit,
-    batch_size: int,
-    precision: Precision,
-    workers: int,
-    accelerator: Accelerator,
-) -> Evaluation:
-    """Score a split whose classes are among the recognizer's, matched by name; each image counts once, whatever the
-    number of processes.
-
-    Raises:
-        DataError: the split has a class the recognizer doesn't know.
-    """
-    from vislora.inference import Inference
-    from vislora.metrics.recognition import evaluate_predictions
-
-    predictions = predict_split(recognizer, split, Inference(batch_size, precision, workers, accelerator))
-    evaluation = evaluate_predictions(predictions)
-    return replace(evaluation, mistakes=_mistakes(predictions, split, 24))
-
-
-def predict_split(recognizer: Recognizer, split: ImageSplit, inference: Inference) -> Predictions:
-    """What the recognizer says about every image of a split.
-
-    Raises:
-        DataError: the split has a class the recognizer doesn't know.
-    """
-    import torch
-
-    from vislora.metrics.recognition import Predictions
-
-    column = {name: k for k, name in enumerate(recognizer.classes)}
-    if unknown := [name for name in split.classes if name not in column]:
-        raise DataError(
-            f"class {unknown[0]!r} of the data is unknown to the adapter, whose classes are "
-            f"{', '.join(recognizer.classes[:8])}{', …' if len(recognizer.classes) > 8 else ''}"
-        )
-    logits, speed = inference.outputs(recognizer.model, split, recognizer.preprocessing)
-    labels = torch.tensor([column[split.classes[label]] for label in split.labels])
-    return Predictions(recognizer.classes, logits, labels, list(split.names), speed)
 
 
 def _data_sets(config: EvaluateConfig, recognizer: Recognizer) -> list[tuple[str, DataConfig]]:
@@ -202,6 +142,8 @@ def _score(
 ) -> Scored:
     from vislora.metrics.calibration import fit_temperature
     from vislora.metrics.recognition import evaluate_predictions
+    from vislora.report.scores import Scored
+    from vislora.scoring import predict_split, show_mistakes
 
     temperature = None
     if config.calibrate:
@@ -211,7 +153,7 @@ def _score(
         temperature = fit_temperature(validation.logits, validation.labels)
     predictions = predict_split(recognizer, split, inference)
     evaluation = evaluate_predictions(predictions, temperature, config.resamples, config.seed)
-    evaluation = replace(evaluation, mistakes=_mistakes(predictions, split, config.mistakes))
+    evaluation = replace(evaluation, mistakes=show_mistakes(predictions, split, config.mistakes))
     return Scored(name, title, evaluation, _robustness(recognizer, split, config.corruptions, inference))
 
 
@@ -220,6 +162,7 @@ def _robustness(
 ) -> dict[Corruption, list[float]]:
     """Top-1 at strengths 1 to 5 of each kind of corruption."""
     from vislora.data.corruptions import STRENGTHS, corrupted
+    from vislora.scoring import predict_split
 
     fitted = replace(recognizer.preprocessing, crop_pct=1.0)  # the pictures come at the model's size
     found: dict[Corruption, list[float]] = {}
@@ -231,24 +174,6 @@ def _robustness(
             correct = predictions.logits.argmax(1) == predictions.labels
             found[kind].append(correct.double().mean().item())
     return found
-
-
-def _mistakes(predictions: Predictions, split: ImageSplit, count: int) -> list:
-    from vislora.metrics.recognition import Mistake, worst_mistakes
-    from vislora.report.sheets import fitted
-
-    best = predictions.probabilities().max(1)
-    names = predictions.classes
-    return [
-        Mistake(
-            name=predictions.names[i],
-            true=names[predictions.labels[i]],
-            predicted=names[best.indices[i]],
-            probability=best.values[i].item(),
-            picture=fitted(split.image(i), 192),
-        )
-        for i in worst_mistakes(predictions, count)
-    ]
 
 
 def _what_changed(recognizer: Recognizer, split: ImageSplit, config: EvaluateConfig, device) -> tuple:

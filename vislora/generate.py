@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vislora import __version__
 from vislora.compose import command, quoted
 from vislora.config import GenerateConfig, PipelineConfig
-from vislora.drawing import check_drawing, draw, open_pipeline, pipeline_of
+from vislora.drawing import draw, open_pipeline, pipeline_of
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     Raises:
         VisloraError: a mistake in the settings, the adapter or the model, or a folder that holds pictures already.
     """
-    _check(config)
     if any(out.glob("*_seed*.png")):
         raise ConfigError(f"{out} holds drawn pictures already; choose another folder, as with hydra.run.dir=FOLDER")
 
@@ -78,18 +77,6 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     if len(drawn) > 1:
         save_grid(*_grid([picture.image for picture in drawn], config, scales), out / "grid.png")
     return drawn
-
-
-def _check(config: GenerateConfig) -> None:
-    for name, values in (("prompt", config.prompt), ("seeds", config.seeds), ("scales", config.scales)):
-        if values is not None and not values:
-            raise ConfigError(f"{name} is empty; give at least one")
-    if config.scales and not config.adapter.files:
-        raise ConfigError("scales=[…] are an adapter's; give one with adapter=FILE")
-    count = len(config.adapter.files)
-    if config.weights is not None and (count < 2 or len(config.weights) != count):
-        raise ConfigError(f"weights={config.weights} for {count} adapters; weights are for several, one for each")
-    check_drawing(config.steps, config.size, config.seeds)
 
 
 def _heeds_negative_prompts(pipe: Any) -> bool:

@@ -3,79 +3,36 @@
 `python -m vislora.evaluate` comes here with a pipeline's adapter. Each adapter, at each scale, is a row of the table.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
 
 from vislora.config import CaptionedData, EvaluateConfig, Precision, data_from_dict
-from vislora.drawing import check_drawing, draw, noise_seed, open_pipeline, pipeline_of
+from vislora.data.captions import picture_files
+from vislora.data.load import load_captions
+from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts
+from vislora.data.splits import Chosen, Files
+from vislora.drawing import draw, open_pipeline, pipeline_of
 from vislora.errors import ConfigError, DataError
+from vislora.formats.detect import read_adapter
+from vislora.lora import Adapter
+from vislora.metrics.distances import frechet_distance, kernel_distance, sample_warning
+from vislora.metrics.pictures import Figure, StyleAxis, diversity, kept_content, mean_figure
+from vislora.metrics.updates import layer_updates
+from vislora.models.backbone import Backbone, Seen
+from vislora.models.clip import Clip
 from vislora.names import short_names
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from PIL import Image
-    from torch import Tensor
-
-    from vislora.data.prompts import Prompt
-    from vislora.data.splits import Pictures
-    from vislora.lora import Adapter
-    from vislora.metrics.pictures import Figure, StyleAxis
-    from vislora.metrics.updates import LayerUpdate
-    from vislora.models.backbone import Backbone, Seen
-    from vislora.models.clip import Clip
-    from vislora.recognizer import Recognizer
-
-
-@dataclass(frozen=True)
-class PictureScores:
-    """A row of the table.
-
-    Attributes:
-        name: of what drew: the base model, an adapter and its scale; or of the reference.
-        adapter, scale: None for the base model and the reference.
-        images: of each prompt with each seed, the prompts one after the other; the reference has none here.
-        count: of pictures.
-        figures: by the keys of `vislora.metrics.pictures.FIGURES`, as far as there is something to tell.
-        each: values of single pictures by the same keys, [N] each.
-    """
-
-    name: str
-    adapter: str | None
-    scale: float | None
-    images: list[Image.Image]
-    count: int
-    figures: dict[str, Figure]
-    each: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PictureEvaluation:
-    """Everything about an evaluation of adapters that draw.
-
-    Attributes:
-        prompts: what was drawn, each with each of `seeds`.
-        rows: the reference where a classifier judges it, the base model, then each adapter at each scale.
-        reference: where the reference pictures are from.
-        backbone: name and SHA-256 of the weights whose features were compared.
-        style: what the style classifier was to take pictures for; None without one.
-        warnings: what to hold against the figures.
-        updates: by adapter, how far it moved each layer.
-    """
-
-    prompts: list[Prompt]
-    seeds: list[int]
-    rows: list[PictureScores]
-    reference: str
-    backbone: tuple[str, str]
-    style: str | None
-    warnings: list[str]
-    updates: dict[str, list[LayerUpdate]]
+from vislora.pipeline import apply, unapply
+from vislora.precision import new_accelerator
+from vislora.recognizer import Recognizer, load_recognizer
+from vislora.report.pictures import PictureEvaluation, PictureScores
 
 
 def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
@@ -85,12 +42,6 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     Raises:
         VisloraError: a mistake in the settings, the data, a model or an adapter.
     """
-    _check(config)
-
-    from vislora.formats.detect import read_adapter
-    from vislora.metrics.updates import layer_updates
-    from vislora.pipeline import apply, unapply
-    from vislora.precision import new_accelerator
 
     accelerator = new_accelerator(Precision.fp32)
     names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
@@ -152,6 +103,7 @@ class _Judges:
         one."""
         if self.by_style is None:
             return []
+
         taken = _taken_for(self.by_style, self.reference, [self.style] * len(self.reference))
         figures = {"style_class": self._mean(taken, 1)}
         return [PictureScores("reference", None, None, [], len(self.reference), figures)]
@@ -160,10 +112,6 @@ class _Judges:
         self, drawn: _Drawn, base: _Drawn, name: str, adapter: str | None, scale: float | None
     ) -> PictureScores:
         """Score pictures against the base model's and the reference."""
-        import torch
-
-        from vislora.metrics.distances import frechet_distance, kernel_distance
-        from vislora.metrics.pictures import Figure, StyleAxis, diversity, kept_content
 
         seeds, n = len(self.config.seeds), len(drawn.images)
         axis: StyleAxis = StyleAxis.between(base.seen.statistics, self.reference_seen.statistics)
@@ -193,36 +141,16 @@ class _Judges:
         return PictureScores(name, adapter, scale, drawn.images, n, figures, each)
 
     def warnings(self, drawn: int) -> list[str]:
-        from vislora.metrics.distances import sample_warning
 
         warning = sample_warning(drawn, len(self.reference), self.backbone.dimension)
         return [] if warning is None else [warning]
 
     def _mean(self, values: Tensor, seeds: int) -> Figure:
-        from vislora.metrics.pictures import mean_figure
 
         return mean_figure(values, seeds, self.config.resamples, self.config.seed)
 
 
-def _check(config: EvaluateConfig) -> None:
-    for key in ("seeds", "scales"):
-        values = getattr(config, key)
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(f"{key}={values}: expected at least one, each once")
-    if config.style is not None and config.style_classifier is None:
-        raise ConfigError(f"style={config.style} is a class of the style classifier; give style_classifier=FOLDER")
-    if config.drawn_at_once < 1:
-        raise ConfigError(f"drawn_at_once={config.drawn_at_once}: expected 1 or more")
-    check_drawing(config.steps, config.size, config.seeds)
-
-
 def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
-    import torch
-
-    from vislora.data.prompts import NEUTRAL, Prompt, read_prompts
-    from vislora.models.backbone import Backbone
-    from vislora.models.clip import Clip
-    from vislora.recognizer import load_recognizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source, reference, captions = _reference(config, adapters)
@@ -253,30 +181,12 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
     )
 
 
-@dataclass(frozen=True)
-class _Decoded(Sequence):
-    """Pictures that are decoded whenever they are looked at, since photos at full size would fill the memory."""
-
-    pictures: Pictures
-    indices: range
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int | slice) -> Image.Image | _Decoded:
-        chosen = self.indices[place]
-        return _Decoded(self.pictures, chosen) if isinstance(chosen, range) else self.pictures[chosen]
-
-
 def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str, Sequence[Image.Image], list[str]]:
     """The reference pictures, where they are from, and captions to draw where no prompts are given."""
-    from vislora.data.captions import picture_files
-    from vislora.data.load import load_captions
-    from vislora.data.splits import Files
 
     if config.reference is not None:
         files = picture_files(Path(config.reference).expanduser(), "reference")
-        pictures = _Decoded(Files(files), range(len(files)))
+        pictures = Chosen(Files(files), range(len(files)))
         if config.prompts is not None:
             return config.reference, pictures, []
     data = [_trained_on(file, adapter) for file, adapter in zip(config.adapter, adapters, strict=True)]
@@ -289,7 +199,7 @@ def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str
     captions = list(dict.fromkeys((splits.val or splits.train).captions))
     if config.reference is not None:
         return config.reference, pictures, captions
-    pictures = _Decoded(splits.train.pictures, range(len(splits.train)))
+    pictures = Chosen(splits.train.pictures, range(len(splits.train)))
     return f"the {len(pictures)} pictures of the training", pictures, captions
 
 
@@ -339,6 +249,7 @@ def _names(text: str, name: str) -> bool:
 
 
 def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:
+
     def pictures(prompts: Sequence[Prompt]) -> list[Image.Image]:
         jobs = [(prompt.text, noise_seed(seed, prompt.text)) for prompt in prompts for seed in config.seeds]
         settings = (config.steps, config.guidance, config.size, config.drawn_at_once, f"{who} draws")
@@ -359,7 +270,6 @@ def _predicted(recognizer: Recognizer, images: Sequence[Image.Image]) -> list[st
 
 def _taken_for(recognizer: Recognizer, images: Sequence[Image.Image], wanted: Sequence[str]) -> Tensor:
     """1 for each picture that the recogniser takes for what was wanted, 0 for the others, [N]."""
-    import torch
 
     found = _predicted(recognizer, images)
     return torch.tensor([float(one == other) for one, other in zip(found, wanted, strict=True)], dtype=torch.float64)

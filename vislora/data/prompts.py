@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vislora.data.cache import content_key
 from vislora.data.captions import clean
 from vislora.data.metadata import json_lines, text_lines
 from vislora.errors import ConfigError, DataError
@@ -53,6 +54,12 @@ def read_prompts(given: str | Sequence[str], key: str) -> list[Prompt]:
     if twice := next((text for i, text in enumerate(texts) if text in texts[:i]), None):
         raise DataError(f"{key}={given}: {twice!r} comes twice, and would be the same pictures twice; take more seeds")
     return found
+
+
+def noise_seed(seed: int, prompt: str) -> int:
+    """The seed of a picture's noise where each prompt is to have noise of its own, whatever else is drawn;
+    `python -m vislora.generate seeds=[…]` takes it too."""
+    return int(content_key(seed, prompt)[:12], 16)
 
 
 def _from_lines(lines: Sequence[str], where: str) -> Iterator[Prompt]:

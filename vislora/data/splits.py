@@ -42,14 +42,18 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Some of another source's pictures, in the order of `indices`."""
+class Chosen(Sequence):
+    """Some of another source's pictures, in the order of `indices`; decoded whenever they are looked at."""
 
     pictures: Pictures
     indices: Sequence[int]
 
-    def __getitem__(self, index: int) -> Image.Image:
-        return self.pictures[self.indices[index]]
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int | slice) -> "Image.Image | Chosen":
+        chosen = self.indices[place]
+        return Chosen(self.pictures, chosen) if isinstance(place, slice) else self.pictures[chosen]
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,21 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
 
 from vislora import __version__
 from vislora.config import EvaluateConfig
-from vislora.drawing import noise_seed
+from vislora.data.prompts import Prompt, noise_seed
 from vislora.files import write_json, write_text
 from vislora.metrics.pictures import FIGURES, Figure
+from vislora.metrics.updates import LayerUpdate
 from vislora.report.before_after import file_name, write_pairs
 from vislora.report.figures import save
 from vislora.report.picture_sections import PICTURES, told
@@ -22,13 +25,56 @@ from vislora.report.sweep import draw_sweep
 from vislora.report.updates import write_updates
 from vislora.report.write import write_scores_report
 
-if TYPE_CHECKING:
-    from vislora.picture_evaluation import PictureEvaluation, PictureScores
-
 _SHOWN = 8  # prompts on a sheet, and with a slider
 
 
-def write_pictures(found: "PictureEvaluation", config: EvaluateConfig, out: Path) -> None:
+@dataclass(frozen=True)
+class PictureScores:
+    """A row of the table.
+
+    Attributes:
+        name: of what drew: the base model, an adapter and its scale; or of the reference.
+        adapter, scale: None for the base model and the reference.
+        images: of each prompt with each seed, the prompts one after the other; the reference has none here.
+        count: of pictures.
+        figures: by the keys of `vislora.metrics.pictures.FIGURES`, as far as there is something to tell.
+        each: values of single pictures by the same keys, [N] each.
+    """
+
+    name: str
+    adapter: str | None
+    scale: float | None
+    images: list[Image.Image]
+    count: int
+    figures: dict[str, Figure]
+    each: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PictureEvaluation:
+    """Everything about an evaluation of adapters that draw.
+
+    Attributes:
+        prompts: what was drawn, each with each of `seeds`.
+        rows: the reference where a classifier judges it, the base model, then each adapter at each scale.
+        reference: where the reference pictures are from.
+        backbone: name and SHA-256 of the weights whose features were compared.
+        style: what the style classifier was to take pictures for; None without one.
+        warnings: what to hold against the figures.
+        updates: by adapter, how far it moved each layer.
+    """
+
+    prompts: list[Prompt]
+    seeds: list[int]
+    rows: list[PictureScores]
+    reference: str
+    backbone: tuple[str, str]
+    style: str | None
+    warnings: list[str]
+    updates: dict[str, list[LayerUpdate]]
+
+
+def write_pictures(found: PictureEvaluation, config: EvaluateConfig, out: Path) -> None:
     """Write everything about an evaluation into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
@@ -48,7 +94,7 @@ def write_pictures(found: "PictureEvaluation", config: EvaluateConfig, out: Path
     write_scores_report(out, list(found.updates), f"{subtitle}{datetime.now():%Y-%m-%d %H:%M}", PICTURES)
 
 
-def table_text(found: "PictureEvaluation") -> str:
+def table_text(found: PictureEvaluation) -> str:
     """The table for a terminal, what the figures stand on, and what is to be held against them."""
     keys = [key for key in FIGURES if any(key in row.figures for row in found.rows)]
     cells = [["", "pictures", *(FIGURES[key] for key in keys)]]
@@ -66,7 +112,7 @@ def table_text(found: "PictureEvaluation") -> str:
     return "\n".join([*lines, *(f"note: {warning}" for warning in found.warnings)])
 
 
-def _to_dict(found: "PictureEvaluation") -> dict[str, Any]:
+def _to_dict(found: PictureEvaluation) -> dict[str, Any]:
     name, sha256 = found.backbone
     rows = [
         {
@@ -89,7 +135,7 @@ def _to_dict(found: "PictureEvaluation") -> dict[str, Any]:
     }
 
 
-def _write_table(rows: Sequence["PictureScores"], file: Path) -> None:
+def _write_table(rows: Sequence[PictureScores], file: Path) -> None:
     with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
         table = csv.writer(lines)
         ends = [f"{key}{end}" for key in FIGURES for end in ("", "_low", "_high")]
@@ -100,7 +146,7 @@ def _write_table(rows: Sequence["PictureScores"], file: Path) -> None:
             table.writerow([row.name, row.adapter, row.scale, row.count, *values])
 
 
-def _write_pictures(found: "PictureEvaluation", out: Path) -> None:
+def _write_pictures(found: PictureEvaluation, out: Path) -> None:
     """Every picture drawn, and its values in pictures.csv."""
     keys = list(found.rows[-1].each)
     with (out / "pictures.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
@@ -118,7 +164,7 @@ def _write_pictures(found: "PictureEvaluation", out: Path) -> None:
                 table.writerow([file.as_posix(), row.name, *told_of_it, *values])
 
 
-def _write_sheets(found: "PictureEvaluation", out: Path) -> None:
+def _write_sheets(found: PictureEvaluation, out: Path) -> None:
     """Of some prompts, spread over all, with the first seed: a sheet for each adapter with a row for each scale, and a
     slider between the base model and the scale nearest to 1."""
     count, seeds = min(_SHOWN, len(found.prompts)), len(found.seeds)
@@ -141,7 +187,7 @@ def _write_sheets(found: "PictureEvaluation", out: Path) -> None:
     write_pairs(*pairs, out)
 
 
-def _curves(rows: Sequence["PictureScores"], style: str, content: str) -> dict[str, list[tuple[float, Figure, Figure]]]:
+def _curves(rows: Sequence[PictureScores], style: str, content: str) -> dict[str, list[tuple[float, Figure, Figure]]]:
     """Of adapters drawn with at several scales, where both figures are there; the base model is scale 0."""
     base = next(row for row in rows if row.images)
     curves = {}

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from PIL import Image
 
 from vislora import __version__
-from vislora.config import EvaluateConfig
+from vislora.config import Corruption, EvaluateConfig
 from vislora.files import write_json, write_text
 from vislora.metrics.intervals import FIGURES, differences
+from vislora.metrics.recognition import Evaluation
 from vislora.metrics.updates import LayerUpdate
 from vislora.report.before_after import file_name
 from vislora.report.evaluation import write_evaluation
@@ -22,8 +23,22 @@ from vislora.report.robustness import draw_robustness
 from vislora.report.updates import write_updates
 from vislora.report.write import write_scores_report
 
-if TYPE_CHECKING:
-    from vislora.evaluate import Scored
+
+@dataclass(frozen=True)
+class Scored:
+    """A row of the table.
+
+    Attributes:
+        name: of what was scored: the adapter's, with the baseline's behind it.
+        data: name of the data set.
+        evaluation: its figures.
+        robustness: top-1 by corruption, at strengths 1 to 5; empty where none was tried.
+    """
+
+    name: str
+    data: str
+    evaluation: Evaluation
+    robustness: dict[Corruption, list[float]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Adapted:
     maps: Image.Image | None
 
 
-def write_scores(rows: Sequence["Scored"], adapted: Sequence[Adapted], config: EvaluateConfig, out: Path) -> None:
+def write_scores(rows: Sequence[Scored], adapted: Sequence[Adapted], config: EvaluateConfig, out: Path) -> None:
     """Write everything about an evaluation into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
@@ -57,7 +72,7 @@ def write_scores(rows: Sequence["Scored"], adapted: Sequence[Adapted], config: E
     write_scores_report(out, names, subtitle)
 
 
-def table_text(rows: Sequence["Scored"]) -> str:
+def table_text(rows: Sequence[Scored]) -> str:
     """The table for a terminal."""
     wide = max(len(row.name) for row in rows)
     data = max(len(row.data) for row in rows)
@@ -84,7 +99,7 @@ def mean_top1(robustness: dict[Any, list[float]]) -> float:
     return sum(values) / len(values)
 
 
-def _row(index: int, row: "Scored", rows: Sequence["Scored"], config: EvaluateConfig) -> dict[str, Any]:
+def _row(index: int, row: Scored, rows: Sequence[Scored], config: EvaluateConfig) -> dict[str, Any]:
     values = row.evaluation.to_dict()
     del values["per_class"], values["calibration"]
     # compared with the first row of the same images, where that has the same classes

@@ -20,7 +20,8 @@ from vislora.data.images import Facts
 from vislora.data.load import load_captions
 from vislora.data.order import MicroBatches, Order, SampleKey
 from vislora.data.preflight import captioned_rows_of, examine
-from vislora.drawing import draw, noise_seed
+from vislora.data.prompts import noise_seed
+from vislora.drawing import draw
 from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters

@@ -29,9 +29,9 @@ from vislora.data.preflight import examine, rows_of
 from vislora.data.splits import Splits
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.errors import AdapterError
-from vislora.evaluate import evaluate_split
 from vislora.formats.detect import read_adapter
 from vislora.formats.peft import write_peft
+from vislora.inference import Inference
 from vislora.lora import Adapter, Adapters
 from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
@@ -43,6 +43,7 @@ from vislora.precision import attends_in_float32, autocast_dtype
 from vislora.recognizer import Recognizer, base_hash, build_base
 from vislora.report.evaluation import write_evaluation
 from vislora.report.updates import write_updates
+from vislora.scoring import evaluate_split
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
 from vislora.tasks.task import Outcome, Task
@@ -86,7 +87,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         if splits.test is None:
             return Outcome(artifact)
         recognizer = Recognizer(model.eval(), images, splits.classes, about)
-        test = evaluate_split(recognizer, splits.test, settings.batch_size, precision, settings.workers, accelerator)
+        inference = Inference(settings.batch_size, precision, settings.workers, accelerator)
+        test = evaluate_split(recognizer, splits.test, inference)
         if accelerator.is_main_process:
             write_evaluation(test, out / "evaluation")
         accelerator.print(test.table())
