@@ -334,7 +334,7 @@ class LoraAdapter(AdapterConfig):
 
     targets: list[Target] = field(default_factory=lambda: [Target.qkv, Target.o])
     # which of the attention blocks; all by default. Indices (negative from the end), 2-5, last:4, first:4, a regular
-    # expression for a block's name, or a list of these
+    # expression for a block's name (in a pipeline, a module's name: up_blocks.1), or a list of these
     blocks: Any = None
     rank: int = 8
     alpha: float = 16.0
@@ -369,7 +369,6 @@ class PipelineLora(LoraAdapter):
     """Low-rank adapters in a pipeline's UNet or transformer, and if wanted in its text encoders."""
 
     targets: list[PipelineTarget] = field(default_factory=lambda: [PipelineTarget.qkv, PipelineTarget.o])
-    blocks: list[str] | None = None  # numbers of attention blocks, or beginnings of module names; all by default
     attention: list[Attends] = field(default_factory=lambda: [Attends.self, Attends.cross])
     text_encoder: bool = False  # adapt q, k, v and o of the text encoders too
 

@@ -40,9 +40,7 @@ def _merged(config: ExportConfig, out: Path) -> Path:
     recognizer = load_recognizer(config.adapter, config.weights)
     if recognizer.adapters is None:
         raise ConfigError(f"adapter={config.adapter} is a plain model already; there is nothing to merge")
-    recognizer.adapters.merge()
-    for layer in list(recognizer.adapters.adapter("default").layers):
-        del recognizer.model.get_submodule(layer).lora
+    recognizer.adapters.merge_and_unload()
     save_vit(recognizer.model, out, recognizer.about)
     return out
 

@@ -181,6 +181,24 @@ def test_merging_twice_and_unmerging_what_is_not_merged_are_errors():
         adapters.merge()
 
 
+def test_merging_for_good_leaves_a_plain_model_with_the_adapters_logits_and_head(images):
+    plain, model = vit(), vit()
+    adapters = with_adapter(model)
+    before, head = model(images), model.head.weight.clone()
+    adapters.merge_and_unload()
+    torch.testing.assert_close(model(images), before, rtol=0, atol=1e-5)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert torch.equal(model.head.weight, head)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert adapters.active is None
+    with pytest.raises(AdapterError, match="there is none"):
+        adapters.activate("birds")
+    with pytest.raises(AdapterError, match="no adapter is active"):
+        adapters.merge_and_unload()
+    assert with_adapter(model).active == "birds"  # and it can be adapted anew
+
+
 def test_switching_or_removing_a_merged_adapter_unmerges_it(images):
     model = vit()
     before, logits = state(model), model(images)

@@ -382,6 +382,8 @@ def test_mistakes_are_named():
         with pytest.raises(AdapterError, match="leave per_sample before adding or switching"):
             adapters.activate("dora")
         with pytest.raises(AdapterError, match="leave per_sample before adding or switching"):
+            adapters.remove("lora")
+        with pytest.raises(AdapterError, match="leave per_sample before adding or switching"):
             adapters.add("new", find_targets(model, ["q"]), KINDS["lora"])
     assert "new" not in adapters.names
     adapters.activate("lora")

@@ -430,6 +430,9 @@ def test_nothing_fused_is_left_unused():
         ([-1], ["up_blocks.1.attentions.1.transformer_blocks.0"]),
         (["mid_block"], ["mid_block.attentions.0.transformer_blocks.0"]),
         (["up_blocks.1", 0], ["down_blocks.0", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]),
+        ("last:2", ["up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]),
+        (["0-1"], ["down_blocks.0", "mid_block"]),
+        ("down_.*", ["down_blocks.0"]),
         ([], []),
     ],
 )
@@ -439,9 +442,14 @@ def test_blocks_are_chosen_by_index_and_by_name(blocks, found):
     assert {start for name in chosen for start in found if name.startswith(f"{start}.")} == set(found)
 
 
+def test_a_block_that_isnt_there_is_refused():
+    with pytest.raises(AdapterError, match="block 7 isn't there; the model has 4"):
+        find_targets(tiny.unet(), ["q"], 7)
+
+
 def test_convolutions_are_chosen_by_name():
     assert all(name.startswith("up_blocks.0.") for name in names(find_targets(tiny.unet(), ["conv"], ["up_blocks.0"])))
-    with pytest.raises(AdapterError, match="indices of attention blocks don't choose among proj and conv layers"):
+    with pytest.raises(AdapterError, match="blocks=0 is no module of UNet2DConditionModel, and proj and conv"):
         find_targets(tiny.unet(), ["conv"], [0])
 
 
@@ -464,7 +472,7 @@ def test_block_index_out_of_range_is_named(block):
 
 
 def test_block_name_that_is_not_there_is_named():
-    with pytest.raises(AdapterError, match="block 'up_block' isn't there: UNet2DConditionModel has no module"):
+    with pytest.raises(AdapterError, match=r"blocks=up_block matches none of the blocks down_blocks\.0\."):
         find_targets(tiny.unet(), ["q"], ["up_block"])
 
 

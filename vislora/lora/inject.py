@@ -149,7 +149,11 @@ class Adapters:
             self._hold(name, _Held(layers, trained, biases))
 
     def adapter(self, name: str) -> Adapter:
-        """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says."""
+        """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says.
+
+        Raises:
+            AdapterError: there is none of this name.
+        """
         held = self._get(name)
         layers = {}
         for path, low in held.layers.items():
@@ -171,7 +175,11 @@ class Adapters:
         return Adapter(layers, trained, dropout, biases=biases)
 
     def activate(self, name: str) -> None:
-        """Make one adapter the active one."""
+        """Make one adapter the active one.
+
+        Raises:
+            AdapterError: there is none of this name, or `per_sample` is at work.
+        """
         held = self._get(name)
         self.deactivate()
         self.model.requires_grad_(False)
@@ -183,7 +191,8 @@ class Adapters:
         for path, module in held.trained.items():
             base = self._module(path)
             self._base_modules[path] = base
-            self._replace(path, module.to(next(base.parameters()).device).train(base.training).requires_grad_(True))
+            own = module.to(next(base.parameters()).device).train(base.training).requires_grad_(True)
+            self.model.set_submodule(path, own)
         for path, bias in held.biases.items():
             base = self._parameter(path)
             self._base_biases[path] = base
@@ -192,7 +201,11 @@ class Adapters:
         self.active = name
 
     def deactivate(self) -> None:
-        """Leave the base model alone in place, frozen; adapters stay and can be activated again."""
+        """Leave the base model alone in place, frozen; adapters stay and can be activated again.
+
+        Raises:
+            AdapterError: `per_sample` is at work.
+        """
         self._check_unmixed()
         if self._base_weights:
             self.unmerge()
@@ -204,7 +217,7 @@ class Adapters:
             del layer.lora
         for path, module in self._base_modules.items():
             own = self._module(path)
-            self._replace(path, module.to(next(own.parameters()).device).train(own.training))
+            self.model.set_submodule(path, module.to(next(own.parameters()).device).train(own.training))
         for path, bias in self._base_biases.items():
             bias.data = bias.data.to(self._parameter(path).device)
             self._set_parameter(path, bias)
@@ -276,6 +289,9 @@ class Adapters:
 
         Returns:
             the energy that each layer keeps of the sum, by name.
+
+        Raises:
+            AdapterError: an unknown name, one that is taken, or adapters that can't be summed.
         """
         if head is not None and head not in weights:
             raise AdapterError(f"head={head!r} is none of the blended adapters {', '.join(weights)}")
@@ -285,21 +301,29 @@ class Adapters:
         return done.energy
 
     def scale(self, name: str, multiplier: float) -> None:
-        """Apply an adapter at another strength: 0 is the base model (with the adapter's head), 1 as trained."""
+        """Apply an adapter at another strength: 0 is the base model (with the adapter's head), 1 as trained.
+
+        Raises:
+            AdapterError: there is none of this name, or it is merged.
+        """
         if self._base_weights and name == self.active:
             raise AdapterError(f"adapter {name!r} is merged into the weights; unmerge before changing its scale")
         for low in self._get(name).layers.values():
             low.multiplier = multiplier
 
     def remove(self, name: str) -> None:
-        """Take an adapter out; with the last one gone, the model is bit for bit what it was."""
+        """Take an adapter out; with the last one gone, the model is bit for bit what it was.
+
+        Raises:
+            AdapterError: there is none of this name, or `per_sample` is at work.
+        """
+        self._check_unmixed()
         self._get(name)
         if self.active == name:
             self.deactivate()
         del self._held[name]
         if not self._held:
-            for path, parameter in self.model.named_parameters():
-                parameter.requires_grad_(self._flags.get(path, parameter.requires_grad))
+            self._restore_flags()
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -307,6 +331,9 @@ class Adapters:
         float32 and rounded once to W0's dtype.
 
         The base weights are kept aside. The model computes without a low-rank path until `unmerge`.
+
+        Raises:
+            AdapterError: no adapter is active, or it is merged already.
         """
         if self.active is None or self._base_weights:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
@@ -319,7 +346,11 @@ class Adapters:
             layer.__class__ = _PLAIN[type(layer)]
 
     def unmerge(self) -> None:
-        """Undo `merge`: the base weights come back bit for bit, the adapter acts beside them again."""
+        """Undo `merge`: the base weights come back bit for bit, the adapter acts beside them again.
+
+        Raises:
+            AdapterError: nothing is merged.
+        """
         if not self._base_weights:
             raise AdapterError("nothing to unmerge")
         for path, weight in self._base_weights.items():
@@ -329,6 +360,25 @@ class Adapters:
             set_frozen_weight(layer, weight)
             _adapt(layer)
         self._base_weights.clear()
+
+    def merge_and_unload(self) -> None:
+        """Fold the active adapter into the weights for good: a plain model is left, with the adapter's fully trained
+        modules and biases in place, and no adapters.
+
+        Raises:
+            AdapterError: no adapter is active, or it is merged already.
+        """
+        self.merge()
+        for path in self._base_weights:
+            del self._module(path).lora
+        for kept in (self._base_weights, self._base_modules, self._base_biases, self._held):
+            kept.clear()
+        self.active = None
+        self._restore_flags()
+
+    def _restore_flags(self) -> None:
+        for path, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._flags.get(path, parameter.requires_grad))
 
     @contextmanager
     def _on_the_base(self) -> Iterator[None]:
@@ -379,10 +429,6 @@ class Adapters:
                 f"the adapter belongs to another model: {type(self.model).__name__} has no module {path!r}"
             )
         return module
-
-    def _replace(self, path: str, module: nn.Module) -> None:
-        parent, _, child = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), child, module)
 
     def _parameter(self, path: str) -> nn.Parameter:
         module, _, key = path.rpartition(".")

@@ -83,7 +83,7 @@ def mixed(
         layer.__class__ = _MIXED[type(layer)]
     for path, modules in trained.items():
         device = next(bases[path].parameters()).device
-        _replace(model, path, MixedModule(assignment, modules, path).to(device).train(bases[path].training))
+        model.set_submodule(path, MixedModule(assignment, modules, path).to(device).train(bases[path].training))
     try:
         yield
     finally:
@@ -93,7 +93,7 @@ def mixed(
             layer.__class__ = _PLAIN[type(layer)]
             del layer.lora
         for path in trained:
-            _replace(model, path, bases[path].train(model.get_submodule(path).training))
+            model.set_submodule(path, bases[path].train(model.get_submodule(path).training))
 
 
 class MixedLowRank(nn.Module):
@@ -231,11 +231,6 @@ class MixedModule(nn.Module):
 
 _MIXED = {nn.Linear: MixedLinear, nn.Conv2d: MixedConv2d}
 _PLAIN = {mixed: plain for plain, mixed in _MIXED.items()}
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _widened(a: Tensor, b: Tensor, width: int) -> tuple[Tensor, Tensor]:

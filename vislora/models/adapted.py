@@ -40,7 +40,7 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
 def _targets(pipe: Any, config: PipelineLora, model: Denoiser) -> list[TargetLayer]:
     component = model.family.component
     words, kinds = [target.value for target in config.targets], [kind.value for kind in config.attention]
-    found = find_targets(getattr(pipe, component), words, _blocks(config), kinds)
+    found = find_targets(getattr(pipe, component), words, config.blocks, kinds)
     targets = [TargetLayer(f"{component}.{target.name}", target.rows) for target in found]
     for name, unread in zip(text_encoders(pipe), model.family.unread, strict=True) if config.text_encoder else ():
         encoder = getattr(pipe, name)
@@ -75,12 +75,6 @@ def lora_settings(config: LoraAdapter) -> LoraSettings:
         config.rank_pattern,
         config.alpha_pattern,
     )
-
-
-def _blocks(config: PipelineLora) -> list[int | str] | None:
-    if config.blocks is None:
-        return None
-    return [int(block) if block.lstrip("-").isdigit() else block for block in config.blocks]
 
 
 def _example(model: Denoiser, pipe: Any, text_encoder: bool) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
 from vislora.lora.layers import Rows
+from vislora.targets.blocks import Blocks, choose_blocks
 
 PROJECTIONS = ("qkv", "q", "k", "v", "o", "mlp", "proj", "conv")
 ATTENTION = ("self", "cross")
@@ -55,7 +56,7 @@ _POOLING = ("HunyuanDiTAttentionPool",)
 def find_targets(
     model: nn.Module,
     projections: Sequence[str],
-    blocks: Sequence[int | str] | None = None,
+    blocks: Blocks = None,
     attention: Sequence[str] = ATTENTION,
 ) -> list[TargetLayer]:
     """The layers that hold the chosen projections.
@@ -66,8 +67,8 @@ def find_targets(
             `fuse_qkv_projections` they are pairs on rows of the fused layers, with `qkv` one pair over all rows. `mlp`
             is the feed-forward layers, `proj` a UNet's `proj_in` and `proj_out` around its transformer blocks, `conv`
             its residual and resampling convolutions.
-        blocks: which part of the model: indices of the blocks that hold attention, in the order they run, negative
-            ones from the end; or beginnings of module names, as `up_blocks.1`, which `proj` and `conv` need. None: all.
+        blocks: which of the blocks that hold attention, in the order they run; or parts of the model by module name, as
+            `up_blocks.1`, which `proj` and `conv` need.
         attention: `self` (joint attention too), `cross`, or both.
 
     Raises:
@@ -78,10 +79,8 @@ def find_targets(
     kinds = _checked(attention, ATTENTION, "attention")
     if "qkv" in wanted and wanted & {"q", "k", "v"}:
         raise AdapterError("adapt either qkv as a whole or its parts q, k, v; not both")
-    if wanted & {"proj", "conv"} and any(isinstance(block, int) for block in blocks or ()):
-        raise AdapterError("indices of attention blocks don't choose among proj and conv layers; give module names")
     attentions = _attentions(model)
-    chosen = _chosen(blocks, attentions, model)
+    chosen = _chosen(blocks, attentions, model, bool(wanted & {"proj", "conv"}))
     found: dict[str, list[TargetLayer]] = {word: [] for word in sorted(wanted)}
     for path, family in attentions.items():
         if _within(path, chosen) and ("cross" if _is_cross(path, model.get_submodule(path)) else "self") in kinds:
@@ -245,18 +244,24 @@ def _block(model: nn.Module, path: str) -> str:
     return parent.rpartition(".layer.")[0] if ".layer." in parent else parent
 
 
-def _chosen(blocks: Sequence[int | str] | None, attentions: Iterable[str], model: nn.Module) -> list[str]:
+def _chosen(blocks: Blocks, attentions: Iterable[str], model: nn.Module, beyond_attention: bool) -> list[str]:
     """Beginnings of the names of what is chosen."""
     if blocks is None:
         return [""]
     known = list(dict.fromkeys(_block(model, path) for path in attentions))
-    count, names = len(known), {name for name, _ in model.named_modules()}
-    for block in blocks:
-        if isinstance(block, int) and not -count <= block < count:
-            raise AdapterError(f"block {block} isn't there; the model has {count}, 0 to {count - 1} or -{count} to -1")
-        if isinstance(block, str) and block not in names:
-            raise AdapterError(f"block {block!r} isn't there: {type(model).__name__} has no module of this name")
-    return [known[block] if isinstance(block, int) else block for block in blocks]
+    names = {name for name, _ in model.named_modules()}
+    chosen: list[str] = []
+    for block in [blocks] if isinstance(blocks, int | str) else blocks:
+        if block in names:
+            chosen.append(block)
+        elif beyond_attention:
+            raise AdapterError(
+                f"blocks={block} is no module of {type(model).__name__}, and proj and conv layers aren't chosen by "
+                "blocks of attention; give module names"
+            )
+        else:
+            chosen += [known[index] for index in choose_blocks(block, known)]
+    return chosen
 
 
 def _within(name: str, chosen: list[str]) -> bool:

@@ -27,7 +27,6 @@ from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
-from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import PipelineEncoder, load_pipeline, longest_side, resolution, scheduler_class
 from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
@@ -71,7 +70,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     torch.manual_seed(config.seed)
     adapters = adapt_pipeline(pipe, config.adapter)
     trains_text = config.adapter.text_encoder
-    model = Denoiser(pipe, trains_text)
+    model = adapters.model
     order = _order(train, config, accelerator)
     with accelerator.main_process_first():
         sets = [_dataset(gallery, encoder, data.cache, trains_text) for gallery in (train, val) if gallery is not None]
