@@ -178,7 +178,7 @@ def _robustness(
 
 def _what_changed(recognizer: Recognizer, split: ImageSplit, config: EvaluateConfig, device) -> tuple:
     """The norms of the updates, and maps of what was looked at before and after."""
-    from vislora.attention import draw_maps
+    from vislora.attribution_maps import draw_maps
     from vislora.data.images import read_image
     from vislora.metrics.updates import layer_updates
 

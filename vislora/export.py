@@ -24,7 +24,12 @@ def export(config: ExportConfig) -> Path:
     out = Path(config.out)
     if is_taken(out):
         raise ConfigError(f"out={out} is there already; choose another place")
-    return _merged(config, out) if config.to is ExportTo.merged else _converted(config, out)
+    if config.to is ExportTo.merged:
+        return _merged(config, out)
+
+    from vislora.formats.detect import read_adapter, write_adapter
+
+    return write_adapter(read_adapter(config.adapter), config.to.value, out)
 
 
 def _merged(config: ExportConfig, out: Path) -> Path:
@@ -43,18 +48,6 @@ def _merged(config: ExportConfig, out: Path) -> Path:
     recognizer.adapters.merge_and_unload()
     save_vit(recognizer.model, out, recognizer.about)
     return out
-
-
-def _converted(config: ExportConfig, out: Path) -> Path:
-    from vislora.formats.components import is_pipelines
-    from vislora.formats.detect import read_adapter, write_adapter
-    from vislora.formats.peft import write_peft
-
-    adapter = read_adapter(config.adapter)
-    if config.to is ExportTo.peft and not is_pipelines(adapter):
-        write_peft(adapter, out)
-        return out
-    return write_adapter(adapter, config.to.value, out)
 
 
 def _main(config: ExportConfig, _out: Path) -> None:

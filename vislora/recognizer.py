@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vislora.config import ModelConfig
 from vislora.data.cache import weights_key
+from vislora.data.order import seeded
 from vislora.data.transforms import Preprocessing, eval_transform
 from vislora.errors import AdapterError
 from vislora.files import holds_run
@@ -88,8 +89,7 @@ def build_base(about: dict[str, Any], where: Path | str, weights: str | None = N
     base.weights = weights or base.weights
     if base.weights == "random" and expected is None:
         raise AdapterError(f"{where} was trained on random base weights, which are gone with the run; train it again")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(about.get("seed", 0))
+    with seeded(about.get("seed", 0)):
         model = build_vit(base, len(about["classes"]))
     found = base_hash(base, model)
     if expected is not None and found != expected:

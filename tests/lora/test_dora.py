@@ -274,7 +274,6 @@ def test_value_carries_the_magnitude_of_every_row_and_loads_to_the_same_output()
         other = nn.Sequential(copy.deepcopy(base))
         Adapters(other).load("it", type(value)({"0": weights}))
         assert torch.allclose(other(x), model(x), atol=1e-6)
-    assert value.parameter_count() == sum(p.numel() for p in model[0].lora.parameters())
 
 
 def test_classes_change_in_place_and_back():

@@ -4,15 +4,14 @@ import pytest
 import timm
 import torch
 
-from vislora.metrics.attribution import integrated_gradients, smooth
+from vislora.metrics.attribution import integrated_gradients
 
 
 def test_a_linear_model_is_attributed_in_closed_form():
     weight = torch.randn(4, 3, 5, 5)
     images, classes = torch.randn(2, 3, 5, 5), torch.tensor([3, 1])
-    maps, error = integrated_gradients(lambda x: torch.einsum("bchw,kchw->bk", x, weight), images, classes, steps=1)
+    maps = integrated_gradients(lambda x: torch.einsum("bchw,kchw->bk", x, weight), images, classes, steps=1)
     torch.testing.assert_close(maps, (images * weight[classes]).sum(1))
-    assert error.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
@@ -24,18 +23,8 @@ def test_maps_add_up_to_what_the_image_adds_to_the_logit(name):
     torch.nn.init.normal_(model.get_classifier().weight)  # a fresh head says hardly anything
     images = torch.randn(2, 3, *[small.get("img_size", 64)] * 2, dtype=torch.float64)
     classes = torch.tensor([2, 0])
-    maps, error = integrated_gradients(model, images, classes, steps=64)
+    maps = integrated_gradients(model, images, classes, steps=64)
     with torch.no_grad():
         gain = (model(images) - model(torch.zeros_like(images))).gather(1, classes[:, None])[:, 0]
     assert gain.abs().min() > 0.1
     torch.testing.assert_close(maps.sum((1, 2)), gain, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(error, maps.sum((1, 2)) - gain)
-
-
-def test_smoothing_keeps_the_sum_away_from_the_edges():
-    maps = torch.zeros(1, 41, 41)
-    maps[0, 20, 20] = 3.0
-    blurred = smooth(maps, 2.0)
-    assert blurred.shape == maps.shape
-    assert blurred.sum().item() == pytest.approx(3.0, rel=1e-5)
-    assert blurred[0, 20, 20] == blurred.max() < 0.2

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vislora.config import Corruption
-from vislora.data.order import mix
+from vislora.data.order import mix, seeded
 from vislora.data.splits import ImageSplit, Pictures
 from vislora.data.transforms import Preprocessing, fit_to_size
 
@@ -65,8 +65,7 @@ _KINDS: dict[Corruption, _Kind] = {
 def corrupt(picture: Image.Image, kind: Corruption, strength: int, seed: int) -> Image.Image:
     """A picture spoiled at a strength from 1 to 5; the same seed gives the same pixels."""
     chosen = _KINDS[kind]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(mix(seed, strength))
+    with seeded(mix(seed, strength)):
         return F.to_pil_image(chosen.apply(F.pil_to_tensor(picture), chosen.strengths[strength - 1]))
 
 

@@ -16,6 +16,8 @@ from vislora.data.cache import TensorCache, content_key
 from vislora.data.captions import Captioned
 from vislora.data.order import SampleKey, mix
 
+_AT_ONCE = 8  # pictures, or captions, that go through an encoder together
+
 LATENTS, TEXT = TensorCache("latents"), TensorCache("text")
 
 
@@ -110,7 +112,7 @@ class Keys:
     text: dict[str, str]
 
 
-def encode(gallery: Gallery, encoder: Encoder, with_text: bool, map_batch: int = 8) -> Keys:
+def encode(gallery: Gallery, encoder: Encoder, with_text: bool) -> Keys:
     """Put what isn't in the cache yet into it.
 
     An entry of a picture hangs on its pixels after cutting, where it was cut, and the autoencoder; one of a caption on
@@ -132,7 +134,7 @@ def encode(gallery: Gallery, encoder: Encoder, with_text: bool, map_batch: int =
         key = content_key(image.tobytes(), *image.size, *where.tolist(), encoder.image_key)
         latents[view] = key
         if key not in LATENTS:
-            if len(pending) == map_batch or (pending and pending[0][1].size != image.size):
+            if len(pending) == _AT_ONCE or (pending and pending[0][1].size != image.size):
                 flush()
             pending.append((key, image, where))
     flush()
@@ -143,8 +145,8 @@ def encode(gallery: Gallery, encoder: Encoder, with_text: bool, map_batch: int =
         for i, caption in enumerate(captions)
     }
     missing = [i for i, caption in enumerate(captions) if text[caption] not in TEXT]
-    for start in tqdm(range(0, len(missing), map_batch), desc="encoding captions", delay=2, leave=False, disable=None):
-        part = missing[start : start + map_batch]
+    for start in tqdm(range(0, len(missing), _AT_ONCE), desc="encoding captions", delay=2, leave=False, disable=None):
+        part = missing[start : start + _AT_ONCE]
         encoded = encoder.text({name: rows[part] for name, rows in tokens.items()})
         rows = {name: value.cpu() for name, value in encoded.items()}
         for row, i in enumerate(part):

@@ -18,12 +18,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from vislora.config import AugmentConfig, PrefixCache
-from vislora.data.order import Order, SampleKey, mix
+from vislora.data.order import Order, SampleKey, eval_loader, mix, seeded
 from vislora.data.splits import ImageSplit
 from vislora.errors import ConfigError
 from vislora.paths import cache_dir
@@ -106,7 +106,8 @@ def compute_features(
     """
     shape = (len(split), 1 + flips, *prefix.shape)
     labels = torch.tensor(list(split.labels))
-    pictures = _loader(split, transform, workers, accelerator)
+    place = (accelerator.process_index, accelerator.num_processes)
+    pictures = eval_loader(split, transform, _BATCH, workers, *place)
     if where is PrefixCache.memory:
         rows = torch.zeros(shape, dtype=prefix.dtype)
         _fill(rows, pictures, prefix, autocast, accelerator)
@@ -137,30 +138,13 @@ def compute_features(
     return Features(_mapped(path, shape, prefix.dtype), labels)
 
 
-class _Pictures(Dataset):
-    def __init__(self, split: ImageSplit, transform: Callable[[Any], Tensor]) -> None:
-        self.split, self.transform = split, transform
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.split.image(index)), index
-
-
-def _loader(
-    split: ImageSplit, transform: Callable[[Any], Tensor], workers: int, accelerator: Accelerator
-) -> DataLoader:
-    mine = range(accelerator.process_index, len(split), accelerator.num_processes)
-    return DataLoader(
-        _Pictures(split, transform), _BATCH, sampler=mine, num_workers=workers, generator=torch.Generator()
-    )
-
-
 def _fill(
     rows: Tensor, pictures: DataLoader, prefix: Extractor, autocast: torch.dtype | None, accelerator: Accelerator
 ) -> None:
     device = accelerator.device
-    quiet = not accelerator.is_main_process
+    bar = {"unit": "batch", "delay": 2, "leave": False, "disable": None if accelerator.is_main_process else True}
     with training_attention(accelerator), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for images, index in tqdm(pictures, "prefix cache", unit="batch", delay=2, leave=False, disable=quiet or None):
+        for images, _, index in tqdm(pictures, "prefix cache", **bar):
             images = images.to(device)
             for variant in range(rows.shape[1]):
                 seen = images.flip(-1) if variant else images
@@ -170,7 +154,7 @@ def _fill(
 def _key_of_pictures(pictures: DataLoader, key: str, accelerator: Accelerator) -> str:
     mine = [
         (i, hashlib.sha256(image.numpy()).hexdigest())
-        for images, index in pictures
+        for images, _, index in pictures
         for i, image in zip(index.tolist(), images, strict=True)
     ]
     return hashlib.sha256(f"{key} {sorted(gather_object(mine))}".encode()).hexdigest()[:32]
@@ -194,6 +178,5 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _is_flipped(key: SampleKey, hflip: float) -> int:
     """What RandomHorizontalFlip does to a sample, shown to it on two pixels: the first comes out 0 or 1."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(mix(*key))
+    with seeded(mix(*key)):
         return int(v2.RandomHorizontalFlip(hflip)(torch.tensor([[[0, 1]]]))[0, 0, 0])

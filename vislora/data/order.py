@@ -5,7 +5,8 @@ divided over any number of workers and processes, without changing what is learn
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -98,9 +99,7 @@ class _Training(Dataset):
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
         picture = self.split.image(key.index)
-        with torch.random.fork_rng(devices=[]):
-            # the CPU generator alone: torch.manual_seed would reset the GPU's, which dropout draws from
-            torch.default_generator.manual_seed(mix(*key))
+        with seeded(mix(*key)):
             return self.transform(picture), self.split.labels[key.index]
 
 
@@ -118,14 +117,8 @@ class _Evaluation(Dataset):
 def train_loader(
     split: ImageSplit, transform: Callable[[Any], Tensor], order: Order, start: int, stop: int, workers: int
 ) -> DataLoader:
-    """Micro-batches (images [b, 3, H, W], labels [b]) of this process, from a step to the end of the run."""
-    return DataLoader(
-        _Training(split, transform),
-        batch_sampler=MicroBatches(order, start, stop),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
-    )
+    """Micro-batches (images [b, 3, H, W], labels [b]) of this process, from one step to another."""
+    return batch_loader(_Training(split, transform), MicroBatches(order, start, stop), workers)
 
 
 def eval_loader(
@@ -134,14 +127,29 @@ def eval_loader(
     """Batches (images, labels, indices) of this process: every world-th from `rank` on. No padding, nothing twice, and
     the batches are the same ones whatever the number of processes, so that their results are the same bits."""
     batches = [range(len(split))[start : start + batch_size] for start in range(0, len(split), batch_size)]
+    # it is gone through once an epoch
+    return batch_loader(_Evaluation(split, transform), batches[rank::world], workers, persistent_workers=workers > 0)
+
+
+def batch_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], workers: int, **options: Any) -> DataLoader:
+    """A loader of these batches, each a list of the data set's keys."""
     return DataLoader(
-        _Evaluation(split, transform),
-        batch_sampler=batches[rank::world],
+        dataset,
+        batch_sampler=batches,
         num_workers=workers,
-        persistent_workers=workers > 0,  # it is gone through once an epoch
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
+        **options,
     )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Meanwhile torch's random numbers on the CPU are those of a seed. torch.manual_seed would reset the GPU's too,
+    which dropout draws from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def mix(*numbers: int) -> int:

@@ -33,22 +33,27 @@ def named_by_component(adapter: Adapter) -> Adapter:
     Raises:
         AdapterError: a name that tells no component.
     """
-
-    def full(name: str) -> str:
-        first = name.partition(".")[0]
-        if first in COMPONENTS:
-            return name
-        if first in _BARE:
-            return f"{_BARE[first]}.{name}"
-        raise AdapterError(
-            f"{name} names no component of a diffusion pipeline ({', '.join(COMPONENTS)}); the adapter is another's"
-        )
-
     return replace(
         adapter,
-        layers={full(name): weights for name, weights in adapter.layers.items()},
-        trained={full(name): state for name, state in adapter.trained.items()},
-        biases={full(name): bias for name, bias in adapter.biases.items()},
+        layers={with_component(name): weights for name, weights in adapter.layers.items()},
+        trained={with_component(name): state for name, state in adapter.trained.items()},
+        biases={with_component(name): bias for name, bias in adapter.biases.items()},
+    )
+
+
+def with_component(name: str) -> str:
+    """A layer's name with a component before it: its own, or the only one that it can belong to.
+
+    Raises:
+        AdapterError: a name that tells no component.
+    """
+    first = name.partition(".")[0]
+    if first in COMPONENTS:
+        return name
+    if first in _BARE:
+        return f"{_BARE[first]}.{name}"
+    raise AdapterError(
+        f"{name} names no component of a diffusion pipeline ({', '.join(COMPONENTS)}); the adapter is another's"
     )
 
 

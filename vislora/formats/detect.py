@@ -44,7 +44,8 @@ def is_of_a_pipeline(path: Path) -> bool:
 
 
 def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
-    """Write a pipeline's adapter in one of `FORMATS`; a PEFT folder for each component, since PEFT opens models.
+    """Write an adapter in one of `FORMATS`: a pipeline's in any, as PEFT folders one for each component, since PEFT
+    opens models; a single model's as a PEFT folder.
 
     Returns:
         the file or folder.
@@ -56,6 +57,9 @@ def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
         return write_diffusers(adapter, path)
     if to == "kohya":
         return write_kohya(adapter, path)
+    if not is_pipelines(adapter):
+        write_peft(adapter, path)
+        return path
     parts = by_component(adapter)
     if others := [old.parent.name for old in path.glob(f"*/{CONFIG}") if old.parent.name not in parts]:
         raise AdapterError(f"{path} holds {', '.join(others)} of another adapter; choose another folder")
@@ -75,10 +79,7 @@ def save_adapter(adapter: Adapter, path: Path) -> Path:
     """
     if is_taken(path):
         raise AdapterError(f"{path} is there already; choose another place")
-    if is_pipelines(adapter):
-        return write_diffusers(adapter, path)
-    write_peft(adapter, path)
-    return path
+    return write_adapter(adapter, "diffusers" if is_pipelines(adapter) else "peft", path)
 
 
 def _read_folder(folder: Path) -> Adapter:

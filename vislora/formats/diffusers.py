@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
-from vislora.formats.components import COMPONENTS, as_in_files, by_component, named_by_component
+from vislora.formats.components import as_in_files, by_component, named_by_component, with_component
 from vislora.formats.peft import alpha_of, check_readable
 from vislora.formats.single_file import ABOUT, check_writable, check_written, header_json, layer, read_tensors, refusal
 from vislora.lora import Adapter
@@ -112,16 +112,11 @@ def _split(key: str, path: Path) -> tuple[str, str]:
                     name = f"{parent}.{_OLD_TEXT.get(last, last)}"
                 elif end.startswith("_") and last == "to_out":
                     name = f"{name}.0"
-                first = name.partition(".")[0]
-                return (name if first in COMPONENTS else next(iter(_bare(name, path)))), part
+                try:
+                    return with_component(name), part
+                except AdapterError as error:
+                    raise AdapterError(f"{path}: {error}") from None
     raise refusal(key, path)
-
-
-def _bare(name: str, path: Path) -> dict[str, Any]:
-    try:
-        return named_by_component(Adapter({name: None})).layers
-    except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from None
 
 
 def _config(component: str, adapter: Adapter) -> dict[str, Any]:

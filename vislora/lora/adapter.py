@@ -28,11 +28,6 @@ class LowRankWeights:
         """s, the factor on B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def parameter_count(self) -> int:
-        """Trained numbers."""
-        height = sum(stop - start for start, stop in self.rows or ((0, self.out),))
-        return self.lora_A.numel() + self.lora_B.numel() + (0 if self.magnitude is None else height)
-
     def as_one_pair(self) -> "LowRankWeights":
         """The same update as one pair over all rows, as formats without row ranges need it.
 
@@ -69,12 +64,6 @@ class Adapter:
     dropout: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
-
-    def parameter_count(self) -> int:
-        """Trained numbers, the fully trained modules' and biases included."""
-        low_rank = sum(w.parameter_count() for w in self.layers.values())
-        whole = [*self.trained.values(), self.biases]
-        return low_rank + sum(t.numel() for state in whole for t in state.values())
 
     def equals(self, other: "Adapter") -> bool:
         """Same layers, settings and bits; `about` and dropout aside."""

@@ -40,9 +40,9 @@ class Predictions:
     names: Sequence[str]
     images_per_s: float | None = None
 
-    def probabilities(self, temperature: float = 1.0) -> Tensor:
+    def probabilities(self) -> Tensor:
         """float64 [N, K]."""
-        return (self.logits.double() / temperature).softmax(1)
+        return self.logits.double().softmax(1)
 
     def in_order_of(self, classes: tuple[str, ...]) -> "Predictions":
         """The same with the same classes in another order."""

@@ -1,7 +1,6 @@
 """How well pictures fit their texts, by a CLIP of transformers."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from vislora.errors import ModelError
 from vislora.models.diffusion import quiet_imports
-from vislora.models.hub import offline_if_unreachable
+from vislora.models.hub import local_or_hub
 
 
 class Clip:
@@ -26,12 +25,7 @@ class Clip:
     def __init__(self, name: str, device: torch.device) -> None:
         with quiet_imports():
             from transformers import CLIPModel, CLIPProcessor
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            if name.startswith((".", "/", "~")) or name.count("/") > 1:
-                raise ModelError(f"clip={name}: there is no such folder")
-            offline_if_unreachable()
-        source = str(folder) if folder.is_dir() else name
+        source = local_or_hub("clip", name)
         try:
             with quiet_imports():
                 self._model = CLIPModel.from_pretrained(source, use_safetensors=True).eval().to(device)

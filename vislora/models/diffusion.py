@@ -15,7 +15,7 @@ from vislora.data.cache import weights_key
 from vislora.errors import ModelError
 from vislora.models.denoiser import encode_images, encode_text, text_encoders, tokenize
 from vislora.models.families import family_of
-from vislora.models.hub import offline_if_unreachable
+from vislora.models.hub import local_or_hub
 from vislora.paths import ASSETS
 
 EMBEDDED = ASSETS / "sd_birds"
@@ -55,14 +55,10 @@ def scheduler_class(config: PipelineConfig) -> str:
 
 def _opened(config: PipelineConfig, opening: Callable[[str], Any]) -> Any:
     """What diffusers makes of a pipeline's folder or name on the hub."""
-    folder = EMBEDDED if config.name == "embedded" else Path(config.name).expanduser()
-    if not folder.is_dir():
-        if config.name.startswith((".", "/", "~")) or config.name.count("/") > 1:
-            raise ModelError(f"model.name={config.name}: there is no such folder")
-        offline_if_unreachable()
-    elif not (folder / "model_index.json").is_file():
+    source = str(EMBEDDED) if config.name == "embedded" else local_or_hub("model.name", config.name)
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder / 'model_index.json'} is missing; expected a pipeline's folder in diffusers' layout")
-    source = str(folder) if folder.is_dir() else config.name
     try:
         with quiet_imports():
             return opening(source)

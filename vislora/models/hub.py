@@ -1,8 +1,30 @@
 """The model hub, where it can be reached."""
 
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+from vislora.errors import ModelError
+
+
+def local_or_hub(key: str, name: str) -> str:
+    """What `from_pretrained` is to open: a folder, or a name on the hub, for which the cache has to do where the hub
+    can't be reached.
+
+    Args:
+        key: the setting it comes from, for messages.
+
+    Raises:
+        ModelError: the name can only be a folder's, and there is none.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"{key}={name}: there is no such folder")
+    offline_if_unreachable()
+    return name
 
 
 def offline_if_unreachable() -> None:

@@ -1,8 +1,8 @@
 """Diffusion: the squared error of what the scheduler wants predicted, validated on noise that never changes."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +34,8 @@ class Diffusion:
         caption_dropout: share of showings without a caption, for classifier-free guidance.
     """
 
+    monitor: ClassVar[str] = "val_loss"
+    higher_is_better: ClassVar[bool] = False
     schedule: Schedule
     no_text: dict[str, Tensor]
     encoder: Encoder | None = None
@@ -41,8 +43,6 @@ class Diffusion:
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
     caption_dropout: float = 0.0
-    monitor: str = "val_loss"
-    higher_is_better: bool = field(default=False, init=False)
 
     def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Loss of each sample, [B]."""

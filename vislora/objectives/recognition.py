@@ -1,7 +1,8 @@
 """Recognition: cross-entropy on class logits, validated by top-1."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,11 @@ class Recognition:
 
     Attributes:
         label_smoothing: share of the target spread over all classes, in [0, 1).
-        monitor: the validation figure that early stopping and the choice of the best parameters watch.
     """
 
+    monitor: ClassVar[str] = "val_top1"
+    higher_is_better: ClassVar[bool] = True
     label_smoothing: float = 0.0
-    monitor: str = "val_top1"
-    higher_is_better: bool = field(default=True, init=False)
 
     def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Loss of each sample, [B]."""

@@ -1,6 +1,6 @@
 """Diffusion: a text-to-image pipeline and captioned pictures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from vislora import __version__
 from vislora.config import CaptionedData, Precision, PrefixCache, TrainConfig, data_to_dict
@@ -18,7 +17,7 @@ from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.images import Facts
 from vislora.data.load import load_captions
-from vislora.data.order import MicroBatches, Order, SampleKey
+from vislora.data.order import MicroBatches, Order, SampleKey, batch_loader
 from vislora.data.preflight import captioned_rows_of, examine
 from vislora.data.prompts import noise_seed
 from vislora.drawing import draw
@@ -112,7 +111,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             config.objective.caption_dropout,
         ),
         order=order,
-        batches=lambda start, stop: _loader(sets[0], MicroBatches(order, start, stop), settings.workers),
+        batches=lambda start, stop: batch_loader(sets[0], MicroBatches(order, start, stop), settings.workers),
         validation=None if val is None else _validation(sets[1], val, settings.batch_size, accelerator),
         about=f"{len(splits.train)} pictures"
         + (f", {classes} of the class" if (classes := len(learned.train) - len(splits.train)) else "")
@@ -172,16 +171,6 @@ def _dataset(gallery: Gallery, encoder: PipelineEncoder, cache: bool, trains_tex
     return LatentSet(gallery, tokens, encode(gallery, encoder, with_text=not trains_text))
 
 
-def _loader(dataset: Any, batches: Iterable[Sequence[SampleKey]], workers: int) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
-    )
-
-
 def _validation(dataset: Any, gallery: Gallery, batch_size: int, accelerator: Accelerator) -> list[dict[str, Any]]:
     """This process's batches, each of one size, made once: their seeds hang on the pictures' places alone."""
     mine = range(accelerator.process_index, len(gallery), accelerator.num_processes)
@@ -193,4 +182,4 @@ def _validation(dataset: Any, gallery: Gallery, batch_size: int, accelerator: Ac
     for index in mine:
         by_size.setdefault(gallery.sizes[index], []).append(SampleKey(_VALIDATION_SEED, 0, index))
     parts = [keys[i : i + batch_size] for keys in by_size.values() for i in range(0, len(keys), batch_size)]
-    return list(_loader(dataset, parts, 0))
+    return list(batch_loader(dataset, parts, 0))

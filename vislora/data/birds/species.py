@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from .colour import RGB
 
-POSES = ("perched", "standing", "clinging", "swimming", "flying", "hovering")
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from vislora.baselines import without_update
 from vislora.data.transforms import eval_transform, fit_to_size
-from vislora.metrics.attribution import integrated_gradients, smooth
+from vislora.metrics.attribution import integrated_gradients
 from vislora.recognizer import Recognizer
 from vislora.report.maps import overlay
 from vislora.report.sheets import Tile, contact_sheet
@@ -41,5 +42,6 @@ def draw_maps(recognizer: Recognizer, pictures: Sequence[tuple[str, Image.Image]
 
 def _maps(recognizer: Recognizer, images: Tensor, classes: Tensor) -> Tensor:
     """Smoothed maps [B, H, W] on the CPU."""
-    maps, _ = integrated_gradients(lambda x: recognizer.model(x).float(), images, classes)
-    return smooth(maps, _SMOOTHED * maps.shape[-1]).cpu()
+    maps = integrated_gradients(lambda x: recognizer.model(x).float(), images, classes)
+    sigma = _SMOOTHED * maps.shape[-1]
+    return gaussian_blur(maps[:, None], 2 * max(1, round(3 * sigma)) + 1, sigma)[:, 0].cpu()
