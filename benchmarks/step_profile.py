@@ -1,4 +1,4 @@
-"""python benchmarks/step_profile.py [--model vit_tiny_patch16_224] [--batch 8] [--bf16] [--rounds 8]
+"""python benchmarks/step_profile.py [--model vit_tiny_patch16_224] [--variant NAME] [--batch 8] [--bf16] [--rounds 8]
 
 Where the time goes by which a vislora step exceeds the frozen limit: what each operator takes itself, in milliseconds a
 step, in both, by the difference. The two take turns. Products are told apart by the shapes that go in.

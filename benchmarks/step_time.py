@@ -1,4 +1,5 @@
-"""python benchmarks/step_time.py [--models vit_tiny_patch16_224 vit_small_patch16_224] [--batch 8] [--rounds 15]
+"""python benchmarks/step_time.py [--models vit_tiny_patch16_224 vit_small_patch16_224] [--only VARIANT …] [--batch 8]
+[--rounds 15]
 
 What one training step costs: the frozen limit, vislora, PEFT and full fine-tuning, interleaved in one run.
 

@@ -2,11 +2,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vislora.compose import configure
+from vislora.generate import _quoted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +41,27 @@ def test_importing_the_package_and_its_configuration_is_cheap():
     assert run([sys.executable, "-c", heavy], ROOT).strip() == "[]"
 
 
+LAYERS = {  # what each part may import of the package, besides itself and what stands at the bottom
+    "lora": set(),
+    "targets": {"lora"},
+    "metrics": {"lora"},
+    "models": {"data", "formats", "lora", "targets"},
+    "data": {"precision"},
+    "formats": {"lora", "targets"},
+    "objectives": {"data"},
+    "report": {"data", "metrics"},
+}
+BOTTOM = {"config", "errors", "files", "names", "paths"}
+
+
+def test_the_parts_import_downwards_alone():
+    for part, below in LAYERS.items():
+        for path in (ROOT / "vislora" / part).rglob("*.py"):
+            inner = re.findall(r"^ *(?:from vislora\.(\w+)|from vislora import (\w+))", path.read_text(), re.MULTILINE)
+            for module in {one or other for one, other in inner} - {"__version__"}:
+                assert module in {part, *below, *BOTTOM}, f"{path.relative_to(ROOT)} imports vislora.{module}"
+
+
 def test_the_core_imports_nothing_but_torch():
     for path in (ROOT / "vislora" / "lora").glob("*.py"):
         for package in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE):
@@ -53,6 +78,18 @@ def test_every_command_and_file_the_readme_names_exists():
         re.findall(r"python ((?:benchmarks|assets)/\S+\.py)", text)
     ):
         assert (ROOT / path).exists(), path
+
+
+def test_every_setting_in_a_command_of_the_readme_is_one():
+    blocks = re.findall(r"```bash\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m vislora.")]
+    assert len(commands) > 10
+    for _, _, module, *words in commands:
+        given = [_quoted(word) for word in words if "=" in word and not word.startswith("hydra.")]
+        if module == "vislora.predict":  # whose other words are pictures
+            given.append("images=[bird.jpg]")
+        configure(module.removeprefix("vislora."), given)
 
 
 @pytest.mark.slow

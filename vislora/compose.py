@@ -139,6 +139,9 @@ def _readable(override: str) -> str:
     return override
 
 
+_MORE = "With --cfg job it prints every setting that it would run with; vislora/config.py says what each means."
+
+
 def _help(name: str, about: str) -> str:
     """What a command's file says of it, and the options of the groups that it is composed of."""
     options = []
@@ -147,7 +150,7 @@ def _help(name: str, about: str) -> str:
             folder = RECIPES if group == "recipe" else CONF / group
             if folder.is_dir():
                 options.append(f"  {group}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
-    parts = [about.strip(), "\n".join(options), "With --cfg job it prints every setting that it would run with."]
+    parts = [about.strip(), "\n".join(options), _MORE]
     return "\n\n".join(filter(None, parts))
 
 

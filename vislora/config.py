@@ -1,6 +1,6 @@
 """Every setting of every command, typed; conf/ gives the values, recipes/ combine them.
 
-The data, adapter and logger groups hold one class per option, so that a key which an option doesn't know is refused
+A group whose options differ in their keys has a class for each, so that a key which an option doesn't know is refused
 before anything heavy is imported.
 """
 

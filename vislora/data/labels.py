@@ -1,4 +1,4 @@
-"""Class names that may be one class misspelled, and classes that are small beside others."""
+"""Class names that may be one class misspelled."""
 
 import unicodedata
 from collections import defaultdict

@@ -1,4 +1,5 @@
-"""A data set by its settings. To add one: a class in `vislora.config.DATA_OPTIONS`, a function, and a row here."""
+"""A data set by its settings. To add one: a class in `vislora.config.DATA_OPTIONS`, a file in conf/data, a
+function, and a row here."""
 
 from collections import Counter
 from collections.abc import Callable

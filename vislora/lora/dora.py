@@ -39,7 +39,7 @@ from vislora.lora.small import summed
 
 
 class DoraLinear(LoraLinear):
-    """A Linear with DoRA whose trained part is in `lora`; made by `inject`, never constructed."""
+    """A Linear with DoRA whose trained part is in `lora`; made by `Adapters`, never constructed."""
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [..., in] -> [..., out]."""
@@ -56,7 +56,7 @@ class DoraLinear(LoraLinear):
 
 
 class DoraConv2d(LoraConv2d):
-    """A Conv2d with DoRA whose trained part is in `lora`; made by `inject`, never constructed."""
+    """A Conv2d with DoRA whose trained part is in `lora`; made by `Adapters`, never constructed."""
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
@@ -66,7 +66,7 @@ class DoraConv2d(LoraConv2d):
 
 
 class DoraOutProjection(DoraLinear, NonDynamicallyQuantizableLinear):
-    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `inject`, never constructed."""
+    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `Adapters`, never constructed."""
 
 
 def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, project: Callable) -> Tensor:

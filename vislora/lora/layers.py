@@ -167,7 +167,7 @@ class LowRank(nn.Module):
 
 
 class LoraLinear(nn.Linear):
-    """A Linear whose low-rank update is in `lora`; made by `inject`, never constructed.
+    """A Linear whose low-rank update is in `lora`; made by `Adapters`, never constructed.
 
     It acts in the layer's own forward, and in `weight` for a model that reads that instead.
     """
@@ -195,7 +195,7 @@ class LoraLinear(nn.Linear):
 
 
 class LoraConv2d(nn.Conv2d):
-    """An ungrouped, undilated Conv2d whose low-rank update is in `lora`; made by `inject`, never constructed."""
+    """An ungrouped, undilated Conv2d whose low-rank update is in `lora`; made by `Adapters`, never constructed."""
 
     lora: LowRank
     weight = property(adapted_weight)
@@ -213,7 +213,8 @@ class LoraConv2d(nn.Conv2d):
 
 
 class LoraMultiheadAttention(nn.MultiheadAttention):
-    """An nn.MultiheadAttention with a low-rank update of its q, k and v in `lora`; made by `inject`, never constructed.
+    """An nn.MultiheadAttention with a low-rank update of its q, k and v in `lora`; made by `Adapters`, never
+    constructed.
 
     Its forward reads `in_proj_weight` once for the product, so W0 + s B A is made once per pass, and in float32: the
     one case in which LoRA costs the gradient of a full matrix.
@@ -224,7 +225,7 @@ class LoraMultiheadAttention(nn.MultiheadAttention):
 
 
 class LoraOutProjection(LoraLinear, NonDynamicallyQuantizableLinear):
-    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `inject`, never constructed."""
+    """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `Adapters`, never constructed."""
 
 
 class _Settings(NamedTuple):

@@ -1,6 +1,6 @@
 """The parts of a report, each made from the files in a run's folder, where those are there.
 
-To add one: a function from the folder to a Section (or None), and a place in `RUN` or `SCORES`.
+To add one: a function from the folder to a Section (or None), and a place in `RUN`, `SCORES` or `PICTURES`.
 """
 
 import csv
