@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from vislora.checkpoint import _load_optimizer_tensors, _optimizer_tensors
 from vislora.config import AugmentConfig, Bias, Keep, LoraAdapter, OptimConfig, Precision, TrainerConfig
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.splits import ImageSplit, Pixels
@@ -197,6 +198,27 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(split, passes, 
         torch.testing.assert_close(parameters(parts)[name], p, rtol=1e-3, atol=1e-5)
     for mine, theirs in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_moments_of_single_numbers_go_where_their_parameter_is():
+    gain = torch.nn.Module()
+    gain.scale = torch.nn.Parameter(torch.ones(()))  # as the gains of NFNets are
+    optimizer = torch.optim.AdamW(gain.parameters())
+    gain.scale.sum().backward()
+    optimizer.step()
+    kept = _optimizer_tensors(gain, optimizer)
+    other = torch.nn.Module()
+    other.scale = torch.nn.Parameter(torch.ones((), device="meta"))
+    fresh = torch.optim.AdamW(other.parameters())
+    _load_optimizer_tensors(other, fresh, kept)
+    devices = {key: value.device.type for key, value in fresh.state[other.scale].items()}
+    assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
+def test_what_is_no_finite_number_is_null_in_the_log(tmp_path):
+    MetricLog(tmp_path, new_accelerator(Precision.fp32)).write(3, {"loss": 1.5, "grad_norm": math.nan, "lr": math.inf})
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {"step": 3, "loss": 1.5, "grad_norm": None, "lr": None}
 
 
 def test_loader_workers_change_nothing(split, tmp_path):

@@ -91,7 +91,7 @@ def save_checkpoint(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    write_tensors(_generators(), part / f"generators_{accelerator.process_index}.safetensors")
+    write_tensors(_generators(accelerator.device), part / f"generators_{accelerator.process_index}.safetensors")
     if accelerator.is_main_process:
         write_tensors(trainable_state(model), part / "model.safetensors")
         write_tensors(_optimizer_tensors(model, optimizer), part / "optimizer.safetensors")
@@ -162,7 +162,7 @@ def load_checkpoint(
         ema.load(_read(checkpoint / "ema.safetensors"))
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    _set_generators(_read(checkpoint / f"generators_{accelerator.process_index}.safetensors"))
+    _set_generators(_read(checkpoint / f"generators_{accelerator.process_index}.safetensors"), accelerator.device)
     return Progress(**state["progress"])
 
 
@@ -187,17 +187,16 @@ def _load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dic
         name, _, key = joined.rpartition("|")
         p = parameters[name]
         # AdamW keeps its step count, and only that, on the CPU
-        optimizer.state[p][key] = tensor.clone() if tensor.dim() == 0 else tensor.to(p.device)
+        optimizer.state[p][key] = tensor.clone() if key == "step" else tensor.to(p.device)
 
 
-def _generators() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """States by kind of device: the CPU's, and that of the device trained on."""
+    own = {} if device.type == "cpu" else {device.type: torch.get_device_module(device).get_rng_state()}
+    return {"cpu": torch.get_rng_state(), **own}
 
 
-def _set_generators(state: dict[str, Tensor]) -> None:
+def _set_generators(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if device.type != "cpu" and device.type in state:  # not where the run began on another kind
+        torch.get_device_module(device).set_rng_state(state[device.type])

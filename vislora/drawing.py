@@ -39,7 +39,7 @@ def pipeline_of(config: PipelineConfig, files: Sequence[str], adapters: Sequence
 
 
 def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
-    """A pipeline on the GPU in the precision wanted, where there is one; on the CPU in float32.
+    """A pipeline on this process's device: on a GPU in the precision wanted, elsewhere in float32.
 
     Raises:
         ModelError: it can't be opened.
@@ -47,9 +47,9 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
     import torch
 
     from vislora.models.diffusion import load_pipeline
-    from vislora.precision import autocast_dtype, resolve_precision
+    from vislora.precision import autocast_dtype, own_device, resolve_precision
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     precision = resolve_precision(wanted, device) if device.type == "cuda" else Precision.fp32
     return load_pipeline(model, autocast_dtype(precision) or torch.float32).to(device)
 

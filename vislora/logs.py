@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ class MetricLog:
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        """Append one row."""
+        """Append one row; null for what is no finite number, as the gradient's norm of a step that fp16 skipped."""
         self._accelerator.log(figures, step=step)
         if not self._accelerator.is_main_process:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | figures) + "\n")
+            told = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+            file.write(json.dumps({"step": step} | told, allow_nan=False) + "\n")

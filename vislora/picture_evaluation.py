@@ -46,7 +46,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     accelerator = new_accelerator(Precision.fp32)
     names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
     with accelerator.main_process_first():  # so that one process prepares the caches
-        judges = _judges(config, adapters)
+        judges = _judges(config, adapters, accelerator.device)
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
 
     base = _draw(pipe, config, judges, "the base model", accelerator)
@@ -112,7 +112,6 @@ class _Judges:
         self, drawn: _Drawn, base: _Drawn, name: str, adapter: str | None, scale: float | None
     ) -> PictureScores:
         """Score pictures against the base model's and the reference."""
-
         seeds, n = len(self.config.seeds), len(drawn.images)
         axis: StyleAxis = StyleAxis.between(base.seen.statistics, self.reference_seen.statistics)
         each = {
@@ -150,9 +149,7 @@ class _Judges:
         return mean_figure(values, seeds, self.config.resamples, self.config.seed)
 
 
-def _judges(config: EvaluateConfig, adapters: Sequence[Adapter]) -> _Judges:
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.device) -> _Judges:
     source, reference, captions = _reference(config, adapters)
     prompts, unrelated = [Prompt(text) for text in captions], [Prompt(text) for text in NEUTRAL]
     if config.prompts is not None:
@@ -249,7 +246,6 @@ def _names(text: str, name: str) -> bool:
 
 
 def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:
-
     def pictures(prompts: Sequence[Prompt]) -> list[Image.Image]:
         jobs = [(prompt.text, noise_seed(seed, prompt.text)) for prompt in prompts for seed in config.seeds]
         settings = (config.steps, config.guidance, config.size, config.drawn_at_once, f"{who} draws")

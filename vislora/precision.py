@@ -42,6 +42,14 @@ def resolve_precision(wanted: Precision, device: torch.device) -> Precision:
     return wanted
 
 
+def own_device() -> torch.device:
+    """The device of this process, as accelerate chooses it: the CPU where ACCELERATE_USE_CPU is set."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+
+
 def new_accelerator(precision: Precision, **options: Any) -> Accelerator:
     """An Accelerator of this precision; accelerate itself would hold a process to that of its first one."""
     from accelerate import Accelerator

@@ -77,12 +77,11 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     kind = _kind(config)
 
     import torch
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list, parse_flag_from_env
+    from accelerate.utils import broadcast_object_list
 
     from vislora.checkpoint import find_checkpoint, read_state
     from vislora.logs import MetricLog, trackers
-    from vislora.precision import new_accelerator, resolve_precision
+    from vislora.precision import new_accelerator, own_device, resolve_precision
     from vislora.report.preflight import headline
     from vislora.report.summary import write_summary
     from vislora.report.write import write_run_report
@@ -90,8 +89,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
 
     started = time.perf_counter()
     _make_paths_absolute(config)
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # the first state made decides it for all
-    precision = resolve_precision(config.trainer.precision, PartialState(cpu=on_cpu).device)
+    precision = resolve_precision(config.trainer.precision, own_device())
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     resumed = None if config.trainer.resume is None else find_checkpoint(Path(config.trainer.resume))
     if holds_run(out) and (resumed is None or resumed.parent.parent.resolve() != out.resolve()):

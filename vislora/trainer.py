@@ -2,7 +2,9 @@
 
 Which samples a step sees, and how they are augmented, is a function of (seed, step) alone (`vislora.data.order`); all
 other random numbers come from torch's generators, which a checkpoint holds. So a run that was stopped anywhere and
-resumed takes the same path as one that wasn't, and the number of loader workers changes nothing.
+resumed takes the same path as one that wasn't, and the number of loader workers changes nothing. The path is the same
+to the bit where the same step gives the same bits, as on a CPU; a GPU's attention adds its gradients in no fixed order
+unless torch.use_deterministic_algorithms tells it to.
 
 A step's gradient is that of the mean loss over its global batch, whatever the number of processes and accumulated
 passes it is divided into.
@@ -48,6 +50,7 @@ class Objective(Protocol):
 
     monitor: str  # the validation figure to watch
     higher_is_better: bool  # of that figure
+    on_cpu: tuple[str, ...]  # names in a batch whose tensors stay on the CPU, where they are read
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Loss of each sample of a batch on the device, [B]."""
@@ -179,7 +182,8 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for micro in range(passes):
             last = micro == passes - 1
-            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
+            device, stay = self.accelerator.device, list(self.objective.on_cpu)
+            batch = send_to_device(next(batches), device, non_blocking=True, skip_keys=stay)
             with training_attention(self.accelerator), nullcontext() if last else self.accelerator.no_sync(wrapped):
                 # the sum over the micro-batch, over the size of the global batch; processes are averaged, hence `world`
                 losses = self.objective.losses(wrapped, batch)
@@ -230,7 +234,9 @@ class Trainer:
         """By the main process alone, the random numbers of training left as they were."""
         if self.accelerator.is_main_process:
             wrapped.eval()
-            with torch.random.fork_rng(), torch.no_grad(), self.accelerator.autocast():
+            device = self.accelerator.device
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with forked, torch.no_grad():  # no autocast, in which an autoencoder that overflows in fp16 would
                 self.preview(self.out / "previews" / f"step_{step:08d}.png")
             self._train_mode(wrapped)
 

@@ -137,9 +137,8 @@ def batch_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], workers: in
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
-        **options,
+        **{"pin_memory": torch.cuda.is_available()} | options,
     )
 
 

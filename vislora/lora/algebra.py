@@ -259,7 +259,7 @@ def _choose(squares: Tensor, rank: int | None, energy: float | None) -> tuple[in
     if total == 0:
         return 1, 1.0
     shares = squares.cumsum(0) / total
-    r = len(squares) if energy is None else int(torch.searchsorted(shares, torch.tensor(energy - 1e-9))) + 1
+    r = len(squares) if energy is None else int((shares < energy - 1e-9).sum()) + 1
     r = min(r, int((squares > squares[0] * _NOISE).sum()), rank or len(squares))
     return r, float(shares[r - 1])
 

@@ -39,7 +39,8 @@ def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
     if not layers:
         raise AdapterError("nothing to prove: the model has no active, unmerged adapter")
     # forked, so that the proof doesn't shift the random numbers of the training that follows
-    with torch.random.fork_rng(), _evaluating(model), torch.enable_grad():
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(list(gpus)), _evaluating(model), torch.enable_grad():
         torch.manual_seed(0)
         dead = _dead_rows(layers, forward)
         if dead:

@@ -49,7 +49,11 @@ class Assignment:
                 f"{what} gets {list(x.shape)} for a batch of {count}; one adapter per sample needs the samples, each "
                 "as one row or as equally many, in the first dimension"
             )
-        return torch.tensor(self.index, device=x.device).repeat_interleave(x.shape[0] // count)
+        return self.on(x.device).repeat_interleave(x.shape[0] // count)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The index on a device, [B], made there without waiting for it."""
+        return torch.tensor(self.index).to(device, non_blocking=True)
 
 
 @contextmanager
@@ -123,13 +127,15 @@ class MixedLowRank(nn.Module):
         if all(low is None or low.magnitude is None for low in self._by_name):
             return None
         ones = torch.ones(weight.shape[0], device=weight.device)
-        return torch.stack(
-            [ones if low is None or low.magnitude is None else row_gain(low, weight) for low in self._by_name]
-        )
+        with _without_autocast(weight.device.type):
+            return torch.stack(
+                [ones if low is None or low.magnitude is None else row_gain(low, weight) for low in self._by_name]
+            )
 
     def dropped(self, x: Tensor, index: Tensor) -> Tensor:
         """x [B, …] with each sample's own dropout."""
-        rates = torch.tensor([0.0 if low is None else low.dropout for low in self._by_name], device=x.device)
+        rates = torch.tensor([0.0 if low is None else low.dropout for low in self._by_name])
+        rates = rates.to(x.device, non_blocking=True)
         keep = 1.0 - rates[index].view(-1, *[1] * (x.dim() - 1))
         return x * ((torch.rand(x.shape, device=x.device) < keep) / keep).to(x.dtype)
 
@@ -154,7 +160,7 @@ class MixedLinear(nn.Linear):
         x, mixed, weight = input, self.lora, frozen_weight(self)
         dtype = _compute_dtype(x, weight)
         mixed.assignment.rows(x, mixed.path)  # or an error
-        index = torch.tensor(mixed.assignment.index, device=x.device)
+        index = mixed.assignment.on(x.device)
         a, b = (matrix[index] for matrix in mixed.stacked(weight))
         gains = mixed.gains(weight)
         own = x.reshape(len(index), -1, x.shape[-1])  # a sample's windows lie behind one another
@@ -246,7 +252,7 @@ def _spelled_out(
     """The formula with dropout, by autograd, without bias: W0 x + (g - 1) W0 dropout(x) + g s B A dropout(x)."""
     with _without_autocast(x.device.type):
         x, w = x.to(dtype), weight.to(dtype)
-        dropped = mixed.dropped(x, torch.tensor(mixed.assignment.index, device=x.device))
+        dropped = mixed.dropped(x, mixed.assignment.on(x.device))
         y, update = F.linear(x, w), dropped @ a.to(dtype).mT @ b.to(dtype).mT
         if gain is None:
             return y + update

@@ -77,15 +77,16 @@ class PipelineEncoder:
     def __init__(self, pipe: Any, device: torch.device) -> None:
         self.pipe, self.device = pipe, device
         encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
-        self._modules = [pipe.vae, *encoders]
+        self._vae, self._encoders = pipe.vae, encoders
         self.image_key = weights_key([pipe.vae]) + str(sorted(_scales(pipe.vae).items()))
         self.text_key = weights_key(encoders)
-        self.move(device)
-
-    def move(self, device: torch.device) -> None:
-        """Put the autoencoder and the text encoders on a device: on the CPU they leave the GPU's memory to training."""
-        for module in self._modules:
+        for module in (pipe.vae, *encoders):
             module.to(device)
+
+    def spare(self, with_text: bool) -> None:
+        """Leave the GPU's memory to training: the autoencoder goes to the CPU, and the text encoders if wanted."""
+        for module in (self._vae, *(self._encoders if with_text else ())):
+            module.to("cpu")
 
     def images(self, images: Tensor) -> Tensor:
         vae = self.pipe.vae

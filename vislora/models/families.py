@@ -120,7 +120,8 @@ def _predict_flux(transformer: nn.Module, latents: Tensor, timesteps: Tensor, te
     batch, channels, height, width = latents.shape
     packed = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     where = torch.zeros(height // 2, width // 2, 3, device=latents.device)
-    where[..., 1], where[..., 2] = torch.meshgrid(*map(torch.arange, where.shape[:2]), indexing="ij")
+    where[..., 1] = torch.arange(height // 2, device=latents.device)[:, None]
+    where[..., 2] = torch.arange(width // 2, device=latents.device)
     predicted = transformer(
         hidden_states=packed.reshape(batch, -1, 4 * channels),
         timestep=timesteps / 1000,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 
 from vislora.data.encoded import Encoder
@@ -35,6 +35,7 @@ class Diffusion:
     """
 
     monitor: ClassVar[str] = "val_loss"
+    on_cpu: ClassVar[tuple[str, ...]] = ("seed",)
     higher_is_better: ClassVar[bool] = False
     schedule: Schedule
     no_text: dict[str, Tensor]
@@ -68,7 +69,7 @@ class Diffusion:
                 predicted = model(noised.latents, noised.timesteps, text).float()
                 error = (predicted - noised.target).square().mean((1, 2, 3)).sum()
                 totals += torch.tensor([error.item(), len(latents)], dtype=torch.float64)
-        loss, count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+        loss, count = sum(gather_object([totals])).tolist()
         return {self.monitor: loss / count}
 
     def _encoded(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,16 +91,17 @@ class Diffusion:
         return changed
 
     def _draw(self, seeds: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise like latents, levels [B] in [0, 1) and whether the caption is dropped [B]: functions of the seeds."""
+        """Noise like latents, levels [B] in [0, 1) and whether the caption is dropped [B]: functions of the seeds,
+        which are on the CPU, so that nothing waits for a GPU."""
         noise, shared, chances = [], [], []
         for seed in seeds.tolist():
             generator = torch.Generator().manual_seed(seed)
             noise.append(torch.randn(latents.shape[1:], generator=generator))
             shared.append(torch.randn(latents.shape[1], 1, 1, generator=generator))
             chances.append(torch.rand(2, generator=generator))
-        levels, drops = torch.stack(chances).to(latents.device).unbind(1)
+        levels, drops = torch.stack(chances).to(latents.device, non_blocking=True).unbind(1)
         mixed = torch.stack(noise) + self.noise_offset * torch.stack(shared)
-        return mixed.to(latents.device), levels, drops < self.caption_dropout
+        return mixed.to(latents.device, non_blocking=True), levels, drops < self.caption_dropout
 
 
 def _normal(seeds: list[int], latents: Tensor) -> Tensor:

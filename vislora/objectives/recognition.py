@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 
@@ -19,6 +20,7 @@ class Recognition:
     """
 
     monitor: ClassVar[str] = "val_top1"
+    on_cpu: ClassVar[tuple[str, ...]] = ()
     higher_is_better: ClassVar[bool] = True
     label_smoothing: float = 0.0
 
@@ -37,5 +39,5 @@ class Recognition:
             loss = F.cross_entropy(logits, labels, reduction="sum")
             correct = (logits.argmax(1) == labels).sum()
             totals += torch.tensor([loss.item(), correct.item(), len(labels)], dtype=torch.float64)
-        loss, correct, count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+        loss, correct, count = sum(gather_object([totals])).tolist()
         return {"val_loss": loss / count, self.monitor: correct / count}

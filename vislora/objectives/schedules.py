@@ -34,15 +34,15 @@ class Schedule(Protocol):
         """Mix noise [B, C, h, w] into latents at levels [B] in [0, 1): 0 is the least noise, near 1 the most."""
 
 
-def schedule(scheduler: Any) -> Schedule:
-    """The noise schedule that a diffusers scheduler was made for.
+def schedule(scheduler: Any, device: torch.device | str = "cpu") -> Schedule:
+    """The noise schedule that a diffusers scheduler was made for, for latents on a device.
 
     Raises:
         ModelError: neither a discrete schedule of alphas nor a flow.
     """
     config = scheduler.config
     if "prediction_type" in config and hasattr(scheduler, "alphas_cumprod"):
-        return Discrete(scheduler.alphas_cumprod.float().clone(), config.prediction_type)
+        return Discrete(scheduler.alphas_cumprod.float().clone().to(device), config.prediction_type)
     if "base_shift" in config:
         return Flow(config.num_train_timesteps, _shift(config))
     raise ModelError(
@@ -70,7 +70,7 @@ class Discrete:
 
     def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
         timesteps = (levels * len(self.alphas_cumprod)).long()
-        share = self.alphas_cumprod.to(latents.device)[timesteps]
+        share = self.alphas_cumprod[timesteps]
         a, s = share.sqrt()[:, None, None, None], (1.0 - share).sqrt()[:, None, None, None]
         target = {"epsilon": noise, "v_prediction": a * noise - s * latents, "sample": latents}[self.prediction]
         weight = torch.ones_like(share) if gamma is None else self._min_snr(share / (1.0 - share), gamma)

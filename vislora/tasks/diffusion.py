@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     if config.objective.min_snr_gamma is not None and scheduler_class(config.model).startswith("FlowMatch"):
         raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
     pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
-    noises = schedule(pipe.scheduler)
+    noises = schedule(pipe.scheduler, device)
     side = _side(pipe, data)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
@@ -66,6 +67,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         val = Gallery(splits.val, _sizes(splits.val, splits.facts, data, side), [1.0] * len(whole), whole)
 
     encoder = PipelineEncoder(pipe, device)
+    getattr(pipe, family_of(pipe).component).to(device)  # where the proof that adapters act is quick
     torch.manual_seed(config.seed)
     adapters = adapt_pipeline(pipe, config.adapter)
     trains_text = config.adapter.text_encoder
@@ -76,17 +78,16 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     no_text = encoder.tokens([""])
     if not trains_text:
         no_text = encoder.text(no_text)
-    spared = data.cache and not trains_text  # nothing is left to encode
-    if spared:
-        encoder.move(torch.device("cpu"))
+    no_text = {name: value.to(device) for name, value in no_text.items()}
+    spare = partial(encoder.spare, not trains_text) if data.cache else lambda: None
+    spare()
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
     drawn = (config.objective.preview_steps, config.objective.guidance, side)
 
     def preview(file: Path) -> None:
         save_grid([draw(pipe.to(device), [(p, seed) for p in prompts], *drawn) for seed in range(2)], prompts, file)
-        if spared:
-            encoder.move(torch.device("cpu"))
+        spare()
 
     def finish() -> Outcome:
         if accelerator.is_main_process:
@@ -182,4 +183,4 @@ def _validation(dataset: Any, gallery: Gallery, batch_size: int, accelerator: Ac
     for index in mine:
         by_size.setdefault(gallery.sizes[index], []).append(SampleKey(_VALIDATION_SEED, 0, index))
     parts = [keys[i : i + batch_size] for keys in by_size.values() for i in range(0, len(keys), batch_size)]
-    return list(batch_loader(dataset, parts, 0))
+    return list(batch_loader(dataset, parts, 0, pin_memory=False))  # kept for the whole run
