@@ -2,7 +2,7 @@
 
 Trains an adapter (or a probe, or the whole model) and leaves in the run folder: config.yaml, data.json, metrics.jsonl,
 checkpoints/ and adapter/ (or model/); for recognition evaluation/, for diffusion previews/ and before_after/; how far
-each layer moved (updates.csv), summary.json, figures/ and report.html, which shows it all.
+each layer moved (updates.json), summary.json, figures/ and report.html, which shows it all.
 """
 
 from __future__ import annotations

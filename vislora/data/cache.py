@@ -1,7 +1,6 @@
 """Tensors computed once and kept on disk, under the hash of everything they depend on."""
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,7 @@ class TensorCache:
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.{os.getpid()}")  # processes may write the same entry
-        write_tensors(tensors, part)
-        os.replace(part, file)
+        write_tensors(tensors, file)
 
     def _file(self, key: str) -> Path:
         return cache_dir() / self.folder / key[:2] / f"{key}.safetensors"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +20,7 @@ from vislora.data.captions import Captioned, CaptionedSplits
 from vislora.data.order import mix
 from vislora.data.splits import ImageSplit, Pixels, Splits
 from vislora.errors import DataError
+from vislora.files import replacing
 from vislora.paths import cache_dir
 
 _POOL_FROM = 200  # pictures; fewer are drawn before a pool has started
@@ -111,16 +111,12 @@ def _render(jobs: list[_Job]) -> np.ndarray:
     path = cache_dir() / "birds" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
         size = jobs[0][-1]
-        try:
+        with replacing(path) as part:
             pixels = open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(jobs), size, size, 3))
             for i, drawing in enumerate(_drawings(jobs)):
                 pixels[i] = drawing
             pixels.flush()
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -1,6 +1,5 @@
 """Scores of a classifier over a data set, by torchmetrics."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from vislora.files import write_json
+from vislora.files import write_json, write_rows
 from vislora.metrics.calibration import Calibration, calibration
 from vislora.metrics.intervals import Interval, Outcomes, intervals
 
@@ -149,8 +148,8 @@ class Evaluation:
         """Write evaluation.json, predictions.csv and confusion.csv."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), folder / "evaluation.json")
-        _write_rows([["true \\ predicted", *self.classes], *self._confusion_rows()], folder / "confusion.csv")
-        _write_rows(
+        write_rows([["true \\ predicted", *self.classes], *self._confusion_rows()], folder / "confusion.csv")
+        write_rows(
             [["image", "true", "predicted", "probability"], *self._prediction_rows()], folder / "predictions.csv"
         )
 
@@ -203,8 +202,3 @@ def worst_mistakes(predictions: Predictions, count: int) -> list[int]:
     best = predictions.probabilities().max(1)
     wrong = (best.indices != predictions.labels).nonzero()[:, 0]
     return wrong[torch.argsort(best.values[wrong], descending=True, stable=True)][:count].tolist()
-
-
-def _write_rows(rows: list[list[Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows(rows)

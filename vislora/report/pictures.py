@@ -1,6 +1,5 @@
 """An evaluation of adapters that draw, as a folder: one table, the pictures, sliders, sheets, the report."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -14,7 +13,7 @@ from torch import Tensor
 from vislora import __version__
 from vislora.config import EvaluateConfig
 from vislora.data.prompts import Prompt, noise_seed
-from vislora.files import write_json, write_text
+from vislora.files import write_json, write_rows, write_text
 from vislora.metrics.pictures import FIGURES, Figure
 from vislora.metrics.updates import LayerUpdate
 from vislora.report.before_after import file_name, write_pairs
@@ -136,32 +135,30 @@ def _to_dict(found: PictureEvaluation) -> dict[str, Any]:
 
 
 def _write_table(rows: Sequence[PictureScores], file: Path) -> None:
-    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
-        table = csv.writer(lines)
-        ends = [f"{key}{end}" for key in FIGURES for end in ("", "_low", "_high")]
-        table.writerow(["name", "adapter", "scale", "pictures", *ends])
-        for row in rows:
-            figures = [row.figures.get(key) for key in FIGURES]
-            values = [v for f in figures for v in ((f.value, f.low, f.high) if f is not None else (None,) * 3)]
-            table.writerow([row.name, row.adapter, row.scale, row.count, *values])
+    ends = [f"{key}{end}" for key in FIGURES for end in ("", "_low", "_high")]
+    table = [["name", "adapter", "scale", "pictures", *ends]]
+    for row in rows:
+        figures = [row.figures.get(key) for key in FIGURES]
+        values = [v for f in figures for v in ((f.value, f.low, f.high) if f is not None else (None,) * 3)]
+        table.append([row.name, row.adapter, row.scale, row.count, *values])
+    write_rows(table, file)
 
 
 def _write_pictures(found: PictureEvaluation, out: Path) -> None:
     """Every picture drawn, and its values in pictures.csv."""
     keys = list(found.rows[-1].each)
-    with (out / "pictures.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
-        table = csv.writer(lines)
-        table.writerow(["file", "name", "prompt", "label", "seed", "noise_seed", *keys])
-        for number, row in enumerate(found.rows):
-            folder = Path("pictures") / f"{number:02d}_{file_name(row.name)}"
-            jobs = [(prompt, seed) for prompt in found.prompts for seed in found.seeds] if row.images else []
-            for i, ((prompt, seed), picture) in enumerate(zip(jobs, row.images, strict=True)):
-                (out / folder).mkdir(parents=True, exist_ok=True)
-                file = folder / f"{i:04d}_seed{seed}.png"
-                picture.save(out / file)
-                values = [row.each[key][i].item() for key in keys]
-                told_of_it = [prompt.text, prompt.label, seed, noise_seed(seed, prompt.text)]
-                table.writerow([file.as_posix(), row.name, *told_of_it, *values])
+    table = [["file", "name", "prompt", "label", "seed", "noise_seed", *keys]]
+    for number, row in enumerate(found.rows):
+        folder = Path("pictures") / f"{number:02d}_{file_name(row.name)}"
+        jobs = [(prompt, seed) for prompt in found.prompts for seed in found.seeds] if row.images else []
+        for i, ((prompt, seed), picture) in enumerate(zip(jobs, row.images, strict=True)):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            file = folder / f"{i:04d}_seed{seed}.png"
+            picture.save(out / file)
+            values = [row.each[key][i].item() for key in keys]
+            told_of_it = [prompt.text, prompt.label, seed, noise_seed(seed, prompt.text)]
+            table.append([file.as_posix(), row.name, *told_of_it, *values])
+    write_rows(table, out / "pictures.csv")
 
 
 def _write_sheets(found: PictureEvaluation, out: Path) -> None:

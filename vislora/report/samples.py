@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vislora.files import replacing
 from vislora.report.sheets import FONT
 
 _CAPTION = 14  # pixels of a line of text
@@ -25,9 +26,8 @@ def save_grid(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], fi
         for line, text in enumerate(_wrapped(caption, width, font)[:3]):
             pen.text((column * (width + 4) + 1, len(rows) * (height + 4) + line * _CAPTION), text, "black", font)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    sheet.save(part, format="PNG")
-    part.replace(file)
+    with replacing(file) as part:
+        sheet.save(part, format="PNG")
 
 
 def _wrapped(text: str, width: int, font: Any) -> list[str]:

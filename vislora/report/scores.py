@@ -1,6 +1,5 @@
 """An evaluation's folder: one table, a folder for each of its rows, the report."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ from PIL import Image
 
 from vislora import __version__
 from vislora.config import Corruption, EvaluateConfig
-from vislora.files import write_json, write_text
+from vislora.files import write_json, write_rows, write_text
 from vislora.metrics.intervals import FIGURES, differences
 from vislora.metrics.recognition import Evaluation
 from vislora.metrics.updates import LayerUpdate
@@ -119,15 +118,14 @@ def _row(index: int, row: Scored, rows: Sequence[Scored], config: EvaluateConfig
 
 
 def _write_table(table: list[dict[str, Any]], file: Path) -> None:
-    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
-        rows = csv.writer(lines)
-        intervals = [f"{key}_{end}" for key in FIGURES for end in ("low", "high")]
-        rows.writerow(["name", "data", "images", *FIGURES, "nll", *intervals, "corrupted_top1", "images_per_s"])
-        for row in table:
-            ends = [end for key in FIGURES for end in row["intervals"][key]]
-            figures = [row[key] for key in (*FIGURES, "nll")]
-            spoiled = row["robustness"]["mean"] if row["robustness"] else ""
-            rows.writerow([row["name"], row["data"], row["images"], *figures, *ends, spoiled, row["images_per_s"]])
+    intervals = [f"{key}_{end}" for key in FIGURES for end in ("low", "high")]
+    rows = [["name", "data", "images", *FIGURES, "nll", *intervals, "corrupted_top1", "images_per_s"]]
+    for row in table:
+        ends = [end for key in FIGURES for end in row["intervals"][key]]
+        figures = [row[key] for key in (*FIGURES, "nll")]
+        spoiled = row["robustness"]["mean"] if row["robustness"] else ""
+        rows.append([row["name"], row["data"], row["images"], *figures, *ends, spoiled, row["images_per_s"]])
+    write_rows(rows, file)
 
 
 def _write_adapted(index: int, adapted: Adapted, out: Path) -> dict[str, str]:

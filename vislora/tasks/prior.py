@@ -15,6 +15,7 @@ from vislora.data.captions import Captioned, CaptionedSplits, captions_folder, c
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
 from vislora.drawing import draw
+from vislora.files import replacing
 from vislora.paths import cache_dir
 
 _AT_ONCE = 8  # pictures drawn together
@@ -81,7 +82,6 @@ def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     for start in range(0, len(missing), _AT_ONCE):  # an interrupted run goes on from the last batch
         batch = missing[start : start + _AT_ONCE]
         for number, image in zip(batch, draw(pipe, [(prompt, mix(i)) for i in batch], 25, 5.0, data.size), strict=True):
-            part = folder / f"{number:05d}.part"
-            image.save(part, format="PNG")
-            part.rename(folder / f"{number:05d}.png")
+            with replacing(folder / f"{number:05d}.png") as part:
+                image.save(part, format="PNG")
     return folder
