@@ -17,7 +17,7 @@ from vislora.lora.algebra import blend
 from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
 from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
 from vislora.lora.mixed import Assignment, mixed
-from vislora.lora.names import fits, submodule
+from vislora.lora.names import fits, inside, submodule
 from vislora.lora.reads import frozen_weight, set_frozen_weight
 
 _ADAPTED = {
@@ -247,11 +247,11 @@ class Adapters:
         held = [_Held({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
         if biased := [name for name, one in zip(assignment.names, held, strict=True) if one.biases]:
             raise AdapterError(f"adapter {biased[0]!r} trains biases, which can't differ within a batch")
-        within = {path: f"{path}." for one in held for path in one.trained}
+        whole = _all(one.trained for one in held)
         for path in _all(one.layers for one in held):
-            if inside := [module for module, start in within.items() if path.startswith(start)]:
+            if around := [module for module in whole if inside(path, module)]:
                 raise AdapterError(
-                    f"{path} is adapted by one adapter and part of {inside[0]}, which another trains in full; they "
+                    f"{path} is adapted by one adapter and part of {around[0]}, which another trains in full; they "
                     "can't share a batch"
                 )
         self.deactivate()
@@ -404,8 +404,8 @@ class Adapters:
             if next(module.parameters(), None) is None:
                 raise AdapterError(f"{path} has no parameters to train; a model made with num_classes=0 has no head")
             others = [*held.layers, *held.biases, *(one for one in held.trained if one != path)]
-            if inside := [one for one in others if f"{one}.".startswith(f"{path}.")]:
-                raise AdapterError(f"{inside[0]} is part of {path}, which is trained in full; leave one of them out")
+            if parts := [one for one in others if inside(one, path)]:
+                raise AdapterError(f"{parts[0]} is part of {path}, which is trained in full; leave one of them out")
         named: dict[nn.Module, str] = {}
         for path in held.layers:
             if (first := named.setdefault(self._module(path), path)) != path:
@@ -446,12 +446,11 @@ class Adapters:
         if wanted == "none":
             return {}
         adapted = {f"{path}.{key}" for path in layers for key in _BIASES}
-        inside = tuple(f"{path}." for path in trained)
         found = {
             path: nn.Parameter(bias.detach().clone())
             for path, bias in self.model.named_parameters()
             if path.rpartition(".")[2] in _BIASES
-            and not path.startswith(inside)
+            and not any(inside(path, module) for module in trained)
             and (wanted == "all" or path in adapted)
         }
         if not found:

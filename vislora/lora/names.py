@@ -17,6 +17,11 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
     return model
 
 
+def inside(name: str, module: str) -> bool:
+    """Whether a layer of this name is a module of that name, or a part of it; all are parts of "", the model."""
+    return not module or f"{name}.".startswith(f"{module}.")
+
+
 def fits(pattern: str, name: str) -> bool:
     """Whether a regular expression fits the end of a dotted name, beginning where a word between dots does; one that
     begins with ^ has to fit the whole name.

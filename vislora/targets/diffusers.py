@@ -11,7 +11,9 @@ from torch import nn
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
 from vislora.lora.layers import Rows
+from vislora.lora.names import inside
 from vislora.targets.blocks import Blocks, choose_blocks
+from vislora.targets.layouts import in_order
 
 PROJECTIONS = ("qkv", "q", "k", "v", "o", "mlp", "proj", "conv")
 ATTENTION = ("self", "cross")
@@ -82,17 +84,21 @@ def find_targets(
     attentions = _attentions(model)
     chosen = _chosen(blocks, attentions, model, bool(wanted & {"proj", "conv"}))
     found: dict[str, list[TargetLayer]] = {word: [] for word in sorted(wanted)}
+
+    def within(name: str) -> bool:
+        return any(inside(name, part) for part in chosen)
+
     for path, family in attentions.items():
-        if _within(path, chosen) and ("cross" if _is_cross(path, model.get_submodule(path)) else "self") in kinds:
+        if within(path) and ("cross" if _is_cross(path, model.get_submodule(path)) else "self") in kinds:
             for word, layers in _attention_layers(model, path, family, wanted).items():
                 found[word] += layers
     for word, layers in (("mlp", _mlps), ("proj", _projs), ("conv", _convs)):
         if word in wanted:
-            found[word] = [layer for layer in layers(model) if _within(layer.name, chosen)]
+            found[word] = [layer for layer in layers(model) if within(layer.name)]
     if missing := [word for word, layers in found.items() if not layers and chosen]:
         kind = "" if len(kinds) > 1 else f" ({attention[0]} attention)"
         raise AdapterError(f"{type(model).__name__} has no {', '.join(missing)} layers there{kind}; leave them out")
-    return _in_order(model, [layer for layers in found.values() for layer in layers])
+    return in_order(model, [layer for layers in found.values() for layer in layers])
 
 
 def is_fused(attention: nn.Module) -> bool:
@@ -195,16 +201,6 @@ def _convs(model: nn.Module) -> Iterator[TargetLayer]:
             yield TargetLayer(path)
 
 
-def _in_order(model: nn.Module, targets: list[TargetLayer]) -> list[TargetLayer]:
-    """One target a layer, in the model's order; rows that several words asked for side by side."""
-    merged: dict[str, TargetLayer] = {}
-    for target in targets:
-        same = merged.get(target.name, target)
-        rows = None if None in (same.rows, target.rows) else tuple(sorted({*same.rows, *target.rows}))
-        merged[target.name] = TargetLayer(target.name, rows)
-    return [merged[name] for name, _ in model.named_modules() if name in merged]
-
-
 def _present(module: nn.Module, names: Sequence[str]) -> list[str]:
     """Those of the names that are layers of the module."""
     found = []
@@ -262,7 +258,3 @@ def _chosen(blocks: Blocks, attentions: Iterable[str], model: nn.Module, beyond_
         else:
             chosen += [known[index] for index in choose_blocks(block, known)]
     return chosen
-
-
-def _within(name: str, chosen: list[str]) -> bool:
-    return any(not start or f"{name}.".startswith(f"{start}.") for start in chosen)

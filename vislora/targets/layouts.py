@@ -55,3 +55,13 @@ class Held:
                     rows.append((start, start + height))
                 start += height
         return tuple(rows)
+
+
+def in_order(model: nn.Module, targets: list[TargetLayer]) -> list[TargetLayer]:
+    """One target a layer, in the model's order; rows that several words asked for side by side."""
+    merged: dict[str, TargetLayer] = {}
+    for target in targets:
+        same = merged.get(target.name, target)
+        rows = None if None in (same.rows, target.rows) else tuple(sorted({*same.rows, *target.rows}))
+        merged[target.name] = TargetLayer(target.name, rows)
+    return [merged[name] for name, _ in model.named_modules() if name in merged]

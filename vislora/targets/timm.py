@@ -13,10 +13,10 @@ from vislora.lora import TargetLayer
 from vislora.lora.dora import DoraConv2d
 from vislora.lora.inject import unlike_a_product
 from vislora.lora.layers import LoraConv2d
-from vislora.lora.names import submodule
+from vislora.lora.names import inside, submodule
 from vislora.targets.blocks import Blocks, choose_blocks
 from vislora.targets.families import ATTENTION, GATES
-from vislora.targets.layouts import QKV, Held
+from vislora.targets.layouts import QKV, Held, in_order
 
 PROJECTIONS = ("qkv", *QKV, "o", "mlp", "conv")
 
@@ -58,7 +58,7 @@ def find_targets(
     names = list(by_block)
     chosen = [names[index] for index in choose_blocks(blocks, names)]
     held = {path: attentions[path] for block in chosen for path in by_block[block]}
-    found: dict[str, TargetLayer] = {}
+    found: list[TargetLayer] = []
     for projection in wanted:
         layers = [_at(path, target) for path, module in held.items() for target in _of_attention(module, projection)]
         if projection == "mlp":
@@ -72,10 +72,8 @@ def find_targets(
             raise AdapterError(
                 f"{projection} of {other[0]} is a {kind}, which can't be adapted; leave {projection} out"
             )
-        for layer in layers:
-            found[layer.name] = _joined(found.get(layer.name), layer)
-    left_out = tuple(f"{name}." for name in trained)
-    return [found[n] for n, _ in model.named_modules() if n in found and not f"{n}.".startswith(left_out)]
+        found += layers
+    return [layer for layer in in_order(model, found) if not any(inside(layer.name, name) for name in trained)]
 
 
 def attention_classes(model: nn.Module) -> tuple[str, ...]:
@@ -110,12 +108,6 @@ def _checked(projections: Sequence[str]) -> list[str]:
     return wanted
 
 
-def _joined(one: TargetLayer | None, other: TargetLayer) -> TargetLayer:
-    if one is None or other.rows is None:
-        return other
-    return one if one.rows is None else TargetLayer(one.name, tuple(sorted({*one.rows, *other.rows})))
-
-
 def _at(path: str, layer: TargetLayer) -> TargetLayer:
     return TargetLayer(f"{path}.{layer.name}" if layer.name else path, layer.rows)
 
@@ -131,7 +123,7 @@ def _attentions(model: nn.Module) -> dict[str, nn.Module]:
     foreign = {
         _class_name(type(module))
         for path, module in suspects.items()
-        if not any(_inside(path, other) or _inside(other, path) for other in known)
+        if not any(inside(path, other) or inside(other, path) for other in known)
     }
     if foreign:
         raise AdapterError(
@@ -159,10 +151,6 @@ def _looks_like_attention(module: nn.Module) -> bool:
 
 def _class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _inside(path: str, other: str) -> bool:
-    return path == other or not other or path.startswith(f"{other}.")
 
 
 def _of_attention(attention: nn.Module, projection: str) -> Iterator[TargetLayer]:
@@ -210,13 +198,13 @@ def _mlp_layers(model: nn.Module, block: str, attentions: Iterable[str]) -> Iter
 
 
 def _mlps(model: nn.Module, block: str, attentions: Iterable[str]) -> Iterator[str]:
-    inside = [path for path in attentions if _inside(path, block)]
+    held = [path for path in attentions if inside(path, block)]
     taken: list[str] = []
     for name, module in model.get_submodule(block).named_modules():
         path = f"{block}.{name}"
-        if not name or any(_inside(path, other) for other in [*inside, *taken]):
+        if not name or any(inside(path, other) for other in [*held, *taken]):
             continue
-        if any(_inside(attention, path) for attention in inside):
+        if any(inside(attention, path) for attention in held):
             continue
         if _MLP_CLASS.search(type(module).__name__) or name.rpartition(".")[2] in _MLP_NAMES:
             taken.append(path)
@@ -238,7 +226,7 @@ def _other_convolutions(
     }
     mlps = {name for block in by_block for name in _mlp_layers(model, block, attentions)}
     for path, layer in model.named_modules():
-        in_scope = blocks is None or any(_inside(path, block) for block in chosen)
+        in_scope = blocks is None or any(inside(path, block) for block in chosen)
         if in_scope and _adaptable_convolution(layer) and path not in projections | mlps:
             yield path
 
