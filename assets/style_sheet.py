@@ -10,7 +10,7 @@ from pathlib import Path
 
 import vislora
 from vislora.config import PipelineConfig
-from vislora.drawing import draw
+from vislora.drawing import Sampling, draw
 from vislora.models.diffusion import load_pipeline
 from vislora.report.samples import save_grid
 
@@ -28,9 +28,9 @@ PROMPTS = [
 def main(adapter: str) -> None:
     pipe = load_pipeline(PipelineConfig("embedded"))
     jobs = [(prompt, 0) for prompt in PROMPTS]
-    before = draw(pipe, jobs, 25, 3.0)
+    before = draw(pipe, jobs, Sampling(steps=25, guidance=3.0))
     vislora.apply(pipe, adapter)
-    after = draw(pipe, jobs, 25, 3.0)
+    after = draw(pipe, jobs, Sampling(steps=25, guidance=3.0))
     save_grid([before, after], PROMPTS, Path(__file__).parent / "sketch.png")
 
 

@@ -27,7 +27,7 @@ from vislora.config import PipelineConfig
 from vislora.data.birds import SPECIES, STYLES, caption, picture, seeded_scene
 from vislora.data.encoded import to_tensor
 from vislora.data.order import mix
-from vislora.drawing import draw
+from vislora.drawing import Sampling, draw
 from vislora.models.diffusion import load_pipeline
 from vislora.recognizer import load_recognizer
 from vislora.report.samples import save_grid
@@ -79,7 +79,7 @@ def main() -> None:
 
     def drawn(title: str) -> None:
         wanted = [[(prompt, seed) for prompt in prompts] for seed in options.seeds]
-        rows = [draw(pipe, jobs, options.steps, options.guidance) for jobs in wanted]
+        rows = [draw(pipe, jobs, Sampling(options.steps, options.guidance)) for jobs in wanted]
         row(title, rows, [[scene.facing for scene in scenes]] * len(rows))
 
     sides = [[side(name, mix(TEST, seed)) for name in species] for seed in options.seeds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vislora.config import PipelineConfig, Precision
@@ -54,16 +55,30 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
     return load_pipeline(model, autocast_dtype(precision) or torch.float32).to(device)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline draws.
+
+    Attributes:
+        steps: of denoising.
+        guidance: its classifier-free guidance.
+        size: pixels of a side; what the pipeline was made for by default.
+        negative_prompt: what guidance leads away from; the pipeline's own by default.
+    """
+
+    steps: int
+    guidance: float
+    size: int | None = None
+    negative_prompt: str | None = None
+
+
 def draw(
     pipe: Any,
     jobs: Sequence[tuple[str, int]],
-    steps: int,
-    guidance: float,
-    size: int | None = None,
+    sampling: Sampling,
     at_once: int = 8,
     what: str = "drawing",
     accelerator: Accelerator | None = None,
-    negative_prompt: str | None = None,
 ) -> list[Image.Image]:
     """A picture of each job, which is a prompt and the seed of its noise.
 
@@ -82,16 +97,17 @@ def draw(
     mine: list[tuple[int, list[Image.Image]]] = []
     for start in tqdm(starts, desc=what, unit="batch", delay=2, leave=False, disable=None if rank == 0 else True):
         part = jobs[start : start + at_once]
-        negative = {} if negative_prompt is None else {"negative_prompt": [negative_prompt] * len(part)}
+        negative = sampling.negative_prompt
+        told = {} if negative is None else {"negative_prompt": [negative] * len(part)}
         try:
             drawn = pipe(
                 [prompt for prompt, _ in part],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-                height=size,
-                width=size,
-                **negative,
+                height=sampling.size,
+                width=sampling.size,
+                **told,
             )
         except ValueError as error:  # what its check_inputs raises
             raise ConfigError(f"{type(pipe).__name__} can't draw that: {' '.join(str(error).split())}") from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vislora import __version__
 from vislora.compose import command, quoted
 from vislora.config import GenerateConfig, PipelineConfig
-from vislora.drawing import draw, open_pipeline, pipeline_of
+from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
 
     out.mkdir(parents=True, exist_ok=True)
     about = _about(config, model)
+    sampling = Sampling(config.steps, config.guidance, config.size, config.negative_prompt)
     drawn: list[Generated] = []
     for prompt in config.prompt:
         for seed in config.seeds:
             for scale in scales:
                 if applied is not None:
                     applied.scale = scale
-                job, how = [(prompt, seed)], (config.steps, config.guidance, config.size)
-                (image,) = draw(pipe, job, *how, negative_prompt=config.negative_prompt)
+                (image,) = draw(pipe, [(prompt, seed)], sampling)
                 settings = {"prompt": prompt, "seed": seed, "scale": scale, **about, "size": list(image.size)}
                 file = out / f"{len(drawn):04d}_seed{seed}{f'_scale{scale:g}' if adapters else ''}.png"
                 _save(image, settings, file)

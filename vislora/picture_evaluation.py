@@ -19,7 +19,7 @@ from vislora.data.captions import picture_files
 from vislora.data.load import load_captions
 from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts
 from vislora.data.splits import Chosen, Files
-from vislora.drawing import draw, open_pipeline, pipeline_of
+from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of
 from vislora.errors import ConfigError, DataError
 from vislora.formats.detect import read_adapter
 from vislora.lora import Adapter
@@ -248,8 +248,8 @@ def _names(text: str, name: str) -> bool:
 def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:
     def pictures(prompts: Sequence[Prompt]) -> list[Image.Image]:
         jobs = [(prompt.text, noise_seed(seed, prompt.text)) for prompt in prompts for seed in config.seeds]
-        settings = (config.steps, config.guidance, config.size, config.drawn_at_once, f"{who} draws")
-        return draw(pipe, jobs, *settings, accelerator)
+        sampling = Sampling(config.steps, config.guidance, config.size)
+        return draw(pipe, jobs, sampling, config.drawn_at_once, f"{who} draws", accelerator)
 
     images = pictures(judges.prompts)
     return _Drawn(

@@ -21,7 +21,7 @@ from vislora.data.load import load_captions
 from vislora.data.order import MicroBatches, Order, SampleKey, batch_loader
 from vislora.data.preflight import captioned_rows_of, examine
 from vislora.data.prompts import noise_seed
-from vislora.drawing import draw
+from vislora.drawing import Sampling, draw
 from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
@@ -83,10 +83,11 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     spare()
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
-    drawn = (config.objective.preview_steps, config.objective.guidance, side)
+    sampling = Sampling(config.objective.preview_steps, config.objective.guidance, side)
 
     def preview(file: Path) -> None:
-        save_grid([draw(pipe.to(device), [(p, seed) for p in prompts], *drawn) for seed in range(2)], prompts, file)
+        pipe.to(device)
+        save_grid([draw(pipe, [(p, seed) for p in prompts], sampling) for seed in range(2)], prompts, file)
         spare()
 
     def finish() -> Outcome:
@@ -97,7 +98,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             write_diffusers(replace(adapter, about=about), out / "adapter")
             write_updates(layer_updates(adapter, model), out)
             if texts := prompts[: config.objective.before_after]:
-                write_pairs(texts, *_before_and_after(pipe.to(device), adapters, texts, *drawn), out)
+                write_pairs(texts, *_before_and_after(pipe.to(device), adapters, texts, sampling), out)
         return Outcome(out / "adapter")
 
     return Task(
@@ -125,14 +126,14 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
 
 
 def _before_and_after(
-    pipe: Any, adapters: Adapters, prompts: Sequence[str], steps: int, guidance: float, size: int
+    pipe: Any, adapters: Adapters, prompts: Sequence[str], sampling: Sampling
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """The prompts drawn without and with the adapter, from the same noise."""
     adapters.model.eval()
     found = []
     for scale in (0.0, 1.0):
         adapters.scale("default", scale)
-        found.append(draw(pipe, [(prompt, noise_seed(0, prompt)) for prompt in prompts], steps, guidance, size))
+        found.append(draw(pipe, [(prompt, noise_seed(0, prompt)) for prompt in prompts], sampling))
     return found[0], found[1]
 
 

@@ -14,7 +14,7 @@ from vislora.data.cache import content_key, weights_key
 from vislora.data.captions import Captioned, CaptionedSplits, captions_folder, clean, picture_files
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
-from vislora.drawing import draw
+from vislora.drawing import Sampling, draw
 from vislora.files import replacing
 from vislora.paths import cache_dir
 
@@ -78,10 +78,11 @@ def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(device)
+    sampling = Sampling(steps=25, guidance=5.0, size=data.size)
     missing: Sequence[int] = [i for i in range(data.prior.count) if not (folder / f"{i:05d}.png").is_file()]
     for start in range(0, len(missing), _AT_ONCE):  # an interrupted run goes on from the last batch
         batch = missing[start : start + _AT_ONCE]
-        for number, image in zip(batch, draw(pipe, [(prompt, mix(i)) for i in batch], 25, 5.0, data.size), strict=True):
+        for number, image in zip(batch, draw(pipe, [(prompt, mix(i)) for i in batch], sampling), strict=True):
             with replacing(folder / f"{number:05d}.png") as part:
                 image.save(part, format="PNG")
     return folder
