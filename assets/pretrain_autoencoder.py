@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from vislora.data.drawn import drawn_birds
 from vislora.data.order import Order, SampleKey, mix
 from vislora.logs import MetricLog
 from vislora.paths import ASSETS
-from vislora.precision import resolve_precision
+from vislora.precision import new_accelerator, resolve_precision
 from vislora.trainer import Trainer
 
 CROP = 32  # pixels
@@ -65,8 +66,9 @@ class Autoencoder(nn.Module):
 class Reconstruction:
     """Distance to the crops and between their edges, and of each latent channel's moments to 0 and 1."""
 
-    monitor: str = "val_psnr"
-    higher_is_better: bool = True
+    monitor: ClassVar[str] = "val_psnr"
+    higher_is_better: ClassVar[bool] = True
+    on_cpu: ClassVar[tuple[str, ...]] = ()
 
     def losses(self, model: nn.Module, crops: Tensor) -> Tensor:
         restored, latents = model(crops)
@@ -114,7 +116,7 @@ def main() -> None:
     resume = [f"trainer.resume={options.resume}"] if options.resume else []
     config = configure("train", [*SETTINGS, *resume, f"trainer.epochs={options.epochs}"])
     precision = resolve_precision(Precision.auto, torch.device("cpu"))
-    accelerator = Accelerator(mixed_precision="no" if precision is Precision.fp32 else precision.value)
+    accelerator = new_accelerator(precision)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     images = pictures()

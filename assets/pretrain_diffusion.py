@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -44,7 +43,7 @@ from vislora.models.denoiser import Denoiser, encode_images, tokenize
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
 from vislora.paths import ASSETS
-from vislora.precision import resolve_precision
+from vislora.precision import new_accelerator, resolve_precision
 from vislora.trainer import Trainer
 
 PIPELINE = ASSETS / "sd_birds"
@@ -230,7 +229,7 @@ def main() -> None:
     resume = [f"trainer.resume={options.resume}"] if options.resume else []
     config = configure("train", [*SETTINGS, *resume, f"trainer.epochs={options.epochs}", *options.overrides])
     precision = resolve_precision(Precision.auto, torch.device("cpu"))
-    accelerator = Accelerator(mixed_precision="no" if precision is Precision.fp32 else precision.value)
+    accelerator = new_accelerator(precision)
 
     with accelerator.main_process_first():
         splits = drawn_birds(config.data)

@@ -68,12 +68,17 @@ def machine() -> str:
     return f"{where}; torch {torch.__version__}; {date.today()}"
 
 
-def _step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+def timed(run: Callable[[], object]) -> float:
+    """Seconds until it has run, on a GPU too."""
     _synchronize()
     since = time.perf_counter()
-    loss(model).backward()
+    run()
     _synchronize()
-    seconds = time.perf_counter() - since
+    return time.perf_counter() - since
+
+
+def _step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+    seconds = timed(lambda: loss(model).backward())
     model.zero_grad(set_to_none=True)
     return seconds
 

@@ -7,16 +7,15 @@ the same round).
 """
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import date
+from functools import partial
 
 import peft
 import timm
 import torch
+from interleaved import in_turns, machine, ratio, timed
 from torch import Tensor, nn
 
 from vislora.lora import Adapters, LoraSettings
@@ -34,9 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    where = torch.cuda.get_device_name() if device.type == "cuda" else cpu
-    print(f"{where}; torch {torch.__version__}, peft {peft.__version__}; {date.today()}")
+    print(f"{machine()}; peft {peft.__version__}")
     print(f"{options.model}, batch {options.batch}, {options.adapters} adapters")
     base = timm.create_model(options.model, num_classes=10).to(device)
     images = torch.randn(options.batch, 3, 224, 224, device=device)
@@ -74,7 +71,11 @@ def _compare(
     def peft_mixed() -> None:
         theirs(images, adapter_names=samples)
 
-    runs: dict[str, Callable[[], None]] = {
+    def run(what: Callable[[], None]) -> float:
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            return timed(what)
+
+    runs = {
         "step, one adapter": one_step,
         "step, per sample": mixed_step,
         "forward, one adapter": one_pass,
@@ -82,19 +83,11 @@ def _compare(
         "PEFT forward, one adapter": peft_one,
         "PEFT forward, per sample": peft_mixed,
     }
-    times: dict[str, list[float]] = {title: [] for title in runs}
-    for turn in range(rounds + 2):
-        for title, run in runs.items():
-            with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-                seconds = _timed(run, images)
-            if turn >= 2:  # the first rounds warm up
-                times[title].append(seconds)
+    times = in_turns({title: partial(run, what) for title, what in runs.items()}, rounds)
     for title, mine in times.items():
         base = times["step, one adapter" if title.startswith("step") else "forward, one adapter"]
-        ratio = statistics.median(a / b for a, b in zip(mine, base, strict=True))
-        print(
-            f"  {title:28}{'fp32' if dtype is None else 'bf16':>6}{1e3 * statistics.median(mine):9.1f} ms{ratio:9.3f}"
-        )
+        median = f"{1e3 * statistics.median(mine):9.1f} ms{ratio(mine, base):9.3f}"
+        print(f"  {title:28}{'fp32' if dtype is None else 'bf16':>6}{median}")
 
 
 def _mine(base: nn.Module, names: list[str]) -> Adapters:
@@ -115,16 +108,6 @@ def _peft(base: nn.Module, names: list[str]) -> nn.Module:
 
 def _loss(logits: Tensor) -> Tensor:
     return logits.float().logsumexp(1).mean()
-
-
-def _timed(run: Callable[[], None], images: Tensor) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    since = time.perf_counter()
-    run()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - since
 
 
 if __name__ == "__main__":

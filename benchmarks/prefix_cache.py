@@ -9,15 +9,13 @@ same, 4 blocks of 12 are (4 + 4) / (12 + 4) = 0.50 of their step from pictures; 
 """
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import date
 
 import timm
 import torch
+from interleaved import in_turns, machine, ratio, timed
 from torch import Tensor, nn
 
 from vislora.lora import Adapters, LoraSettings
@@ -34,9 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    where = torch.cuda.get_device_name() if device.type == "cuda" else cpu
-    print(f"{where}; torch {torch.__version__}; {date.today()}; {options.model}, batch {options.batch}")
+    print(f"{machine()}; {options.model}, batch {options.batch}")
     print(f"{'':10}{'all blocks':>12}{f'last {options.last}':>12}{'cached':>10}{'x last':>10}{'x all':>8}{'limit':>8}")
     base = timm.create_model(options.model, num_classes=10).to(device)
     images = torch.randn(options.batch, 3, 224, 224, device=device)
@@ -53,32 +49,29 @@ def _compare(base: nn.Module, images: Tensor, last: int, dtype: torch.dtype | No
         rows = prefix.features(images).cpu()
     cached.train()
     index = torch.arange(len(images))
-    steps: dict[str, Callable[[], Tensor]] = {
-        "every": lambda: _loss(every, images, dtype),
-        "tail": lambda: _loss(tail, images, dtype),
-        "cached": lambda: _loss(cached, rows[index].to(images.device), dtype),
-        "limit": lambda: _loss(_Tail(cached, prefix.count), rows[index].to(images.device), dtype),
+
+    def step(model: nn.Module, inputs: Callable[[], Tensor]) -> float:
+        return timed(lambda: _loss(model, inputs(), dtype).backward())
+
+    def read() -> Tensor:
+        return rows[index].to(images.device)
+
+    def from_features() -> float:
+        with prefix.skipped(images.shape[1:]):
+            return step(cached, read)
+
+    variants = {
+        "every": lambda: step(every, lambda: images),
+        "tail": lambda: step(tail, lambda: images),
+        "cached": from_features,
+        "limit": lambda: step(_Tail(cached, prefix.count), read),
     }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 2):
-        for name, loss in steps.items():
-            if name == "cached":
-                with prefix.skipped(images.shape[1:]):
-                    seconds = _step(loss, images)
-            else:
-                seconds = _step(loss, images)
-            if turn >= 2:  # the first rounds warm up
-                times[name].append(seconds)
-    ratio = {
-        (one, other): statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
-        for one in ("cached", "limit")
-        for other in ("tail", "every")
-    }
+    times = in_turns(variants, rounds)
     print(
         f"{'fp32' if dtype is None else 'bf16':10}"
         f"{1e3 * statistics.median(times['every']):9.1f} ms{1e3 * statistics.median(times['tail']):9.1f} ms"
-        f"{1e3 * statistics.median(times['cached']):7.1f} ms{ratio['cached', 'tail']:10.3f}"
-        f"{ratio['cached', 'every']:8.3f}{ratio['limit', 'tail']:8.3f}"
+        f"{1e3 * statistics.median(times['cached']):7.1f} ms{ratio(times['cached'], times['tail']):10.3f}"
+        f"{ratio(times['cached'], times['every']):8.3f}{ratio(times['limit'], times['tail']):8.3f}"
     )
 
 
@@ -103,16 +96,6 @@ def _adapted(base: nn.Module, blocks: list[int] | None) -> nn.Module:
 def _loss(model: nn.Module, inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
     with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
         return model(inputs).float().logsumexp(1).mean()
-
-
-def _step(loss: Callable[[], Tensor], images: Tensor) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    since = time.perf_counter()
-    loss().backward()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - since
 
 
 if __name__ == "__main__":
