@@ -280,7 +280,7 @@ def main() -> None:
 
     Trainer(
         model=model,
-        objective=Diffusion(schedule(pipe.scheduler), tokenize(pipe, [""]), caption_dropout=0.1),
+        objective=Diffusion(schedule(pipe.scheduler, accelerator.device), tokenize(pipe, [""]), caption_dropout=0.1),
         order=order,
         batches=batches,
         validation=validation,

@@ -104,8 +104,8 @@ class Steps:
         self.pixels = PixelSet(gallery, encoder.tokens(captions))
         self.latents = LatentSet(gallery, None, encode(gallery, encoder, with_text=True))
         no_text = encoder.text(encoder.tokens([""]))
-        self.encoding = Diffusion(schedule(pipe.scheduler), no_text, encoder, encode_text=True)
-        self.reading = Diffusion(schedule(pipe.scheduler), no_text)
+        self.encoding = Diffusion(schedule(pipe.scheduler, device), no_text, encoder, encode_text=True)
+        self.reading = Diffusion(schedule(pipe.scheduler, device), no_text)
 
     def without(self, precision: str) -> Tensor:
         """The loss of a batch of pictures, [B]."""

@@ -40,7 +40,9 @@ def core(folder: Path) -> None:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws).to(device)
         model.to(moved)
         x = images.to(moved)
+        numbers = torch.get_device_module(PRETEND).get_rng_state().clone()
         prove_alive(model, lambda model=model, x=x: model(x))
+        assert torch.equal(torch.get_device_module(PRETEND).get_rng_state(), numbers)
         with torch.no_grad():
             found = [model(x)]
             adapters.activate("plain")

@@ -1,8 +1,8 @@
 """A device without hardware, "pretend": tensors that hold a CPU tensor and refuse what a GPU refuses.
 
-Mixing them with CPU tensors of one dimension or more, writing into one from the other, or drawing by a CPU generator is
-an error, as on CUDA; random numbers come from the device's own generator. The numbers are the CPU's. Importing this
-changes torch for the whole process, so that tests run it in one of their own.
+Mixing them with CPU tensors (but for single numbers and indices), writing into one from the other, or drawing by a CPU
+generator is an error, as on CUDA; random numbers come from the device's own generator. The numbers are the CPU's.
+Importing this changes torch for the whole process, so that tests run it in one of their own.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 _GENERATOR = torch.Generator()
+_INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 
 
 class _Backend(backend_registration._DummyBackendModule):
@@ -116,7 +117,7 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     _refuse_mixed(func, args, kwargs, tensors, here)
     arguments, named = tree_map(_raw, args), tree_map(_raw, kwargs)
-    result = _with_own_numbers(func, arguments, named) if here or _is_here(given) else func(*arguments, **named)
+    result = _with_own_numbers(func, arguments, named)
     if given is not None and not _is_here(given):
         return result
     known = {id(tensor.raw): tensor for tensor in here}  # in place: the same wrapper again
@@ -130,14 +131,15 @@ def _refuse_mixed(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[
     away = [tensor for tensor in tensors if not isinstance(tensor, _Pretended)]
     if not here or not away:
         return
-    if "index" in func._schema.name and isinstance(args[0], _Pretended):
-        return  # indices may lie on the CPU
+    if func._schema.name in _INDEXED and isinstance(args[0], _Pretended):  # indices may lie on the CPU
+        away = [tensor for tensor in away if all(tensor is not index for index in args[1])]
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             written = tree_leaves(args[place] if place < len(args) else kwargs.get(argument.name))
             if any(isinstance(tensor, Tensor) and not isinstance(tensor, _Pretended) for tensor in written):
                 raise RuntimeError(f"{func}: output with device cpu doesn't match the desired device {DEVICE}")
-    if any(tensor.dim() for tensor in away):
+    alone = torch.Tag.pointwise in func.tags or func._schema.name in _INDEXED  # takes a single number from the CPU
+    if any(tensor.dim() or not alone for tensor in away):
         told = ", ".join(f"{tensor.device} {list(tensor.shape)}" for tensor in tensors)
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {told}")
 

@@ -102,6 +102,8 @@ def test_a_wrong_override_is_answered_with_one_sentence(override, message):
     [
         (["adapter=pissa", "adapter.dora=true"], "adapter.pissa and adapter.dora exclude each other"),
         (["adapter=pissa", "adapter.dropout=0.1"], "adapter.dropout=0.1 would drop principal parts"),
+        (["adapter.blocks=[1.5]"], r"adapter.blocks=\[1.5\]: expected numbers, ranges or names of blocks, or a list"),
+        (["adapter.blocks=true"], "adapter.blocks=True: expected numbers"),
         (["adapter.trained=['norm[']"], r"adapter.trained: 'norm\[' isn't a regular expression"),
     ],
 )

@@ -41,7 +41,7 @@ def draw_maps(recognizer: Recognizer, pictures: Sequence[tuple[str, Image.Image]
 
 
 def _maps(recognizer: Recognizer, images: Tensor, classes: Tensor) -> Tensor:
-    """Smoothed maps [B, H, W] on the CPU."""
+    """Maps [B, H, W] on the CPU, blurred by a Gaussian, which reflects them at the edges."""
     maps = integrated_gradients(lambda x: recognizer.model(x).float(), images, classes)
     sigma = _SMOOTHED * maps.shape[-1]
     return gaussian_blur(maps[:, None], 2 * max(1, round(3 * sigma)) + 1, sigma)[:, 0].cpu()

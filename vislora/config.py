@@ -350,6 +350,9 @@ class LoraAdapter(AdapterConfig):
 
     def __post_init__(self) -> None:
         _check_ranges(self, "adapter.", rank=(1, math.inf), alpha=(0, math.inf), dropout=(0, 0.99))
+        blocks = [*self.blocks] if isinstance(self.blocks, list | tuple) else [self.blocks]
+        if self.blocks is not None and not all(type(block) in (int, str) for block in blocks):
+            raise ConfigError(f"adapter.blocks={self.blocks}: expected numbers, ranges or names of blocks, or a list")
         if self.pissa and self.dora:
             raise ConfigError("adapter.pissa and adapter.dora exclude each other; choose one")
         if self.pissa and self.dropout:
@@ -583,8 +586,6 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{key}={values}: expected at least one, each once")
-        if self.style is not None and self.style_classifier is None:
-            raise ConfigError(f"style={self.style} is a class of the style classifier; give style_classifier=FOLDER")
 
 
 @dataclass

@@ -42,7 +42,6 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     Raises:
         VisloraError: a mistake in the settings, the data, a model or an adapter.
     """
-
     accelerator = new_accelerator(Precision.fp32)
     names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
     with accelerator.main_process_first():  # so that one process prepares the caches
@@ -103,7 +102,6 @@ class _Judges:
         one."""
         if self.by_style is None:
             return []
-
         taken = _taken_for(self.by_style, self.reference, [self.style] * len(self.reference))
         figures = {"style_class": self._mean(taken, 1)}
         return [PictureScores("reference", None, None, [], len(self.reference), figures)]
@@ -140,16 +138,16 @@ class _Judges:
         return PictureScores(name, adapter, scale, drawn.images, n, figures, each)
 
     def warnings(self, drawn: int) -> list[str]:
-
         warning = sample_warning(drawn, len(self.reference), self.backbone.dimension)
         return [] if warning is None else [warning]
 
     def _mean(self, values: Tensor, seeds: int) -> Figure:
-
         return mean_figure(values, seeds, self.config.resamples, self.config.seed)
 
 
 def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.device) -> _Judges:
+    if config.style is not None and config.style_classifier is None:
+        raise ConfigError(f"style={config.style} is a class of the style classifier; give style_classifier=FOLDER")
     source, reference, captions = _reference(config, adapters)
     prompts, unrelated = [Prompt(text) for text in captions], [Prompt(text) for text in NEUTRAL]
     if config.prompts is not None:
@@ -180,7 +178,6 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.d
 
 def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str, Sequence[Image.Image], list[str]]:
     """The reference pictures, where they are from, and captions to draw where no prompts are given."""
-
     if config.reference is not None:
         files = picture_files(Path(config.reference).expanduser(), "reference")
         pictures = Chosen(Files(files), range(len(files)))

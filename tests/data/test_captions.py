@@ -62,6 +62,9 @@ def test_a_csv_table_names_pictures_and_their_texts(folder):
     (folder / "metadata.csv").write_text("file_name,text\nb.png,red\na.jpg\n")
     with pytest.raises(DataError, match=r"metadata\.csv, line 3: text is None"):
         read(folder)
+    (folder / "metadata.csv").write_text("image,text\nb.png,red\n")
+    with pytest.raises(DataError, match=r"metadata\.csv, line 2: expected a name in the column file_name"):
+        read(folder)
     (folder / "metadata.csv").write_text('file_name,text\nb.png,"red\n')
     with pytest.raises(DataError, match=r"metadata\.csv.* unexpected end of data"):
         read(folder)

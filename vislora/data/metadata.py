@@ -81,7 +81,8 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         told = row.get("file_name") if isinstance(row, dict) else None
         name = PurePosixPath(told.replace("\\", "/") if isinstance(told, str) else "")
         if not name.name:  # as of "" and "."
-            raise DataError(f'{where}: expected {{"file_name": "…", …}}')
+            expected = '{"file_name": "…", …}' if table.suffix == ".jsonl" else "a name in the column file_name"
+            raise DataError(f"{where}: expected {expected}")
         if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
             raise DataError(f"{where}: {told!r} leads out of the folder")
         if not (folder / name).is_file():

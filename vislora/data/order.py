@@ -128,17 +128,20 @@ def eval_loader(
     the batches are the same ones whatever the number of processes, so that their results are the same bits."""
     batches = [range(len(split))[start : start + batch_size] for start in range(0, len(split), batch_size)]
     # it is gone through once an epoch
-    return batch_loader(_Evaluation(split, transform), batches[rank::world], workers, persistent_workers=workers > 0)
+    return batch_loader(_Evaluation(split, transform), batches[rank::world], workers, keep_workers=workers > 0)
 
 
-def batch_loader(dataset: Dataset, batches: Iterable[Sequence[Any]], workers: int, **options: Any) -> DataLoader:
-    """A loader of these batches, each a list of the data set's keys."""
+def batch_loader(
+    dataset: Dataset, batches: Iterable[Sequence[Any]], workers: int, keep_workers: bool = False, pin: bool = True
+) -> DataLoader:
+    """A loader of these batches, each a list of the data set's keys; pinned in memory where there is a GPU."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         generator=torch.Generator(),  # or each start of a loader would draw from the one that dropout draws from
-        **{"pin_memory": torch.cuda.is_available()} | options,
+        pin_memory=pin and torch.cuda.is_available(),
+        persistent_workers=keep_workers,
     )
 
 

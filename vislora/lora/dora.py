@@ -175,7 +175,7 @@ def _summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, settings: _Settings)
 def _column_products(dy: Tensor, y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(dy * (y - bias)).sum(0) of [n, out] tensors, summed in `dtype`; in slices, which on a CPU stay in its cache (a
     fresh full-size product costs ten times the arithmetic in page faults) and take little of a GPU's memory."""
-    rows = 128 if dy.device.type == "cpu" else 8192
+    rows = max(1, min(len(dy), 128 if dy.device.type == "cpu" else 8192))
     sums = dy.new_zeros(rows, dy.shape[1], dtype=dtype)
     for part, its in zip(dy.split(rows), y.split(rows), strict=True):
         its = its.to(dtype) if bias is None else its - bias.to(dtype)

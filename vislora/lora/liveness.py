@@ -39,9 +39,10 @@ def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
     if not layers:
         raise AdapterError("nothing to prove: the model has no active, unmerged adapter")
     # forked, so that the proof doesn't shift the random numbers of the training that follows
-    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(list(gpus)), _evaluating(model), torch.enable_grad():
-        torch.manual_seed(0)
+    devices = list({p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")})
+    forked = torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda")
+    with forked, _evaluating(model), torch.enable_grad():
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed devices that aren't forked
         dead = _dead_rows(layers, forward)
         if dead:
             with _evaluating(model), _gates_opened(model):

@@ -184,4 +184,4 @@ def _validation(dataset: Any, gallery: Gallery, batch_size: int, accelerator: Ac
     for index in mine:
         by_size.setdefault(gallery.sizes[index], []).append(SampleKey(_VALIDATION_SEED, 0, index))
     parts = [keys[i : i + batch_size] for keys in by_size.values() for i in range(0, len(keys), batch_size)]
-    return list(batch_loader(dataset, parts, 0, pin_memory=False))  # kept for the whole run
+    return list(batch_loader(dataset, parts, 0, pin=False))  # kept for the whole run

@@ -1,0 +1,20 @@
+"""What is drawn of a classifier's attention."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vislora.attribution_maps import _maps
+
+
+def test_what_a_single_pixel_says_is_spread_as_a_gaussian():
+    def says(images):
+        return torch.stack([2.0 * images[:, :, 40, 30].sum(1), images.sum((1, 2, 3))], 1)
+
+    maps = _maps(SimpleNamespace(model=says), torch.ones(1, 3, 64, 64), torch.tensor([0]))
+    sigma = 64 / 32
+    apart = torch.stack(torch.meshgrid(torch.arange(64.0) - 40, torch.arange(64.0) - 30, indexing="ij"))
+    bell = torch.exp(-apart.square().sum(0) / (2 * sigma**2)) / (2 * torch.pi * sigma**2)
+    torch.testing.assert_close(maps[0], 6.0 * bell, rtol=0.01, atol=1e-3)
+    assert maps.sum().item() == pytest.approx(6.0, rel=1e-4)
