@@ -36,5 +36,8 @@ def test_a_probe_depends_on_neither_scale_nor_offset_of_the_features_and_finds_w
 
 def test_a_class_without_images_is_never_predicted():
     x, labels = blobs()
-    weight, bias = fit_probe(x, labels, 5)
-    assert (x.float() @ weight.T + bias).argmax(1).max() < 3
+    weight, bias = fit_probe(x, 2 * labels, 6)
+    logits = x.float() @ weight.T + bias
+    assert set(logits.argmax(1).tolist()) == {0, 2, 4}
+    assert logits.softmax(1)[:, 1::2].max() < 1e-12
+    torch.testing.assert_close(logits[:, ::2], x.float() @ fit_probe(x, labels, 3)[0].T + fit_probe(x, labels, 3)[1])

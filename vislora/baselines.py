@@ -65,16 +65,21 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, T
     x = features.double()
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     x = (x - mean) / std
+    seen, labels = labels.unique(return_inverse=True)
     held = _held_out(labels)
     penalty = _PENALTIES[0]
     if held.any() and not held.all():
-        fitted = [(p, *logistic_regression(x[~held], labels[~held], classes, p)) for p in _PENALTIES]
+        fitted = [(p, *logistic_regression(x[~held], labels[~held], len(seen), p)) for p in _PENALTIES]
         penalty = min(fitted, key=lambda fit: F.cross_entropy(F.linear(x[held], fit[1], fit[2]), labels[held]).item())[
             0
         ]
-    weight, bias = logistic_regression(x, labels, classes, penalty)
-    weight = weight / std
-    return weight.float(), (bias - weight @ mean).float()
+    found, offset = logistic_regression(x, labels, len(seen), penalty)
+    # a class without images is likeliest at minus infinity, where no figure could be computed
+    bias = x.new_full((classes,), F.linear(x, found, offset).min().item() - 50.0)
+    weight = x.new_zeros(classes, x.shape[1])
+    weight[seen] = found / std
+    bias[seen] = offset - weight[seen] @ mean
+    return weight.float(), bias.float()
 
 
 def logistic_regression(x: Tensor, labels: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
