@@ -139,9 +139,6 @@ def _readable(override: str) -> str:
     return override
 
 
-_MORE = "With --cfg job it prints every setting that it would run with; vislora/config.py says what each means."
-
-
 def _help(name: str, about: str) -> str:
     """What a command's file says of it, and the options of the groups that it is composed of."""
     options = []
@@ -150,7 +147,8 @@ def _help(name: str, about: str) -> str:
             folder = RECIPES if group == "recipe" else CONF / group
             if folder.is_dir():
                 options.append(f"  {group}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
-    parts = [about.strip(), "\n".join(options), _MORE]
+    more = "With --cfg job it prints every setting that it would run with; vislora/config.py says what each means."
+    parts = [about.strip(), "\n".join(options), more]
     return "\n\n".join(filter(None, parts))
 
 

@@ -182,8 +182,8 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for micro in range(passes):
             last = micro == passes - 1
-            device, stay = self.accelerator.device, list(self.objective.on_cpu)
-            batch = send_to_device(next(batches), device, non_blocking=True, skip_keys=stay)
+            device = self.accelerator.device
+            batch = send_to_device(next(batches), device, non_blocking=True, skip_keys=self.objective.on_cpu)
             with training_attention(self.accelerator), nullcontext() if last else self.accelerator.no_sync(wrapped):
                 # the sum over the micro-batch, over the size of the global batch; processes are averaged, hence `world`
                 losses = self.objective.losses(wrapped, batch)

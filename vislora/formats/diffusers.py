@@ -103,20 +103,21 @@ def read_diffusers(path: Path) -> Adapter:
 
 def _split(key: str, path: Path) -> tuple[str, str]:
     """The layer that a key belongs to, and which of its parts it is."""
-    for part, ends in (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",)), ("magnitude", _MAGNITUDE)):
-        for end in ends:
-            if key.endswith(end):
-                name = key.removesuffix(end).replace(".processor.", ".")
-                parent, _, last = name.rpartition(".")
-                if end.startswith("_") and name.startswith("text_encoder"):
-                    name = f"{parent}.{_OLD_TEXT.get(last, last)}"
-                elif end.startswith("_") and last == "to_out":
-                    name = f"{name}.0"
-                try:
-                    return with_component(name), part
-                except AdapterError as error:
-                    raise AdapterError(f"{path}: {error}") from None
-    raise refusal(key, path)
+    parts = (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",)), ("magnitude", _MAGNITUDE))
+    found = [(part, end) for part, ends in parts for end in ends if key.endswith(end)]
+    if not found:
+        raise refusal(key, path)
+    part, end = found[0]
+    name = key.removesuffix(end).replace(".processor.", ".")
+    parent, _, last = name.rpartition(".")
+    if end.startswith("_") and name.startswith("text_encoder"):
+        name = f"{parent}.{_OLD_TEXT.get(last, last)}"
+    elif end.startswith("_") and last == "to_out":
+        name = f"{name}.0"
+    try:
+        return with_component(name), part
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from None
 
 
 def _config(component: str, adapter: Adapter) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.layers import Rows
+from vislora.lora.names import inside
 
 _NOISE = 1e-15  # squared singular values below this share of the largest are rounding errors of float64
 
@@ -91,7 +92,7 @@ def extract(
     adapted = {_module(key) for key in matrices}
     biases = [key for key in changed if key.endswith(".bias") and _module(key) in adapted]
     rest = [key for key in changed if key not in matrices and key not in biases]
-    odd = [key for key in rest if not _module(key) or any(_part_of(f"{name}.", [_module(key)]) for name in adapted)]
+    odd = [key for key in rest if not _module(key) or any(inside(name, _module(key)) for name in adapted)]
     if odd:
         patterns = sorted({f"*.{key.rpartition('.')[2]}" if "." in key else key for key in odd})
         or_keep = ", or keep the modules that hold them in full with trained=[…]" if any(map(_module, odd)) else ""

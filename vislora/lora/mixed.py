@@ -41,15 +41,23 @@ class Assignment:
                 "give one name, or None, per sample"
             )
 
-    def rows(self, x: Tensor, what: str) -> Tensor:
-        """The index of every row of x [B * n, …], whose rows belong to the samples n by n (windows), on its device."""
+    def windows(self, x: Tensor, what: str) -> int:
+        """n, where the rows of x [B * n, …] belong to the samples n by n.
+
+        Raises:
+            AdapterError: the rows don't divide so.
+        """
         count = len(self.index)
         if x.shape[0] == 0 or x.shape[0] % count:
             raise AdapterError(
                 f"{what} gets {list(x.shape)} for a batch of {count}; one adapter per sample needs the samples, each "
                 "as one row or as equally many, in the first dimension"
             )
-        return self.on(x.device).repeat_interleave(x.shape[0] // count)
+        return x.shape[0] // count
+
+    def rows(self, x: Tensor, what: str) -> Tensor:
+        """The index of every row of x [B * n, …], on its device."""
+        return self.on(x.device).repeat_interleave(self.windows(x, what))
 
     def on(self, device: torch.device) -> Tensor:
         """The index on a device, [B], made there without waiting for it."""
@@ -159,14 +167,14 @@ class MixedLinear(nn.Linear):
         """input: [B, …, in], or [B * windows, …, in] -> […, out]."""
         x, mixed, weight = input, self.lora, frozen_weight(self)
         dtype = _compute_dtype(x, weight)
-        mixed.assignment.rows(x, mixed.path)  # or an error
+        mixed.assignment.windows(x, mixed.path)  # or an error
         index = mixed.assignment.on(x.device)
         a, b = (matrix[index] for matrix in mixed.stacked(weight))
         gains = mixed.gains(weight)
         own = x.reshape(len(index), -1, x.shape[-1])  # a sample's windows lie behind one another
         bias = self.bias if gains is None else None
         if mixed.drops():
-            y = _spelled_out(mixed, own, weight, a, b, None if gains is None else gains[index], dtype)
+            y = _spelled_out(mixed, own, index, weight, a, b, None if gains is None else gains[index], dtype)
             y = y if self.bias is None else y + self.bias.to(dtype)
         else:
             y = _MixedProduct.apply(own, weight, bias, a, b, dtype)
@@ -247,12 +255,19 @@ def _widened(a: Tensor, b: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _spelled_out(
-    mixed: MixedLowRank, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, gain: Tensor | None, dtype: torch.dtype
+    mixed: MixedLowRank,
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    gain: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """The formula with dropout, by autograd, without bias: W0 x + (g - 1) W0 dropout(x) + g s B A dropout(x)."""
     with _without_autocast(x.device.type):
         x, w = x.to(dtype), weight.to(dtype)
-        dropped = mixed.dropped(x, mixed.assignment.on(x.device))
+        dropped = mixed.dropped(x, index)
         y, update = F.linear(x, w), dropped @ a.to(dtype).mT @ b.to(dtype).mT
         if gain is None:
             return y + update

@@ -77,7 +77,7 @@ class PipelineEncoder:
     def __init__(self, pipe: Any, device: torch.device) -> None:
         self.pipe, self.device = pipe, device
         encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
-        self._vae, self._encoders = pipe.vae, encoders
+        self._encoders = encoders
         self.image_key = weights_key([pipe.vae]) + str(sorted(_scales(pipe.vae).items()))
         self.text_key = weights_key(encoders)
         for module in (pipe.vae, *encoders):
@@ -85,7 +85,7 @@ class PipelineEncoder:
 
     def spare(self, with_text: bool) -> None:
         """Leave the GPU's memory to training: the autoencoder goes to the CPU, and the text encoders if wanted."""
-        for module in (self._vae, *(self._encoders if with_text else ())):
+        for module in (self.pipe.vae, *(self._encoders if with_text else ())):
             module.to("cpu")
 
     def images(self, images: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,11 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     if not trains_text:
         no_text = encoder.text(no_text)
     no_text = {name: value.to(device) for name, value in no_text.items()}
-    spare = partial(encoder.spare, not trains_text) if data.cache else lambda: None
+
+    def spare() -> None:
+        if data.cache:  # nothing is left to encode
+            encoder.spare(with_text=not trains_text)
+
     spare()
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
