@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vislora.lora import Adapters, LoraSettings, TargetLayer, frozen_weight, prove_alive
 from vislora.lora.dora import DoraConv2d, DoraLinear, _norm
-from vislora.lora.layers import _dropout_mask, row_norms
+from vislora.lora.fused import dropout_mask
+from vislora.lora.low_rank import row_norms
 
 peft = pytest.importorskip("peft")
 
@@ -114,7 +115,7 @@ def test_output_and_all_gradients_equal_pefts_under_the_same_dropout(layer):
     theirs, x = in_peft(base, model, lora_dropout=0.4), input_of(base)
     torch.manual_seed(2)
     rows = x.reshape(-1, IN) if isinstance(base, nn.Linear) else x
-    mask, factor = _dropout_mask(rows, 0.4)
+    mask, factor = dropout_mask(rows, 0.4)
     theirs.base_model.model[0].lora_dropout["default"] = Dropping(mask.view_as(x), factor)
     torch.manual_seed(2)
     for mine, its in zip(step_of_mine(model, x), step_of_peft(theirs, x), strict=True):

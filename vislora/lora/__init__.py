@@ -2,8 +2,9 @@
 
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.inject import Adapters, LoraSettings, TargetLayer
-from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LowRank
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention
 from vislora.lora.liveness import prove_alive
+from vislora.lora.low_rank import LowRank
 from vislora.lora.reads import frozen_weight
 
 __all__ = [

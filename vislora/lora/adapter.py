@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vislora.lora.layers import Rows
+from vislora.lora.low_rank import Rows
 
 
 @dataclass(frozen=True)
 class LowRankWeights:
-    """The trained matrices of one layer; shapes as in `vislora.lora.layers.LowRank`."""
+    """The trained matrices of one layer; shapes as in `vislora.lora.low_rank.LowRank`."""
 
     lora_A: Tensor
     lora_B: Tensor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
-from vislora.lora.layers import Rows
+from vislora.lora.low_rank import Rows
 from vislora.lora.names import inside
 
 _NOISE = 1e-15  # squared singular values below this share of the largest are rounding errors of float64

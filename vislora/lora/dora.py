@@ -20,21 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vislora.lora.layers import (
-    _TINY,
-    LoraConv2d,
-    LoraLinear,
-    LowRank,
-    _compute_dtype,
-    _dropout_mask,
-    _low_gradients,
-    _masked,
-    _Normalised,
-    _Settings,
-    _without_autocast,
-    row_norms,
-)
-from vislora.lora.reads import frozen_weight
+from vislora.lora.fused import Normalised, Settings, compute_dtype, dropout_mask, low_gradients, masked
+from vislora.lora.layers import LoraConv2d, LoraLinear
+from vislora.lora.low_rank import TINY, LowRank, row_norms
+from vislora.lora.reads import frozen_weight, without_autocast
 from vislora.lora.small import summed
 
 
@@ -44,13 +33,13 @@ class DoraLinear(LoraLinear):
     def forward(self, input: Tensor) -> Tensor:
         """input: [..., in] -> [..., out]."""
         x, low, weight = input, self.lora, frozen_weight(self)
-        dtype = _compute_dtype(x, weight)
+        dtype = compute_dtype(x, weight)
         if low.dropout and self.training:
             y = _spelled_out(self, x.reshape(-1, x.shape[-1]), dtype, F.linear)
             return y.view(*x.shape[:-1], y.shape[-1])
-        norm = _Normalised.behind(x) if x.dtype == dtype else None
-        settings = _Settings(low.scale, low.pairs, 0.0, dtype)
-        return _FoldedLinear.apply(
+        norm = Normalised.behind(x) if x.dtype == dtype else None
+        settings = Settings(low.scale, low.pairs, 0.0, dtype)
+        return FoldedLinear.apply(
             x, weight, self.bias, low.lora_A, low.lora_B, low.acting_magnitudes(weight), settings, norm
         )
 
@@ -61,7 +50,7 @@ class DoraConv2d(LoraConv2d):
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
         return _spelled_out(
-            self, input, _compute_dtype(input, frozen_weight(self)), lambda x, w: self._conv_forward(x, w, None)
+            self, input, compute_dtype(input, frozen_weight(self)), lambda x, w: self._conv_forward(x, w, None)
         )
 
 
@@ -73,7 +62,7 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
     """The formula as it stands, by autograd; `project(x, weight)` is the layer's own operation without bias."""
     low, weight = layer.lora, frozen_weight(layer)
     along = (-1,) + (1,) * (weight.dim() - 2)  # y's axis of channels
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         x, w, a = x.to(dtype), weight.to(dtype), low.lora_A.to(dtype)
         b = low.wide_B(w.shape[0]).to(dtype)
         if weight.dim() == 4:
@@ -81,8 +70,8 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
         gain = row_gain(low, weight).view(along)
         plain = project(x, w)
         if low.dropout and layer.training:
-            mask, factor = _dropout_mask(x, low.dropout)
-            dropped = _masked(x, mask) * factor
+            mask, factor = dropout_mask(x, low.dropout)
+            dropped = masked(x, mask) * factor
             frozen = project(dropped, w)
             offset = plain - frozen
         else:
@@ -99,7 +88,7 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
 
 def row_gain(low: LowRank, weight: Tensor) -> Tensor:
     """g, the factor on each output row of W0 + s B A, [out], differentiable in the magnitude."""
-    return low.acting_magnitudes(weight) / _norm(low, weight).clamp_min(_TINY)
+    return low.acting_magnitudes(weight) / _norm(low, weight).clamp_min(TINY)
 
 
 @torch.no_grad()
@@ -112,7 +101,7 @@ def _norm(low: LowRank, weight: Tensor) -> Tensor:
     return squared.clamp_min(0.0).sqrt()
 
 
-class _FoldedLinear(torch.autograd.Function):
+class FoldedLinear(torch.autograd.Function):
     """y = W x + b with W = g * (W0 + s B A) made anew each step, in float32 and rounded once: where there are more
     tokens than channels, that is cheaper than any pass over y.
 
@@ -124,10 +113,10 @@ class _FoldedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, settings, norm):
         dtype = settings.dtype
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             flat = x.to(dtype).reshape(-1, x.shape[-1])
             w = _summed(weight, lora_A, lora_B, settings)
-            gain = magnitude / row_norms(w).clamp_min(_TINY)
+            gain = magnitude / row_norms(w).clamp_min(TINY)
             w = w.mul_(gain[:, None]).to(dtype)
             y = F.linear(flat, w, None if bias is None else bias.to(dtype))
             h = flat @ lora_A.to(dtype).t()
@@ -144,17 +133,17 @@ class _FoldedLinear(torch.autograd.Function):
     def backward(ctx, dy):
         w, bias, lora_A, lora_B, magnitude, gain, h, y, *kept = ctx.saved_tensors
         settings, dtype = ctx.settings, ctx.settings.dtype
-        with _without_autocast(y.device.type):
+        with without_autocast(y.device.type):
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
             factor = settings.scale * torch.cat([gain[pair.rows] for pair in settings.pairs])[:, None]
-            dh_t, db = _low_gradients(dy, (lora_B * factor).to(dtype), h, settings.pairs)
+            dh_t, db = low_gradients(dy, (lora_B * factor).to(dtype), h, settings.pairs)
             db = db * factor
             if len(kept) == 1:
                 da = dh_t @ kept[0]
             elif dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
-                da = _Normalised(*kept).product(dh_t)
+                da = Normalised(*kept).product(dh_t)
             else:
-                da = dh_t @ _Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
+                da = dh_t @ Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
             dm = _column_products(dy, y, bias, gain.dtype)
             dm = torch.where(magnitude == 0, 0.0, dm / magnitude)
             dbias = dy.sum(0).to(bias.dtype) if ctx.needs_input_grad[2] else None
@@ -166,7 +155,7 @@ class _FoldedLinear(torch.autograd.Function):
         return dx, None, dbias, da.to(lora_A.dtype), db, dm, None, None
 
 
-def _summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, settings: _Settings) -> Tensor:
+def _summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, settings: Settings) -> Tensor:
     """W0 + s B A, a new tensor in float32 or wider."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     return summed(wide, lora_A, lora_B, settings.pairs, settings.scale)

@@ -15,7 +15,8 @@ from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.algebra import blend
 from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
-from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, LowRank, Rows
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection
+from vislora.lora.low_rank import LowRank, Rows
 from vislora.lora.mixed import Assignment, mixed
 from vislora.lora.names import fits, inside, submodule
 from vislora.lora.reads import frozen_weight, set_frozen_weight

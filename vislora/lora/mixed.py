@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora.dora import row_gain
-from vislora.lora.layers import LowRank, _compute_dtype, _padding, _without_autocast
-from vislora.lora.reads import adapted_weight, frozen_weight
+from vislora.lora.fused import compute_dtype
+from vislora.lora.layers import explicit_padding
+from vislora.lora.low_rank import LowRank
+from vislora.lora.reads import adapted_weight, frozen_weight, without_autocast
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class MixedLowRank(nn.Module):
         if all(low is None or low.magnitude is None for low in self._by_name):
             return None
         ones = torch.ones(weight.shape[0], device=weight.device)
-        with _without_autocast(weight.device.type):
+        with without_autocast(weight.device.type):
             return torch.stack(
                 [ones if low is None or low.magnitude is None else row_gain(low, weight) for low in self._by_name]
             )
@@ -166,7 +168,7 @@ class MixedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, …, in], or [B * windows, …, in] -> […, out]."""
         x, mixed, weight = input, self.lora, frozen_weight(self)
-        dtype = _compute_dtype(x, weight)
+        dtype = compute_dtype(x, weight)
         mixed.assignment.windows(x, mixed.path)  # or an error
         index = mixed.assignment.on(x.device)
         a, b = (matrix[index] for matrix in mixed.stacked(weight))
@@ -193,11 +195,11 @@ class MixedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W], or [B * windows, in, H, W] -> […, out, H', W']."""
         mixed, weight = self.lora, frozen_weight(self)
-        dtype = _compute_dtype(input, weight)
+        dtype = compute_dtype(input, weight)
         index = mixed.assignment.rows(input, mixed.path)
         a, b = mixed.stacked(weight)
         gains = mixed.gains(weight)
-        with _without_autocast(input.device.type):
+        with without_autocast(input.device.type):
             x = input.to(dtype)
             dropped = mixed.dropped(x, index) if mixed.drops() else x
             y = self._frozen(x)
@@ -215,7 +217,7 @@ class MixedConv2d(nn.Conv2d):
         return self._project(x, frozen_weight(self).to(x.dtype))
 
     def _project(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, self.stride, _padding(self))
+        return F.conv2d(x, weight, None, self.stride, explicit_padding(self))
 
 
 class MixedModule(nn.Module):
@@ -265,7 +267,7 @@ def _spelled_out(
     dtype: torch.dtype,
 ) -> Tensor:
     """The formula with dropout, by autograd, without bias: W0 x + (g - 1) W0 dropout(x) + g s B A dropout(x)."""
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         x, w = x.to(dtype), weight.to(dtype)
         dropped = mixed.dropped(x, index)
         y, update = F.linear(x, w), dropped @ a.to(dtype).mT @ b.to(dtype).mT
@@ -277,11 +279,11 @@ def _spelled_out(
 
 class _MixedProduct(torch.autograd.Function):
     """y_i = x_i W0^T + b + (x_i A_i^T) B_i^T for x [B, n, in], A [B, R, in], B [B, out, R]; short sides written first,
-    as in `_FusedLinear`."""
+    as in `FusedLinear`."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, dtype):
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             x_c, w, b_c = x.to(dtype), weight.to(dtype), b.to(dtype)
             y = F.linear(x_c, w, None if bias is None else bias.to(dtype))
             h_t = torch.bmm(a.to(dtype), x_c.mT)
@@ -294,7 +296,7 @@ class _MixedProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, w, a, b, h_t = ctx.saved_tensors
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             dy = dy.to(ctx.dtype)
             dh_t = torch.bmm(b.to(ctx.dtype).mT, dy.mT)
             da, db = torch.bmm(dh_t, x).to(a.dtype), torch.bmm(h_t, dy).mT.to(b.dtype)

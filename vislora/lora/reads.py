@@ -100,15 +100,15 @@ def _sum(layer: nn.Module) -> Tensor:
             f"dropout={low.dropout} can't act on a {type(layer).__name__} whose weight is read as a whole, as "
             "torch.compile has it with every weight that is read; set it to 0"
         )
-    with _without_autocast(frozen.device.type):
+    with without_autocast(frozen.device.type):
         return low.merged(frozen).to(frozen.dtype)
 
 
-def _autocasts(device: str) -> bool:
+def autocasts(device: str) -> bool:
     # the meta device, on which shapes alone are computed, has no autocast, and torch raises where it is asked for it
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def _without_autocast(device: str) -> AbstractContextManager:
+def without_autocast(device: str) -> AbstractContextManager:
     # to enter torch.autocast takes longer than a small product
-    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()

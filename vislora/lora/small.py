@@ -17,8 +17,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-Pairs = Sequence[tuple[slice, slice, slice]]
-"""Rows of the layer's output, of A and of B that belong together."""
+from vislora.lora.low_rank import Pair
 
 
 def is_narrow(weight: Tensor, lora_A: Tensor, lora_B: Tensor) -> bool:
@@ -32,7 +31,7 @@ def is_short(x: Tensor, weight: Tensor) -> bool:
     return x.numel() // x.shape[-1] * sum(weight.shape) <= 2 * weight.numel()
 
 
-def summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: Pairs, scale: float) -> Tensor:
+def summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: Sequence[Pair], scale: float) -> Tensor:
     """W0 + s B A in W0's dtype, differentiable."""
     a, b = lora_A.to(weight.dtype), lora_B.to(weight.dtype)
     # in place, because autocast leaves that as it is: it would take torch.addmm to 16 bits
@@ -45,7 +44,7 @@ def summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: Pairs, scale: 
 
 
 def added(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, pairs: Pairs, scale: float
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, pairs: Sequence[Pair], scale: float
 ) -> Tensor:
     """x W0^T + b + s (x A^T) B^T for x [n, in], in the dtype of x."""
     y = F.linear(x, weight, bias)

@@ -10,7 +10,7 @@ from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
-from vislora.lora.layers import Rows
+from vislora.lora.low_rank import Rows
 from vislora.lora.names import inside
 from vislora.targets.blocks import Blocks, choose_blocks
 from vislora.targets.layouts import in_order

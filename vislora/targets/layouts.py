@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vislora.lora import TargetLayer, frozen_weight
-from vislora.lora.layers import Rows
+from vislora.lora.low_rank import Rows
 
 QKV = ("q", "k", "v")
 

@@ -1,0 +1,222 @@
+"""LoRA on Linear and Conv2d as one autograd step each, over frozen weights."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vislora.lora.low_rank import Pair
+from vislora.lora.reads import autocasts, without_autocast
+from vislora.lora.small import summed
+
+
+class Settings(NamedTuple):
+    """What a fused step needs besides tensors."""
+
+    scale: float
+    pairs: list[Pair]
+    dropout: float
+    dtype: torch.dtype
+
+
+class FusedLinear(torch.autograd.Function):
+    """y = x (W0 + s B A)^T + b, with h = s dropout(x) A^T for backward.
+
+    s B A is summed into a passing copy of the weight, in the weight's own precision, and costs no pass over y; with
+    dropout, and with weights stored in 16 bits, y += h B^T is added in place. Kept for backward: h and x, or
+    what x is made from where a LayerNorm keeps that anyway; no other full-size tensor than y and dx is made. Products
+    with the short side r are written transposed ([r, n] instead of [n, r]): BLAS libraries are up to four times faster
+    on them.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, settings, norm):
+        dtype, pairs = settings.dtype, settings.pairs
+        flat = x.to(dtype).reshape(-1, x.shape[-1])
+        with without_autocast(x.device.type):
+            # in 16 bits the sum would round a small update away
+            fold = not settings.dropout and weight.dtype.itemsize >= 4
+            w = (summed(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
+            y = F.linear(flat, w, None if bias is None else bias.to(dtype))
+            mask, factor = dropout_mask(flat, settings.dropout) if settings.dropout else (None, 1.0)
+            h = masked(flat, mask) @ (lora_A * (settings.scale * factor)).to(dtype).t()
+            if not fold:
+                b = lora_B.to(dtype)
+                for pair in pairs:
+                    y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t())
+        # the copy is kept only where a cast copy of the weight would be kept anyway
+        ctx.fold, ctx.folded = fold, fold and dtype != weight.dtype
+        ctx.save_for_backward(w if ctx.folded or not fold else weight, lora_A, lora_B, h, mask, *(norm or [flat]))
+        ctx.settings, ctx.scale, ctx.x_dtype, ctx.x_shape = settings, settings.scale * factor, x.dtype, x.shape
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        # a view to autograd could not be changed in place by what follows, as in nn.ReLU(inplace=True)
+        return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], y.shape[-1]))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        w, lora_A, lora_B, h, mask, *kept = ctx.saved_tensors
+        dtype, pairs = ctx.settings.dtype, ctx.settings.pairs
+        with without_autocast(h.device.type):
+            dy = dy.to(dtype).reshape(-1, dy.shape[-1])
+            dh_t, db = low_gradients(dy, lora_B.to(dtype), h, pairs)
+            if len(kept) == 1:
+                da = dh_t @ masked(kept[0], mask)
+            elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
+                da = Normalised(*kept).product(dh_t)
+            else:
+                da = dh_t @ masked(Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1]), mask)
+            dx = None
+            if ctx.needs_input_grad[0]:
+                # one more sum of a small weight costs less than a pass over dx
+                anew = ctx.fold and not ctx.folded and 2 * w.numel() <= len(dy) * w.shape[1]
+                dx = dy @ (summed(w, lora_A, lora_B, pairs, ctx.scale) if anew else w)
+                if not (anew or ctx.folded):
+                    a = (lora_A * ctx.scale).to(dtype)
+                    dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.addcmul_(dh_t.t() @ a, mask.to(dtype))
+                dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
+            dbias = dy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        return dx, None, dbias, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
+
+
+class FusedConv2d(torch.autograd.Function):
+    """The same for a convolution: h = conv(dropout(x), A) with the layer's geometry, y += s * (1x1 convolution of h
+    by B)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry):
+        dtype = settings.dtype
+        stride, padding = geometry
+        x_c = x.to(dtype)
+        with without_autocast(x.device.type):
+            w = weight.to(dtype)
+            y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), stride, padding)
+            mask, factor = dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
+            h = F.conv2d(masked(x_c, mask), lora_A.to(dtype) * factor, None, stride, padding)
+            b = lora_B.to(dtype).flatten(1)
+            for pair in settings.pairs:
+                y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b] * settings.scale, h[:, pair.a])
+        ctx.save_for_backward(w, lora_A, lora_B, h, mask, x_c)
+        ctx.settings, ctx.factor, ctx.geometry, ctx.x_dtype = settings, factor, geometry, x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        w, lora_A, lora_B, h, mask, x = ctx.saved_tensors
+        settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
+        dy = dy.to(dtype)
+        b = lora_B.to(dtype).flatten(1)
+        with without_autocast(x.device.type):
+            db = torch.empty_like(lora_B)
+            dh = torch.empty_like(h)
+            for pair in settings.pairs:
+                part = dy[:, pair.rows]
+                dh[:, pair.a] = torch.einsum("or,bohw->brhw", b[pair.b] * s, part)
+                db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).mul(s)[:, :, None, None]
+            dbias = dy.sum((0, 2, 3)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+            dh.mul_(ctx.factor)
+            dx = None
+            dx_low, da = _conv_grads(dh, masked(x, mask), lora_A.to(dtype), ctx.geometry, ctx.needs_input_grad[0], True)
+            if ctx.needs_input_grad[0]:
+                dx, _ = _conv_grads(dy, x, w, ctx.geometry, True, False)
+                dx = dx.add_(masked(dx_low, mask)).to(ctx.x_dtype)
+        return dx, None, dbias, da.to(lora_A.dtype), db, None, None
+
+
+class Normalised(NamedTuple):
+    """How x came out of a LayerNorm, so that backward can do with what that LayerNorm keeps anyway.
+
+    The input of `qkv` or `fc1` in a pre-norm block is the one full-size tensor that LoRA would keep and the frozen
+    model would not: a tenth of the block's memory.
+    """
+
+    source: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @staticmethod
+    def behind(x: Tensor) -> "Normalised | None":
+        # A compiler decides by itself what to make again. Under saved-tensor hooks (checkpointing, offloading) reading
+        # what a node saved would run them, and a checkpointed block would be computed again right here.
+        if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return None
+        node = x.grad_fn
+        if node is None or node.name() != "NativeLayerNormBackward0" or len(node._saved_normalized_shape) != 1:
+            return None
+        if x._version:  # changed since, unseen by autograd
+            return None
+        return Normalised(
+            node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
+        )
+
+    def product(self, left: Tensor) -> Tensor:
+        """left [r, n] @ x [n, in], the normalisation applied to the short side instead of to x."""
+        scaled, source = left * self.rstd.view(-1), self.source.reshape(-1, self.source.shape[-1])
+        y = torch.addmm(scaled @ self.mean.view(-1, 1), scaled, source, beta=-1)
+        if self.weight is not None:
+            y *= self.weight
+        return y if self.bias is None else y.addr_(left.sum(1), self.bias)
+
+    def again(self) -> Tensor:
+        """x itself, in three passes."""
+        x = (self.source - self.mean).mul_(self.rstd)
+        if self.weight is None:
+            return x
+        return x.mul_(self.weight) if self.bias is None else torch.addcmul(self.bias, x, self.weight, out=x)
+
+
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Autocast's dtype where autocast is on; otherwise that of x and the frozen weight, which must agree as they must
+    for the layer alone."""
+    if autocasts(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    if x.dtype != weight.dtype:
+        raise RuntimeError(f"the input is {x.dtype}, the frozen weight {weight.dtype}; cast one, or use autocast")
+    return x.dtype
+
+
+def dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """Which elements of x, [n, ...], are kept (int8, 0 or 1) and the factor that makes up for the dropped ones.
+
+    Random bytes are compared with a threshold: on a CPU ten times as fast as `bernoulli_`, whose cost would exceed that
+    of the low-rank path itself. 256 p is no whole number: each row takes the threshold above or below it at random, so
+    that every element is dropped with probability p.
+    """
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
+    noise = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+    rows = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device)
+    threshold = (256 * p + rows).to(torch.uint8)
+    # straight into int8, which becomes a float mask faster than bool does
+    return torch.ge(noise, threshold, out=torch.empty_like(noise, dtype=torch.int8)), 1.0 / (1.0 - p)
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask.to(x.dtype)
+
+
+def low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
+    """(dy b)^T, [pairs * r, n], and dy^T h, [sum of rows, r], pair by pair, from dy [n, out], b [sum of rows, r] and
+    h [n, pairs * r]."""
+    dh_t, db = [], []
+    for pair in pairs:
+        part, its_b, its_h_t = dy[:, pair.rows], b[pair.b], h[:, pair.a].t()
+        if dy.device.type == "cpu" and dy.dtype.itemsize >= 4:  # BLAS libraries want the short operands by rows
+            dh_t.append(F.linear(part, its_b.t().contiguous()).t().contiguous())
+            db.append((its_h_t.contiguous() @ part).t())
+        else:
+            dh_t.append(its_b.t() @ part.t())
+            db.append((its_h_t @ part).t())
+    return (dh_t[0], db[0]) if len(pairs) == 1 else (torch.cat(dh_t), torch.cat(db))
+
+
+def _conv_grads(dy: Tensor, x: Tensor, weight: Tensor, geometry: tuple, want_dx: bool, want_dw: bool):
+    stride, padding = geometry
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [want_dx, want_dw, False]
+    )
+    return dx, dw
