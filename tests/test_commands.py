@@ -14,6 +14,7 @@ import peft
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -35,11 +36,13 @@ from vislora.export import export
 from vislora.extract import extract
 from vislora.formats.peft import read_peft
 from vislora.models.vit import build_vit
+from vislora.objectives.diffusion import Diffusion
+from vislora.objectives.recognition import Recognition
 from vislora.precision import new_accelerator
 from vislora.predict import predict
 from vislora.recognizer import load_recognizer
 from vislora.tasks.recognition import prepare
-from vislora.train import train
+from vislora.train import _KINDS, train
 
 BASE = ["model=timm", "model.name=vit_tiny_patch16_224", "model.img_size=32"]
 TINY = ["+model.args={patch_size:8,depth:2,embed_dim:48,num_heads:3}"]
@@ -291,6 +294,39 @@ def test_patience_without_validation_and_another_runs_folder_are_refused(run, ph
     train(configure("train", [*words, "trainer.epochs=1"]), tmp_path / "b")
     with pytest.raises(ConfigError, match="holds a run already"):
         train(configure("train", [*words, "trainer.epochs=1", f"trainer.resume={tmp_path / 'b'}"]), run[0])
+
+
+SEARCH = ["--multirun", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=2"]
+
+
+def search(*words: str, folder: Path) -> subprocess.CompletedProcess:
+    words = [*BASE, *TINY, *RUN, *SEARCH, "logger.trackers=[]", "hydra.sweep.dir=search", *words]
+    command = [sys.executable, "-m", "vislora.train", *words, "optim.lr=choice(1e-9,5e-3)"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.slow
+def test_a_search_goes_by_the_best_validation_of_each_run(photos, weights, tmp_path):
+    words = [f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "hydra.sweeper.direction=maximize"]
+    done = search(*words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
+    rows = [
+        [json.loads(line) for line in (tmp_path / "search" / trial / "metrics.jsonl").read_text().splitlines()]
+        for trial in ("0", "1")
+    ]
+    best = [max(row["val_top1"] for row in trial if "val_top1" in row) for trial in rows]
+    assert best[0] != best[1]
+    assert found["best_value"] == pytest.approx(max(best))
+    assert float(found["best_params"]["optim.lr"]) == 5e-3
+
+
+def test_a_search_in_the_wrong_direction_is_refused(photos, tmp_path):
+    done = search("data=imagefolder", f"data.root={photos}", "hydra.sweeper.direction=minimize", folder=tmp_path)
+    assert done.returncode == 2
+    assert "hydra.sweeper.direction=minimize would search for the worst settings; give maximize" in done.stderr
+    directions = [kind.direction for kind in _KINDS.values()]
+    assert directions == ["maximize" if o.higher_is_better else "minimize" for o in (Recognition, Diffusion)]
 
 
 def test_the_objective_and_the_augmentation_are_those_of_the_settings(photos, tmp_path):

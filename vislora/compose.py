@@ -60,8 +60,9 @@ _WITH_GROUP = ("train", "preflight")  # the commands of which adapter=… is a c
 _OF_FILES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
-def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None = None) -> None:
-    """Run `python -m vislora.<name>`: compose conf/<name>.yaml with the command line, call body(config, run folder).
+def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | None = None) -> None:
+    """Run `python -m vislora.<name>`: compose conf/<name>.yaml with the command line, call body(config, run folder). A
+    sweeper may go by its answer.
 
     A mistake in the configuration, any VisloraError of the body, or a file that may not be used is told in one
     sentence, and the process exits with code 2.
@@ -77,10 +78,10 @@ def command(name: str, body: Callable[[Any, Path], None], argv: list[str] | None
     overrides = get_args_parser().parse_intermixed_args(rest).overrides
     sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, overrides)]
 
-    def run(config: DictConfig) -> None:
+    def run(config: DictConfig) -> object:
         out = Path(HydraConfig.get().runtime.output_dir)
         try:
-            body(_typed(config, adapter), out)
+            return body(_typed(config, adapter), out)
         except VisloraError as error:
             _refuse(error)
         except _OF_FILES as error:

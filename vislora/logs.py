@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from omegaconf import OmegaConf
 
-from vislora.config import LoggerConfig, Tracker
+from vislora.config import LoggerConfig, Tracker, TrainConfig
 from vislora.files import METRICS
 
 
@@ -17,6 +18,24 @@ def trackers(config: LoggerConfig) -> list[str]:
     if config.trackers is not None:
         return [tracker.value for tracker in config.trackers]
     return [Tracker.tensorboard.value] if importlib.util.find_spec("tensorboard") else []
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig, out: Path) -> None:
+    """Open the accelerator's trackers, each with every setting of the run by its dotted key (lists, and what is left
+    open, as JSON), so that runs can be compared by them."""
+    whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    own = {"wandb": {"dir": str(out), "name": f"{out.parent.name}/{out.name}"}}
+    accelerator.init_trackers(config.logger.project, _by_dotted_key(whole), own)
+
+
+def _by_dotted_key(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            found |= {f"{key}.{inner}": its for inner, its in _by_dotted_key(value).items()}
+        else:
+            found[key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return found
 
 
 class MetricLog:

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from vislora import config as settings
@@ -47,12 +48,14 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class _Kind:
-    """The module of an objective's task, and which classes of settings it goes with."""
+    """The module of an objective's task, which classes of settings it goes with, and where a search of settings has to
+    go with its validation figure, in the words of Hydra's sweepers."""
 
     module: str
     model: type
     data: type
     adapters: tuple[type, ...]
+    direction: Literal["maximize", "minimize"]
 
 
 _KINDS: dict[type, _Kind] = {
@@ -61,9 +64,14 @@ _KINDS: dict[type, _Kind] = {
         settings.ModelConfig,
         settings.DataConfig,
         (settings.LoraAdapter, settings.ProbeAdapter, settings.FullAdapter),
+        "maximize",
     ),
     settings.DiffusionObjective: _Kind(
-        "vislora.tasks.diffusion", settings.PipelineConfig, settings.CaptionedData, (settings.PipelineLora,)
+        "vislora.tasks.diffusion",
+        settings.PipelineConfig,
+        settings.CaptionedData,
+        (settings.PipelineLora,),
+        "minimize",
     ),
 }
 
@@ -80,7 +88,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     from accelerate.utils import broadcast_object_list
 
     from vislora.checkpoint import find_checkpoint, read_state
-    from vislora.logs import MetricLog, trackers
+    from vislora.logs import MetricLog, start_trackers, trackers
     from vislora.precision import new_accelerator, own_device, resolve_precision
     from vislora.report.preflight import headline
     from vislora.report.summary import write_summary
@@ -109,7 +117,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         )
     if accelerator.is_main_process:
         _write_settings(config, task, out)
-    accelerator.init_trackers(config.logger.project)
+    start_trackers(accelerator, config, out)
     trainable = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in task.model.parameters())
     accelerator.print(
@@ -209,5 +217,20 @@ def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Prec
     }
 
 
+def _main(config: TrainConfig, out: Path) -> float | None:
+    """Train, and tell a sweeper that goes by results, as Optuna's does, the best validation figure."""
+    wanted, given = _kind(config).direction, HydraConfig.get().sweeper.get("direction")
+    given = getattr(given, "name", given)  # Optuna's default is a member of its own enumeration
+    if given not in (None, wanted):
+        raise ConfigError(f"hydra.sweeper.direction={given} would search for the worst settings; give {wanted}")
+    best = train(config, out).validation
+    if given is not None and best is None:
+        raise ConfigError(
+            "a search goes by the validation figure, and there is nothing to validate on; give data.val_fraction, or "
+            "data with a val split"
+        )
+    return best
+
+
 if __name__ == "__main__":
-    command("train", lambda config, out: train(config, out))
+    command("train", _main)

@@ -28,7 +28,8 @@ def step_of(width: int, rows: int) -> set[str]:
     """The nodes that a layer's output hangs on."""
     model = nn.Sequential(nn.Linear(width, width))
     Adapters(model).add("it", [TargetLayer("0")], LoraSettings(8, 8))
-    nodes, found = [model(torch.zeros(rows, width)).grad_fn], set()
+    y = model(torch.zeros(rows, width))  # without it its node would be gone
+    nodes, found = [y.grad_fn], set()
     while nodes:
         node = nodes.pop()
         found.add(node.name())

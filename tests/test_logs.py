@@ -1,0 +1,49 @@
+"""Figures and settings reach the trackers as they reach metrics.jsonl."""
+
+import json
+import math
+
+import pytest
+import yaml
+from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vislora.compose import configure
+from vislora.config import LoggerConfig, Tracker
+from vislora.logs import MetricLog, start_trackers, trackers
+
+
+@pytest.fixture
+def logged(tmp_path):
+    config = configure("train", ["recipe=vit_birds", "optim.lr=0.002", "adapter.blocks=last:2"])
+    accelerator = Accelerator(cpu=True, log_with=trackers(config.logger), project_dir=tmp_path)
+    start_trackers(accelerator, config, tmp_path)
+    log = MetricLog(tmp_path, accelerator)
+    for step in range(3):
+        log.write(step, {"loss": 1.5 / (step + 1), "grad_norm": math.inf if step == 1 else 2.0})
+    accelerator.end_training()
+    return tmp_path
+
+
+def test_tensorboard_shows_the_figures_of_metrics_jsonl(logged):
+    events = EventAccumulator(str(logged / "vislora"))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("loss")}
+    rows = [json.loads(line) for line in (logged / "metrics.jsonl").read_text().splitlines()]
+    assert shown == pytest.approx({row["step"]: row["loss"] for row in rows})
+    assert [row["grad_norm"] for row in rows] == [2.0, None, 2.0]
+
+
+def test_runs_can_be_compared_by_their_settings(logged):
+    (file,) = (logged / "vislora").rglob("hparams.yml")
+    settings = yaml.safe_load(file.read_text())
+    assert (settings["optim.lr"], settings["adapter.blocks"], settings["trainer.patience"]) == (0.002, "last:2", "null")
+    assert settings["data.augment.hflip"] == 0.5
+    assert json.loads(settings["adapter.targets"]) == ["qkv", "o", "mlp"]
+    assert all(isinstance(value, bool | int | float | str) for value in settings.values())
+
+
+def test_trackers_are_those_that_are_named():
+    assert trackers(LoggerConfig()) == ["tensorboard"]
+    assert trackers(LoggerConfig(trackers=[])) == []
+    assert trackers(LoggerConfig(trackers=[Tracker.wandb])) == ["wandb"]
