@@ -11,7 +11,6 @@ from vislora.errors import DataError
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    pytest.importorskip("datasets", reason="needs vislora[hf]")
     for split, count in {"train": 10, "test": 2}.items():
         for k, name in enumerate(["ant", "bee"]):
             for i in range(count):
