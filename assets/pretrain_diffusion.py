@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -204,6 +204,10 @@ def export(pipe: StableDiffusionPipeline) -> None:
     """Write the pipeline in fp16."""
     pipe.tokenizer = CLIPTokenizer.from_pretrained(PIPELINE / "tokenizer")  # a used one is saved with its last padding
     pipe.to(torch.float16).save_pretrained(PIPELINE)
+    # transformers 5.6 took the level text_model away: earlier releases, and other programs, find CLIP's weights by it
+    file = PIPELINE / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
     # diffusers loads its models in float32 unless told otherwise, transformers what its config says: they must agree.
     file = PIPELINE / "text_encoder" / "config.json"
     write_json(json.loads(file.read_text()) | {"dtype": "float32"}, file)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from vislora.compose import configure
 from vislora.generate import _quoted
@@ -40,6 +41,12 @@ def test_an_installed_wheel_runs_a_recipe_from_an_empty_folder(tmp_path):
 def test_importing_the_package_and_its_configuration_is_cheap():
     heavy = "import sys, vislora, vislora.compose, vislora.train; print(sorted({'torch', 'timm'} & set(sys.modules)))"
     assert run([sys.executable, "-c", heavy], ROOT).strip() == "[]"
+
+
+def test_the_pipelines_text_encoder_is_named_as_every_release_of_transformers_reads_it():
+    """Before transformers 5.6 CLIP has a level `text_model`; without it in the file, its weights would be random."""
+    with safe_open(ROOT / "assets" / "sd_birds" / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118, a file is no dict
 
 
 LAYERS = {  # what each part may import of the package, besides itself and what stands at the bottom

@@ -194,6 +194,11 @@ def trained(
     return Adapter(layers)
 
 
+def in_files(name: str) -> str:
+    """A layer's name with CLIP's level `text_model`, which files have and models only before transformers 5.6."""
+    return name.replace("text_encoder.encoder.", "text_encoder.text_model.encoder.")
+
+
 def delta(weights: LowRankWeights) -> Tensor:
     """s B A of a layer with one pair over all rows, [out, in * kernel]."""
     return weights.scale * weights.lora_B.flatten(1) @ weights.lora_A.flatten(1)

@@ -328,6 +328,13 @@ def test_adapter_that_mixes_layers_with_and_without_dora_cannot_be_written(tmp_p
         write_peft(Adapter(layers), tmp_path)
 
 
+def test_biases_that_an_old_peft_did_not_save_are_missed(tmp_path):
+    trained_by_peft(tmp_path, **TRAINED_BY_PEFT["biases of adapted layers"])
+    edit_tensors(tmp_path, **{key: None for key in load_file(tmp_path / TENSORS) if key.endswith(".bias")})
+    with pytest.raises(AdapterError, match=r"bias='lora_only' says that biases were trained, and .* holds none"):
+        read_peft(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:.*have invalid shape")  # PEFT's doubt about its own bias
 def test_bias_on_lora_B_is_refused(tmp_path):
     trained_by_peft(tmp_path, target_modules=["qkv"], lora_bias=True)

@@ -122,11 +122,12 @@ class Prefix:
 
     def _prove_alone(self, images: Tensor, features: Tensor) -> None:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with torch.no_grad():
-            wanted = self.model(images)
+        # with gradients first: autocast in torch 2.9 would take casts made under no_grad, which have none
         with self.skipped(images.shape[1:]), torch.enable_grad():
             found = self.model(features)
             grads = torch.autograd.grad(found.sum(), list(trained.values()), allow_unused=True)
+        with torch.no_grad():
+            wanted = self.model(images)
         if not torch.allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max())):
             raise ModelError(
                 f"trainer.prefix_cache: {type(self.model).__name__} uses more of a picture than what reaches block "
