@@ -10,6 +10,7 @@ from torch import Tensor
 from vislora.errors import ModelError
 from vislora.models.diffusion import quiet_imports
 from vislora.models.hub import local_or_hub
+from vislora.models.whole import open_whole
 
 
 class Clip:
@@ -28,7 +29,7 @@ class Clip:
         source = local_or_hub("clip", name)
         try:
             with quiet_imports():
-                self._model = CLIPModel.from_pretrained(source, use_safetensors=True).eval().to(device)
+                self._model = open_whole(CLIPModel, source).eval().to(device)
                 self._processor = CLIPProcessor.from_pretrained(source)
         except Exception as error:  # transformers documents no common class
             raise ModelError(f"clip={name} can't be opened: {' '.join(str(error).split())[:300]}") from error

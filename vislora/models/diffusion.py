@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from vislora.errors import ModelError
 from vislora.models.denoiser import encode_images, encode_text, text_encoders, tokenize
 from vislora.models.families import family_of
 from vislora.models.hub import local_or_hub
+from vislora.models.whole import open_whole
 from vislora.paths import ASSETS
 
 EMBEDDED = ASSETS / "sd_birds"
@@ -25,13 +28,21 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
     """A frozen pipeline of diffusers in eval mode, its weights from safetensors alone, its safety checker left out.
 
     Raises:
-        ModelError: no such folder or model, or one that diffusers can't open.
+        ModelError: no such folder or model, one that diffusers can't open, or one that lacks weights.
     """
     with quiet_imports():
         from diffusers import DiffusionPipeline
-    options = {"revision": config.revision, "variant": config.variant, "use_safetensors": True, "torch_dtype": dtype}
-    options |= {"safety_checker": None, "requires_safety_checker": False}
-    pipe = _opened(config, lambda source: DiffusionPipeline.from_pretrained(source, **options))
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+
+    def opening(source: str) -> Any:
+        folder = Path(source)
+        if not folder.is_dir():
+            files = {"revision": config.revision, "variant": config.variant, "use_safetensors": True}
+            folder = Path(DiffusionPipeline.download(source, **files, **unchecked))
+        models = _models(folder, config.variant, dtype)
+        return DiffusionPipeline.from_pretrained(folder, **models, **unchecked)
+
+    pipe = _opened(config, opening)
     pipe.set_progress_bar_config(disable=True)
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
@@ -53,6 +64,27 @@ def scheduler_class(config: PipelineConfig) -> str:
     return _opened(config, lambda source: DDPMScheduler.load_config(source, **where))["_class_name"]
 
 
+def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The models of a pipeline's folder by component, each in the variant where it has that."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    components = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    varied = {name for name in components if variant and any((folder / name).glob(f"*.{variant}*"))}
+    if variant and not varied:
+        raise ModelError(
+            f"{folder} has no files of variant {variant}; model.variant=null takes files without a variant"
+        )
+    found = {}
+    for name, (library, cls) in components.items():
+        if library not in ("diffusers", "transformers"):  # what is left out, and classes of the pipeline's own
+            continue
+        kind = getattr(import_module(library), cls)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            of_dtype = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+            own = variant if name in varied else None
+            found[name] = open_whole(kind, str(folder), subfolder=name, variant=own, **of_dtype)
+    return found
+
+
 def _opened(config: PipelineConfig, opening: Callable[[str], Any]) -> Any:
     """What diffusers makes of a pipeline's folder or name on the hub."""
     source = str(EMBEDDED) if config.name == "embedded" else local_or_hub("model.name", config.name)
@@ -62,6 +94,8 @@ def _opened(config: PipelineConfig, opening: Callable[[str], Any]) -> Any:
     try:
         with quiet_imports():
             return opening(source)
+    except ModelError:
+        raise
     except Exception as error:  # diffusers and the hub client document no common class
         first = " ".join(str(error).split())[:300]
         offline = (

@@ -1,0 +1,54 @@
+"""Pipelines are opened whole or not at all."""
+
+import shutil
+
+import diffusers
+import pytest
+import tiny_diffusion as tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from vislora.config import PipelineConfig
+from vislora.errors import ModelError
+from vislora.models.diffusion import load_pipeline
+
+PARTS = {
+    "unet": ("unet/diffusion_pytorch_model.safetensors", "mid_block.attentions.0.proj_out.weight"),
+    "vae": ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias"),
+    "text_encoder": ("text_encoder/model.safetensors", "encoder.layers.1.mlp.fc2.weight"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("pipe")
+    tiny.stable_diffusion(place / "made").save_pretrained(place / "saved")
+    return place / "saved"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_weight_that_no_file_holds_is_named(folder, tmp_path, part):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    file, suffix = PARTS[part]
+    weights = load_file(broken / file)
+    (lost,) = [name for name in weights if name.endswith(suffix)]
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, broken / file, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"broken/{part}: no file holds .*{suffix} of \w+; fetch the model again"):
+        load_pipeline(PipelineConfig(str(broken)))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_parts_and_their_types_are_those_that_diffusers_opens(folder, tmp_path, variant):
+    """With a variant for some of the parts, as many models on the hub have it."""
+    varied = shutil.copytree(folder, tmp_path / "varied")
+    if variant:
+        (varied / "unet" / "diffusion_pytorch_model.safetensors").rename(
+            varied / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+        )
+    mine = load_pipeline(PipelineConfig(str(varied), variant=variant), torch.bfloat16)
+    theirs = diffusers.DiffusionPipeline.from_pretrained(varied, variant=variant, torch_dtype=torch.bfloat16)
+    assert type(mine) is type(theirs)
+    for part in PARTS:
+        a, b = getattr(mine, part).state_dict(), getattr(theirs, part).state_dict()
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
