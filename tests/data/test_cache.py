@@ -73,7 +73,7 @@ def test_another_pixel_size_or_caption_is_another_entry(pipe):
 
 
 @torch.no_grad()
-def test_other_weights_are_another_entry(pipe):
+def test_other_weights_and_settings_are_another_entry(pipe):
     encoded(gallery(), pipe)
     pipe.vae.decoder.conv_out.weight[0, 0, 0, 0] += 1e-6
     assert encoded(gallery(), pipe) == (3, 0)
@@ -81,6 +81,8 @@ def test_other_weights_are_another_entry(pipe):
     assert encoded(gallery(), pipe) == (0, 3)
     pipe.vae.register_to_config(scaling_factor=0.5)
     assert encoded(gallery(), pipe) == (3, 0)
+    pipe.text_encoder.config.eos_token_id += 1  # where the text is summed up
+    assert encoded(gallery(), pipe) == (0, 3)
 
 
 def test_other_tokens_are_another_entry(pipe):

@@ -64,6 +64,14 @@ def test_another_scheduler_draws_other_pictures(tmp_path, drawn):
     assert drawn == [1, 1]
 
 
+def test_another_tokenizer_draws_other_pictures(tmp_path, drawn):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    first = first_of_the_class(pipe)
+    pipe.tokenizer.pad_token = "a</w>"
+    assert first_of_the_class(pipe) != first
+    assert drawn == [1, 1]
+
+
 def test_the_subject_is_shown_as_often_as_a_larger_class(tmp_path, drawn):
     _, weights, shown = learned(tiny.stable_diffusion(tmp_path / "words"), 3)
     assert shown == [0, 0, 0, 1, 2, 3]

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vislora.config import PipelineConfig
-from vislora.data.cache import weights_key
+from vislora.data.cache import content_key, weights_key
 from vislora.errors import ModelError
 from vislora.models.denoiser import encode_images, encode_text, text_encoders, tokenize
 from vislora.models.families import family_of
@@ -22,6 +22,7 @@ from vislora.models.whole import open_whole
 from vislora.paths import ASSETS
 
 EMBEDDED = ASSETS / "sd_birds"
+_OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) -> Any:
@@ -112,8 +113,7 @@ class PipelineEncoder:
         self.pipe, self.device = pipe, device
         encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
         self._encoders = encoders
-        self.image_key = weights_key([pipe.vae]) + str(sorted(_scales(pipe.vae).items()))
-        self.text_key = weights_key(encoders)
+        self.image_key, self.text_key = model_key([pipe.vae]), model_key(encoders)
         for module in (pipe.vae, *encoders):
             module.to(device)
 
@@ -151,6 +151,16 @@ def longest_side(pipe: Any) -> int | None:
     return None if positions is None else positions * config.patch_size * pipe.vae_scale_factor
 
 
+def model_key(models: Sequence[nn.Module]) -> str:
+    """A hash of all that decides what models compute: their weights, and their configs but for who saved them."""
+    settings = []
+    for model in models:
+        config = model.config if isinstance(model.config, dict) else model.config.to_dict()  # diffusers', transformers'
+        told = [name for name in sorted(config) if not name.startswith("_") and name not in _OF_THE_FILE]
+        settings += [f"{name}={config[name]}" for name in told]
+    return content_key(weights_key(models), *settings)
+
+
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
     """Without what diffusers and transformers print and warn of while they load."""
@@ -163,8 +173,3 @@ def quiet_imports() -> Iterator[None]:
             yield
         finally:
             logging.disable(logging.NOTSET)
-
-
-def _scales(vae: nn.Module) -> dict[str, Any]:
-    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-    return {name: str(getattr(vae.config, name, None)) for name in names}

@@ -10,12 +10,14 @@ from PIL import Image
 from torch import nn
 
 from vislora.config import CaptionedData, CaptionsData
-from vislora.data.cache import content_key, weights_key
+from vislora.data.cache import content_key
 from vislora.data.captions import Captioned, CaptionedSplits, captions_folder, clean, picture_files
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
 from vislora.drawing import Sampling, draw
 from vislora.files import replacing
+from vislora.models.denoiser import tokenize
+from vislora.models.diffusion import model_key
 from vislora.paths import cache_dir
 
 _AT_ONCE = 8  # pictures drawn together
@@ -73,8 +75,9 @@ def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     prompt = clean(data.prior.prompt, "data.prior.prompt")
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     scheduler = [pair for pair in sorted(pipe.scheduler.config.items()) if not pair[0].startswith("_")]
-    drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, repr(scheduler), weights_key(modules))
-    key = content_key(prompt, data.size, *drawn_by)
+    drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, repr(scheduler), model_key(modules))
+    tokens = [rows.numpy().tobytes() for rows in tokenize(pipe, [prompt]).values()]
+    key = content_key(prompt, *tokens, data.size, *drawn_by)
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(device)
