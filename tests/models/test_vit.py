@@ -1,7 +1,9 @@
 """build_vit makes timm models of all families for pictures of the wanted size."""
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 from vislora.config import ModelConfig
 from vislora.errors import ModelError
@@ -36,3 +38,27 @@ def test_classifiers_are_found_by_their_names(name, head):
 def test_encoder_without_a_classifier_is_refused():
     with pytest.raises(ModelError, match="gemma4_vit_167m_enc is an encoder of features without a classifier"):
         build_vit(ModelConfig("gemma4_vit_167m_enc", "random", args={"depth": 1}), 3)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """What a `test_vit` of 1,000 classes would be saved as; its default pooling is by a class token."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_weights_that_the_file_lacks_are_named(weights):
+    model = build_vit(ModelConfig("test_vit", str(weights)), 3)  # the head alone is new
+    kept = load_file(weights)
+    assert torch.equal(model.blocks[2].attn.qkv.weight, kept.pop("blocks.2.attn.qkv.weight"))
+    save_file(kept, weights)
+    with pytest.raises(ModelError, match=r"weights.safetensors lacks blocks\.2\.attn\.qkv\.weight: it is incomplete"):
+        build_vit(ModelConfig("test_vit", str(weights)), 3)
+
+
+def test_weights_that_the_settings_ask_for_besides_are_told(weights):
+    with pytest.warns(UserWarning, match=r"lacks fc_norm\.weight, fc_norm\.bias, .*; left out: norm\.bias, norm"):
+        build_vit(ModelConfig("test_vit", str(weights), pool="avg"), 3)
+    whole = ModelConfig("test_vit", str(weights), pool="avg", args={"fc_norm": False})  # pools what the norm made
+    assert torch.equal(build_vit(whole, 3).norm.weight, load_file(weights)["norm.weight"])
