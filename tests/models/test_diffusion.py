@@ -1,5 +1,6 @@
 """Pipelines are opened whole or not at all."""
 
+import json
 import shutil
 
 import diffusers
@@ -52,3 +53,12 @@ def test_parts_and_their_types_are_those_that_diffusers_opens(folder, tmp_path, 
         a, b = getattr(mine, part).state_dict(), getattr(theirs, part).state_dict()
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def test_a_processor_whose_class_is_gone_is_left_out(folder, tmp_path):
+    """As the first releases of Stable Diffusion name it."""
+    old = shutil.copytree(folder, tmp_path / "old")
+    index = json.loads((old / "model_index.json").read_text())
+    index |= {"feature_extractor": ["transformers", "CLIPFeatureExtractor"]}
+    (old / "model_index.json").write_text(json.dumps(index))
+    assert load_pipeline(PipelineConfig(str(old))).feature_extractor is None

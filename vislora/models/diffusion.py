@@ -26,22 +26,23 @@ _OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) -> Any:
-    """A frozen pipeline of diffusers in eval mode, its weights from safetensors alone, its safety checker left out.
+    """A frozen pipeline of diffusers in eval mode, its weights from safetensors alone, its safety checker left out with
+    the feature extractor, whose class in older pipelines is gone from transformers.
 
     Raises:
         ModelError: no such folder or model, one that diffusers can't open, or one that lacks weights.
     """
     with quiet_imports():
         from diffusers import DiffusionPipeline
-    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    left_out = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
 
     def opening(source: str) -> Any:
         folder = Path(source)
         if not folder.is_dir():
             files = {"revision": config.revision, "variant": config.variant, "use_safetensors": True}
-            folder = Path(DiffusionPipeline.download(source, **files, **unchecked))
+            folder = Path(DiffusionPipeline.download(source, **files, **left_out))
         models = _models(folder, config.variant, dtype)
-        return DiffusionPipeline.from_pretrained(folder, **models, **unchecked)
+        return DiffusionPipeline.from_pretrained(folder, **models, **left_out)
 
     pipe = _opened(config, opening)
     pipe.set_progress_bar_config(disable=True)
@@ -78,7 +79,7 @@ def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, 
     for name, (library, cls) in components.items():
         if library not in ("diffusers", "transformers"):  # what is left out, and classes of the pipeline's own
             continue
-        kind = getattr(import_module(library), cls)
+        kind = getattr(import_module(library), cls, None)
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             of_dtype = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
             own = variant if name in varied else None
