@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -289,26 +290,27 @@ def test_a_run_goes_on_only_with_the_pictures_that_it_began_with(photos, tmp_pat
 
 def test_patience_without_validation_and_another_runs_folder_are_refused(run, photos, tmp_path):
     words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos / 'train'}"]
-    with pytest.raises(ConfigError, match=r"trainer\.patience=2 counts validations, and there is nothing"):
+    with pytest.raises(ConfigError, match=r"trainer\.patience=2 goes by validations, and there is nothing"):
         train(configure("train", [*words, "trainer.patience=2"]), tmp_path / "a")
     train(configure("train", [*words, "trainer.epochs=1"]), tmp_path / "b")
     with pytest.raises(ConfigError, match="holds a run already"):
         train(configure("train", [*words, "trainer.epochs=1", f"trainer.resume={tmp_path / 'b'}"]), run[0])
 
 
-SEARCH = ["--multirun", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=2"]
+SEARCH = ["--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1"]
 
 
-def search(*words: str, folder: Path) -> subprocess.CompletedProcess:
+def search(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     words = [*BASE, *TINY, *RUN, *SEARCH, "logger.trackers=[]", "hydra.sweep.dir=search", *words]
-    command = [sys.executable, "-m", "vislora.train", *words, "optim.lr=choice(1e-9,5e-3)"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    command = [sys.executable, "-m", "vislora.train", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | environment)
 
 
 @pytest.mark.slow
 def test_a_search_goes_by_the_best_validation_of_each_run(photos, weights, tmp_path):
     words = [f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "hydra.sweeper.direction=maximize"]
-    done = search(*words, folder=tmp_path)
+    grid = ["hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=2"]
+    done = search(*words, *grid, "optim.lr=choice(1e-9,5e-3)", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
     rows = [
@@ -321,10 +323,36 @@ def test_a_search_goes_by_the_best_validation_of_each_run(photos, weights, tmp_p
     assert float(found["best_params"]["optim.lr"]) == 5e-3
 
 
-def test_a_search_in_the_wrong_direction_is_refused(photos, tmp_path):
-    done = search("data=imagefolder", f"data.root={photos}", "hydra.sweeper.direction=minimize", folder=tmp_path)
+@pytest.mark.slow
+def test_a_search_goes_on_after_settings_that_diverge(photos, weights, tmp_path):
+    words = [f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "hydra.sweeper.direction=maximize"]
+    words += ["hydra.sweeper.max_failure_rate=1", "optim.clip_norm=null", "trainer.epochs=1"]
+    words += ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=4"]
+    done = search(*words, "optim.lr=choice(1e30,5e-3)", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"vislora: \S+search/\d: .*loss", done.stderr)
+    found = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
+    assert float(found["best_params"]["optim.lr"]) == 5e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (["hydra.sweeper.direction=minimize"], {}, "direction=minimize: to find the best settings and not the worst"),
+        (["hydra.sweeper.direction=maximize"], {"WORLD_SIZE": "2"}, "every process would try settings of its own"),
+        (["hydra.sweeper.direction=maximize"], {}, "a search goes by validations, and there is nothing to validate on"),
+    ],
+    ids=["direction", "processes", "validation"],
+)
+def test_a_search_that_would_mislead_is_refused_before_it_trains(words, environment, message, photos, tmp_path):
+    data = ["model.weights=random", "data=imagefolder", f"data.root={photos / 'train'}", "optim.lr=choice(1e-9,5e-3)"]
+    done = search(*words, *data, folder=tmp_path, **environment)
     assert done.returncode == 2
-    assert "hydra.sweeper.direction=minimize would search for the worst settings; give maximize" in done.stderr
+    assert message in done.stderr
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_search_goes_the_way_of_the_figure():
     directions = [kind.direction for kind in _KINDS.values()]
     assert directions == ["maximize" if o.higher_is_better else "minimize" for o in (Recognition, Diffusion)]
 

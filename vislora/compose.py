@@ -23,12 +23,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vislora import config as settings
-from vislora.errors import ConfigError, VisloraError
+from vislora.errors import ConfigError, TrainingError, VisloraError
 from vislora.paths import CONF, RECIPES
 
 _SCHEMAS = [
@@ -82,6 +83,11 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         out = Path(HydraConfig.get().runtime.output_dir)
         try:
             return body(_typed(config, adapter), out)
+        except TrainingError as error:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                _refuse(error)
+            print(f"vislora: {out}: {error}", file=sys.stderr)
+            raise  # to the sweeper: other settings may do
         except VisloraError as error:
             _refuse(error)
         except _OF_FILES as error:
@@ -98,7 +104,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         else:  # as hydra.main, but composed once: that does it again, and only then tells of a mistake
             with initialize_config_dir(str(CONF), job_name=name, version_base="1.3"):
                 GlobalHydra.instance().hydra.run(name, run, sys.argv[1:])
-    except ConfigError as error:
+    except (ConfigError, TrainingError) as error:
         _refuse(error)
     except (HydraException, OmegaConfBaseException, YAMLError, *_OF_FILES) as error:
         _refuse(_explained(error))

@@ -24,7 +24,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, out: Path) -> 
     """Open the accelerator's trackers, each with every setting of the run by its dotted key (lists, and what is left
     open, as JSON), so that runs can be compared by them."""
     whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    own = {"wandb": {"dir": str(out), "name": f"{out.parent.name}/{out.name}"}}
+    own = {"wandb": {"dir": str(out), "name": "/".join(out.resolve().parts[-2:])}}
     accelerator.init_trackers(config.logger.project, _by_dotted_key(whole), own)
 
 

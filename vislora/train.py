@@ -7,6 +7,7 @@ each layer moved (updates.json), summary.json, figures/ and report.html, which s
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from vislora import config as settings
@@ -76,8 +78,11 @@ _KINDS: dict[type, _Kind] = {
 }
 
 
-def train(config: TrainConfig, out: Path) -> TrainResult:
+def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResult:
     """Run a training from a checked configuration (`vislora.compose.configure("train", [...])`) into the folder `out`.
+
+    Args:
+        validated: refuse data that hold nothing to validate on.
 
     Raises:
         VisloraError: a mistake in the settings, the data, the model or the adapter, or a folder that holds a run.
@@ -110,10 +115,11 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
     run["data (its files, and their labels or captions)"] = task.contents[:12]
     if resumed is not None:
         read_state(resumed, run)
-    if config.trainer.patience is not None and task.validation is None:
+    if task.validation is None and (validated or config.trainer.patience is not None):
+        wish = "a search" if validated else f"trainer.patience={config.trainer.patience}"
         raise ConfigError(
-            f"trainer.patience={config.trainer.patience} counts validations, and there is nothing to validate on; give "
-            "data.val_fraction, or data with a val split"
+            f"{wish} goes by validations, and there is nothing to validate on; give data.val_fraction, or data with a "
+            "val split"
         )
     if accelerator.is_main_process:
         _write_settings(config, task, out)
@@ -219,17 +225,21 @@ def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Prec
 
 def _main(config: TrainConfig, out: Path) -> float | None:
     """Train, and tell a sweeper that goes by results, as Optuna's does, the best validation figure."""
-    wanted, given = _kind(config).direction, HydraConfig.get().sweeper.get("direction")
+    hydra = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN or hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return train(config, out).validation
+    wanted, given = _kind(config).direction, hydra.sweeper.get("direction")
     given = getattr(given, "name", given)  # Optuna's default is a member of its own enumeration
-    if given not in (None, wanted):
-        raise ConfigError(f"hydra.sweeper.direction={given} would search for the worst settings; give {wanted}")
-    best = train(config, out).validation
-    if given is not None and best is None:
+    if given != wanted:
         raise ConfigError(
-            "a search goes by the validation figure, and there is nothing to validate on; give data.val_fraction, or "
-            "data with a val split"
+            f"hydra.sweeper.direction={given}: to find the best settings and not the worst, it has to be {wanted}; of "
+            "sweepers that go by results, Optuna's alone is known"
         )
-    return best
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and hydra.sweeper.get("sampler", {}).get("seed") is None:
+        raise ConfigError(
+            "every process would try settings of its own; give hydra.sweeper.sampler.seed=0, or search with one process"
+        )
+    return train(config, out, validated=True).validation
 
 
 if __name__ == "__main__":

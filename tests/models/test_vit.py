@@ -53,12 +53,27 @@ def test_weights_that_the_file_lacks_are_named(weights):
     kept = load_file(weights)
     assert torch.equal(model.blocks[2].attn.qkv.weight, kept.pop("blocks.2.attn.qkv.weight"))
     save_file(kept, weights)
-    with pytest.raises(ModelError, match=r"weights.safetensors lacks blocks\.2\.attn\.qkv\.weight: it is incomplete"):
-        build_vit(ModelConfig("test_vit", str(weights)), 3)
+    for settings in ({}, {"pool": "avg", "args": {"dynamic_img_size": True}}):  # which don't ask for it
+        with pytest.raises(ModelError, match=r"weights.safetensors lacks blocks\.2\.attn\.qkv\.weight: it is incom"):
+            build_vit(ModelConfig("test_vit", str(weights), **settings), 3)
 
 
 def test_weights_that_the_settings_ask_for_besides_are_told(weights):
-    with pytest.warns(UserWarning, match=r"lacks fc_norm\.weight, fc_norm\.bias, .*; left out: norm\.bias, norm"):
+    with pytest.warns(UserWarning, match=r"lacks fc_norm\.weight, fc_norm\.bias, .*; left out of it: norm\.b"):
         build_vit(ModelConfig("test_vit", str(weights), pool="avg"), 3)
     whole = ModelConfig("test_vit", str(weights), pool="avg", args={"fc_norm": False})  # pools what the norm made
     assert torch.equal(build_vit(whole, 3).norm.weight, load_file(weights)["norm.weight"])
+
+
+def test_a_norm_beside_the_classifier_may_be_lacking(tmp_path):
+    """Models pretrained without a classifier, as ConvNeXt V2 by FCMAE, have none."""
+    kept = {key: t for key, t in timm.create_model("test_convnext").state_dict().items() if not key.startswith("head.")}
+    save_file(kept, tmp_path / "weights.safetensors")
+    with pytest.warns(UserWarning, match=r"lacks head\.norm\.weight, head\.norm\.bias, which start untrained"):
+        model = build_vit(ModelConfig("test_convnext", str(tmp_path / "weights.safetensors")), 3)
+    assert torch.equal(model.stages[1].blocks[0].norm.weight, kept["stages.1.blocks.0.norm.weight"])
+
+
+def test_what_a_smaller_model_leaves_out_of_a_file_is_told(weights):
+    with pytest.warns(UserWarning, match=r"weights\.safetensors fits; left out of it: blocks\.5\."):
+        build_vit(ModelConfig("test_vit", str(weights), args={"depth": 5}), 3)

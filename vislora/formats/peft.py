@@ -115,11 +115,11 @@ def read_peft(folder: Path | str) -> Adapter:
                 f"{folder / TENSORS}: unexpected tensor {key!r}, which belongs to none of modules_to_save "
                 f"{config.get('modules_to_save') or []}; it would be lost"
             )
-    if config.get("bias") not in ("none", None) and not biases:
+    if config.get("bias") == "lora_only" and not biases:
         raise AdapterError(
-            f"{folder / CONFIG}: bias={config['bias']!r} says that biases were trained, and {TENSORS} holds none: PEFT "
-            "before 0.20 left out those of adapted layers. Save it again with a newer PEFT; or set bias to none there, "
-            "where the layers have none, or to do without"
+            f"{folder / CONFIG}: bias='lora_only' says that biases were trained, and {TENSORS} holds none: PEFT before "
+            "0.20 left them out. Save it again with a newer PEFT; or set bias to none there, where the layers have "
+            "none, or to do without"
         )
     return Adapter(layers, trained, dropout, about, biases)
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vislora.lora.low_rank import Pair
 from vislora.lora.reads import autocasts, without_autocast
@@ -141,6 +141,7 @@ class Normalised(NamedTuple):
 
     @staticmethod
     def behind(x: Tensor) -> "Normalised | None":
+        """How x came about; None where no LayerNorm over the last dimension made it, or what it saved can't be read."""
         # A compiler decides by itself what to make again. Under saved-tensor hooks (checkpointing, offloading) reading
         # what a node saved would run them, and a checkpointed block would be computed again right here.
         if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
@@ -196,6 +197,7 @@ def dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x with the dropped elements at zero; the factor that makes up for them is the caller's."""
     return x if mask is None else x * mask.to(x.dtype)
 
 
@@ -212,6 +214,15 @@ def low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[Pair]) -> tuple[
             dh_t.append(its_b.t() @ part.t())
             db.append((its_h_t @ part).t())
     return (dh_t[0], db[0]) if len(pairs) == 1 else (torch.cat(dh_t), torch.cat(db))
+
+
+def explicit_padding(layer: nn.Conv2d) -> tuple[int, ...]:
+    """Zeros on either side, as a number where the layer says "same" or "valid"."""
+    if layer.padding == "valid":
+        return (0, 0)
+    if layer.padding == "same":
+        return tuple((k - 1) // 2 for k in layer.kernel_size)
+    return layer.padding
 
 
 def _conv_grads(dy: Tensor, x: Tensor, weight: Tensor, geometry: tuple, want_dx: bool, want_dw: bool):

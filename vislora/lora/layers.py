@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vislora.lora.fused import FusedConv2d, FusedLinear, Normalised, Settings, compute_dtype
+from vislora.lora.fused import FusedConv2d, FusedLinear, Normalised, Settings, compute_dtype, explicit_padding
 from vislora.lora.low_rank import LowRank
 from vislora.lora.reads import adapted_weight, frozen_weight
 from vislora.lora.small import added, is_narrow, is_short, summed
@@ -81,12 +81,3 @@ class LoraMultiheadAttention(nn.MultiheadAttention):
 
 class LoraOutProjection(LoraLinear, NonDynamicallyQuantizableLinear):
     """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `Adapters`, never constructed."""
-
-
-def explicit_padding(layer: nn.Conv2d) -> tuple[int, ...]:
-    """Zeros on either side, as a number where the layer says "same" or "valid"."""
-    if layer.padding == "valid":
-        return (0, 0)
-    if layer.padding == "same":
-        return tuple((k - 1) // 2 for k in layer.kernel_size)
-    return layer.padding

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora.dora import row_gain
-from vislora.lora.fused import compute_dtype
-from vislora.lora.layers import explicit_padding
+from vislora.lora.fused import compute_dtype, explicit_padding
 from vislora.lora.low_rank import LowRank
 from vislora.lora.reads import adapted_weight, frozen_weight, without_autocast
 

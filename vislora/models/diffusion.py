@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
             files = {"revision": config.revision, "variant": config.variant, "use_safetensors": True}
             folder = Path(DiffusionPipeline.download(source, **files, **left_out))
         models = _models(folder, config.variant, dtype)
-        return DiffusionPipeline.from_pretrained(folder, **models, **left_out)
+        return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype, **models, **left_out)
 
     pipe = _opened(config, opening)
     pipe.set_progress_bar_config(disable=True)
@@ -70,7 +70,7 @@ def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, 
     """The models of a pipeline's folder by component, each in the variant where it has that."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     components = {name: entry for name, entry in index.items() if isinstance(entry, list)}
-    varied = {name for name in components if variant and any((folder / name).glob(f"*.{variant}*"))}
+    varied = {name for name in components if variant and any((folder / name).glob(f"*.{variant}*.safetensors"))}
     if variant and not varied:
         raise ModelError(
             f"{folder} has no files of variant {variant}; model.variant=null takes files without a variant"
@@ -153,13 +153,15 @@ def longest_side(pipe: Any) -> int | None:
 
 
 def model_key(models: Sequence[nn.Module]) -> str:
-    """A hash of all that decides what models compute: their weights, and their configs but for who saved them."""
-    settings = []
-    for model in models:
-        config = model.config if isinstance(model.config, dict) else model.config.to_dict()  # diffusers', transformers'
-        told = [name for name in sorted(config) if not name.startswith("_") and name not in _OF_THE_FILE]
-        settings += [f"{name}={config[name]}" for name in told]
-    return content_key(weights_key(models), *settings)
+    """A hash of all that decides what models compute: their weights, and their configs."""
+    configs = [m.config if isinstance(m.config, dict) else m.config.to_dict() for m in models]  # transformers' is none
+    return content_key(weights_key(models), *(line for config in configs for line in settings_of(config)))
+
+
+def settings_of(config: Mapping[str, Any]) -> list[str]:
+    """A config's entries but for those that tell by what and from where it was saved."""
+    own = [name for name in sorted(config) if not name.startswith("_") and name not in _OF_THE_FILE]
+    return [f"{name}={config[name]!r}" for name in own]
 
 
 @contextlib.contextmanager

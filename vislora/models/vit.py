@@ -1,6 +1,5 @@
 """timm models: by name or folder, with weights from the hub, a local file, or the one that ships."""
 
-import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from vislora.config import ModelConfig
 from vislora.data.transforms import Preprocessing
 from vislora.errors import ModelError
 from vislora.files import sha256, write_json
-from vislora.lora.names import inside
 from vislora.models.hub import offline_if_unreachable
-from vislora.models.whole import keys_told_by_timm, some
+from vislora.models.timm_keys import check_keys, keys_told_by_timm
 from vislora.paths import ASSETS
 
 EMBEDDED = ASSETS / "vit_birds"
@@ -70,8 +68,8 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
         raise ModelError(f"timm can't build {name} with {arguments}: {' '.join(first[:3])}") from error
     if not head_names(model):
         raise ModelError(f"{name} is an encoder of features without a classifier; choose a model that has one")
-    if fresh := [key for key in told["Missing"] if not any(inside(key, head) for head in head_names(model))]:
-        _tell_fresh(config, fresh, told["Unexpected"])
+    source = config.name if config.weights == "pretrained" else config.weights
+    check_keys(source, name, arguments, model, head_names(model), told)
     return model.eval()
 
 
@@ -125,21 +123,6 @@ def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
     labels = {"label_names": about["classes"]} if about.get("classes") else None
     timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
     write_json(about, folder / "vislora.json")
-
-
-def _tell_fresh(config: ModelConfig, fresh: list[str], unused: list[str]) -> None:
-    """Of weights besides the head's that come from no file: a mistake, unless the settings change the architecture."""
-    source = config.name if config.weights == "pretrained" else config.weights
-    if config.pool is None and not config.args:
-        raise ModelError(
-            f"{source} lacks {some(fresh)}: it is incomplete, or another architecture's; fetch it again, or choose the "
-            "model.name that it belongs to"
-        )
-    dropped = f"; left out: {some(unused)}" if unused else ""
-    warnings.warn(
-        f"{source} lacks {some(fresh)}, for which model.pool or model.args ask: new weights take their place{dropped}",
-        stacklevel=3,
-    )
 
 
 def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

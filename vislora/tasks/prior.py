@@ -17,7 +17,7 @@ from vislora.data.splits import Pictures
 from vislora.drawing import Sampling, draw
 from vislora.files import replacing
 from vislora.models.denoiser import tokenize
-from vislora.models.diffusion import model_key
+from vislora.models.diffusion import model_key, settings_of
 from vislora.paths import cache_dir
 
 _AT_ONCE = 8  # pictures drawn together
@@ -74,9 +74,9 @@ def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
     """A folder of `data.prior.count` pictures of the prompt by the untuned pipeline; only missing ones are drawn."""
     prompt = clean(data.prior.prompt, "data.prior.prompt")
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    scheduler = [pair for pair in sorted(pipe.scheduler.config.items()) if not pair[0].startswith("_")]
-    drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, repr(scheduler), model_key(modules))
-    tokens = [rows.numpy().tobytes() for rows in tokenize(pipe, [prompt]).values()]
+    settings = [*settings_of(pipe.config), *settings_of(pipe.scheduler.config)]
+    drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, *settings, model_key(modules))
+    tokens = [rows.numpy().tobytes() for rows in tokenize(pipe, [prompt, ""]).values()]
     key = content_key(prompt, *tokens, data.size, *drawn_by)
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)

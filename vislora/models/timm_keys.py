@@ -1,0 +1,74 @@
+"""Which weights timm drew at random, because the file that it loaded has none for them."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vislora.errors import ModelError
+from vislora.lora.names import inside
+from vislora.models.whole import first_three
+
+
+@contextmanager
+def keys_told_by_timm() -> Iterator[dict[str, list[str]]]:
+    """Names of weights, "Missing" in the file that timm meanwhile loads into a model, and "Unexpected" in it.
+
+    timm answers with the model alone, and its log is the one place where it tells them. What else it warns of there
+    is passed on.
+    """
+    found: dict[str, list[str]] = {"Missing": [], "Unexpected": []}
+    log = logging.getLogger("timm.models._builder")
+    level = log.level
+
+    def read(record: logging.LogRecord) -> bool:
+        if told := re.match(r"(Missing|Unexpected) keys \((.+?)\)", record.getMessage()):
+            found[told[1]] += told[2].split(", ")
+            return False
+        return record.levelno >= max(level, logging.WARNING)
+
+    log.addFilter(read)
+    log.setLevel(logging.INFO)
+    try:
+        yield found
+    finally:
+        log.removeFilter(read)
+        log.setLevel(level)
+
+
+def check_keys(
+    source: str, name: str, arguments: Mapping[str, Any], model: nn.Module, head: list[str], told: dict[str, list[str]]
+) -> None:
+    """Refuse a file that lacks weights, and warn of those that settings of the model ask for besides.
+
+    Args:
+        source: where the weights came from, for messages.
+        name, arguments: what timm made the model of.
+        head: names of the classifier's modules, which are new; a norm that stands beside one, which models pretrained
+            without a classifier lack, starts without effect.
+
+    Raises:
+        ModelError: a weight of the architecture as it is by default is in no file.
+    """
+    fresh = [key for key in told["Missing"] if not any(inside(key, part) for part in head)]
+    unused = [key for key in told["Unexpected"] if not any(inside(key, part) for part in head)]
+    beside = {part.rpartition(".")[0] for part in head} - {""}
+    suspects = [key for key in fresh if not any(inside(key, part) for part in beside)]
+    if suspects:
+        with torch.device("meta"):
+            own = timm.create_model(name, num_classes=arguments["num_classes"]).state_dict()
+        if lost := [key for key in suspects if key in own]:
+            raise ModelError(
+                f"{source} lacks {first_three(lost)}: it is incomplete, or another architecture's; fetch it again, or "
+                "choose the model.name that it belongs to"
+            )
+    if fresh or unused:
+        lacking = f"lacks {first_three(fresh)}, which start untrained" if fresh else "fits"
+        left = f"; left out of it: {first_three(unused)}" if unused else ""
+        warnings.warn(f"{source} {lacking}{left}", stacklevel=3)
