@@ -742,10 +742,15 @@ DATA_OPTIONS: dict[str, type[BaseData]] = {
 }
 
 
+def to_dict(config: Any) -> dict[str, Any]:
+    """Settings as JSON values."""
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+
 def data_to_dict(config: BaseData) -> dict[str, Any]:
     """A data set's settings as JSON values, with the name of its option."""
     option = next(name for name, schema in DATA_OPTIONS.items() if type(config) is schema)
-    return {"option": option} | OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return {"option": option} | to_dict(config)
 
 
 def data_from_dict(values: dict[str, Any]) -> BaseData:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from omegaconf import OmegaConf
 
-from vislora.config import LoggerConfig, Tracker, TrainConfig
+from vislora.config import LoggerConfig, Tracker, TrainConfig, to_dict
 from vislora.files import METRICS
 
 
@@ -23,9 +22,8 @@ def trackers(config: LoggerConfig) -> list[str]:
 def start_trackers(accelerator: Accelerator, config: TrainConfig, out: Path) -> None:
     """Open the accelerator's trackers, each with every setting of the run by its dotted key (lists, and what is left
     open, as JSON), so that runs can be compared by them."""
-    whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     own = {"wandb": {"dir": str(out), "name": "/".join(out.resolve().parts[-2:])}}
-    accelerator.init_trackers(config.logger.project, _by_dotted_key(whole), own)
+    accelerator.init_trackers(config.logger.project, _by_dotted_key(to_dict(config)), own)
 
 
 def _by_dotted_key(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:

@@ -213,7 +213,7 @@ def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:
 
 def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Precision) -> dict[str, Any]:
     """The settings without which a resumed run would take another path than one that never stopped."""
-    whole = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    whole = settings.to_dict(config)
     own = ("epochs", "batch_size", "accumulation", "ema", "prefix_cache")
     return {
         **{key: whole[key] for key in ("seed", "model", "data", "adapter", "objective", "optim")},

@@ -72,9 +72,7 @@ def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, 
     components = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     varied = {name for name in components if variant and any((folder / name).glob(f"*.{variant}*.safetensors"))}
     if variant and not varied:
-        raise ModelError(
-            f"{folder} has no files of variant {variant}; model.variant=null takes files without a variant"
-        )
+        raise FileNotFoundError(f"{folder} has no files of variant {variant}")  # _opened tells what to do
     found = {}
     for name, (library, cls) in components.items():
         if library not in ("diffusers", "transformers"):  # what is left out, and classes of the pipeline's own

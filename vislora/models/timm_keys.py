@@ -3,17 +3,15 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from vislora.errors import ModelError
 from vislora.lora.names import inside
-from vislora.models.whole import first_three
+from vislora.names import first_three
 
 
 @contextmanager
@@ -42,14 +40,12 @@ def keys_told_by_timm() -> Iterator[dict[str, list[str]]]:
         log.setLevel(level)
 
 
-def check_keys(
-    source: str, name: str, arguments: Mapping[str, Any], model: nn.Module, head: list[str], told: dict[str, list[str]]
-) -> None:
+def check_keys(source: str, name: str, num_classes: int, head: list[str], told: dict[str, list[str]]) -> None:
     """Refuse a file that lacks weights, and warn of those that settings of the model ask for besides.
 
     Args:
         source: where the weights came from, for messages.
-        name, arguments: what timm made the model of.
+        name, num_classes: what timm made the model of, besides settings.
         head: names of the classifier's modules, which are new; a norm that stands beside one, which models pretrained
             without a classifier lack, starts without effect.
 
@@ -62,7 +58,7 @@ def check_keys(
     suspects = [key for key in fresh if not any(inside(key, part) for part in beside)]
     if suspects:
         with torch.device("meta"):
-            own = timm.create_model(name, num_classes=arguments["num_classes"]).state_dict()
+            own = timm.create_model(name, num_classes=num_classes).state_dict()
         if lost := [key for key in suspects if key in own]:
             raise ModelError(
                 f"{source} lacks {first_three(lost)}: it is incomplete, or another architecture's; fetch it again, or "

@@ -66,10 +66,11 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     except Exception as error:  # timm and the hub client document no common class
         first = str(error).strip().splitlines()
         raise ModelError(f"timm can't build {name} with {arguments}: {' '.join(first[:3])}") from error
-    if not head_names(model):
+    head = head_names(model)
+    if not head:
         raise ModelError(f"{name} is an encoder of features without a classifier; choose a model that has one")
     source = config.name if config.weights == "pretrained" else config.weights
-    check_keys(source, name, arguments, model, head_names(model), told)
+    check_keys(source, name, num_classes, head, told)
     return model.eval()
 
 

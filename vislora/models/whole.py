@@ -3,11 +3,13 @@
 diffusers and transformers draw a weight that no file holds at random, and say so in their logs alone.
 """
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from vislora.errors import ModelError
+from vislora.names import first_three
 
 
 def open_whole(cls: type[nn.Module], source: str, **options: Any) -> nn.Module:
@@ -18,14 +20,9 @@ def open_whole(cls: type[nn.Module], source: str, **options: Any) -> nn.Module:
     """
     model, found = cls.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
-        where, library = "/".join([source, *filter(None, [options.get("subfolder")])]), cls.__module__.partition(".")[0]
+        where, library = Path(source, options.get("subfolder", "")), cls.__module__.partition(".")[0]
         raise ModelError(
             f"{where}: no file holds {first_three(missing)} of {cls.__name__}; fetch the model again, or open it with "
             f"a {library} as new as the one that saved it"
         )
     return model
-
-
-def first_three(names: list[str]) -> str:
-    """Of some names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

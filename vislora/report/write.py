@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vislora.files import METRICS
+from vislora.names import first_three
 from vislora.report.curves import draw_curves
 from vislora.report.figures import save
 from vislora.report.page import write_page
@@ -27,6 +28,6 @@ def write_run_report(run: Path) -> Path:
 def write_scores_report(out: Path, names: Sequence[str], subtitle: str, makers: Sequence[Maker] = SCORES) -> Path:
     """Write report.html of an evaluation of adapters by these names, in the sections that `makers` make; returns its
     path."""
-    title = f"Evaluation of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    title = f"Evaluation of {first_three(names)}"
     write_page(out / "report.html", title, subtitle, gather(out, makers))
     return out / "report.html"
