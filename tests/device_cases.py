@@ -15,7 +15,7 @@ from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
 from vislora.formats.detect import read_adapter
 from vislora.lora import Adapters, LoraSettings, prove_alive
-from vislora.lora.algebra import extract
+from vislora.lora.extraction import extract
 from vislora.targets.timm import find_targets
 from vislora.train import TrainResult, train
 

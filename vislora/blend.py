@@ -16,7 +16,7 @@ from vislora.errors import AdapterError
 
 if TYPE_CHECKING:
     from vislora.lora import Adapter
-    from vislora.lora.algebra import Computed
+    from vislora.lora.energy import Computed
 
 
 def blend(config: BlendConfig) -> Computed:

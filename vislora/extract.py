@@ -17,7 +17,7 @@ from vislora.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vislora.lora.algebra import Computed
+    from vislora.lora.energy import Computed
 
 
 def extract(config: ExtractConfig) -> Computed:
@@ -34,7 +34,7 @@ def extract(config: ExtractConfig) -> Computed:
 
 
 def _from_folder(config: ExtractConfig) -> Computed:
-    from vislora.lora import Adapters, algebra
+    from vislora.lora import Adapters, extraction
     from vislora.models.vit import build_vit, head_names
     from vislora.recognizer import build_base, read_about
 
@@ -42,7 +42,7 @@ def _from_folder(config: ExtractConfig) -> Computed:
     model, sha256 = build_base(about, config.tuned, config.base)
     tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
     trained = [*head_names(model), *config.trained]
-    computed = algebra.extract(
+    computed = extraction.extract(
         model.state_dict(), tuned.state_dict(), config.rank, config.energy, trained, config.ignore
     )
     Adapters(model).load("extracted", computed.adapter)  # an error, where the model has a layer that can't be adapted
@@ -51,12 +51,12 @@ def _from_folder(config: ExtractConfig) -> Computed:
 
 
 def _from_files(config: ExtractConfig) -> Computed:
-    from vislora.lora import algebra
+    from vislora.lora import extraction
 
     if config.base is None:
         raise ConfigError(f"tuned={config.tuned} is no folder that names its base weights; give them with base=FILE")
     base, tuned = _weights("base", config.base), _weights("tuned", config.tuned)
-    return algebra.extract(base, tuned, config.rank, config.energy, config.trained, config.ignore)
+    return extraction.extract(base, tuned, config.rank, config.energy, config.trained, config.ignore)
 
 
 def _weights(key: str, path: str) -> dict[str, Tensor]:

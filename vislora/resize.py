@@ -12,7 +12,7 @@ from vislora.compose import command
 from vislora.config import ResizeConfig
 
 if TYPE_CHECKING:
-    from vislora.lora.algebra import Computed
+    from vislora.lora.energy import Computed
 
 
 def resize(config: ResizeConfig) -> Computed:

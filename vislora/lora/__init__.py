@@ -1,11 +1,12 @@
 """The LoRA core; it imports torch only."""
 
 from vislora.lora.adapter import Adapter, LowRankWeights
-from vislora.lora.inject import Adapters, LoraSettings, TargetLayer
+from vislora.lora.inject import Adapters
 from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention
 from vislora.lora.liveness import prove_alive
 from vislora.lora.low_rank import LowRank
 from vislora.lora.reads import frozen_weight
+from vislora.lora.settings import LoraSettings, TargetLayer
 
 __all__ = [
     "Adapter",

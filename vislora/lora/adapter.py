@@ -1,13 +1,12 @@
 """Adapter: the value that files hold, and that goes into and comes out of a model."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vislora.lora.low_rank import Rows
+from vislora.lora.low_rank import Rows, alpha_at, scale_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class LowRankWeights:
     @property
     def scale(self) -> float:
         """s, the factor on B A."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return scale_of(self.alpha, self.rank, self.rslora)
 
     def as_one_pair(self) -> "LowRankWeights":
         """The same update as one pair over all rows, as formats without row ranges need it.
@@ -43,7 +42,7 @@ class LowRankWeights:
             b[start:stop, i * self.rank : (i + 1) * self.rank] = self.lora_B[offset : offset + stop - start]
             offset += stop - start
         rank = pairs * self.rank
-        alpha = self.scale * (math.sqrt(rank) if self.rslora else rank)
+        alpha = alpha_at(rank, self.alpha, self.rank, self.rslora)
         return LowRankWeights(self.lora_A, b, rank, alpha, self.out, self.rslora, magnitude=self.magnitude)
 
 

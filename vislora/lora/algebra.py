@@ -1,121 +1,20 @@
-"""Arithmetic on adapters: extract one from two sets of weights, change the rank, blend several.
+"""Arithmetic on adapters: change the rank of one, blend several.
 
-Every function answers with the adapter and, for each layer, the energy it keeps of the update that was asked for:
-
-    energy = 1 - ||kept - wanted||_F^2 / ||wanted||_F^2
-
-For a truncated SVD that is the share of the squared singular values (Eckart & Young 1936). DoRA layers are no sum of a
-frozen weight and an update, so that only their rank can be changed.
+DoRA layers are no sum of a frozen weight and an update, so that only their rank can be changed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora.adapter import Adapter, LowRankWeights
-from vislora.lora.low_rank import Rows
-from vislora.lora.names import inside
-
-_NOISE = 1e-15  # squared singular values below this share of the largest are rounding errors of float64
-
-
-@dataclass(frozen=True)
-class Computed:
-    """An adapter that was computed rather than trained.
-
-    Attributes:
-        adapter: the result.
-        energy: the share of the wanted update that each layer keeps, at most 1; negative where the result is further
-            from it than no update would be (a linear blend can be).
-        ignored: changed tensors that were left out because they were asked to be.
-    """
-
-    adapter: Adapter
-    energy: dict[str, float]
-    ignored: tuple[str, ...] = ()
-
-    def table(self) -> str:
-        """Rank and energy by layer, then what is kept in full and what was left out; lines of text."""
-        width = max(len(name) for name in self.energy)
-        lines = [f"{'layer':{width}}  rank  energy"]
-        lines += [
-            f"{name:{width}}  {self.adapter.layers[name].rank:4}  {energy:6.1%}" for name, energy in self.energy.items()
-        ]
-        if self.adapter.trained:
-            lines.append(f"kept in full: {', '.join(self.adapter.trained)}")
-        if self.adapter.biases:
-            lines.append(f"biases kept: {len(self.adapter.biases)}")
-        if self.ignored:
-            lines.append(f"left out, as asked: {_some(self.ignored)}")
-        return "\n".join(lines)
-
-
-def extract(
-    base: Mapping[str, Tensor],
-    tuned: Mapping[str, Tensor],
-    rank: int | None = None,
-    energy: float | None = None,
-    trained: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-) -> Computed:
-    """The adapter that turns one model's weights into another's, by truncated SVD of their differences.
-
-    Matrices and ungrouped convolution kernels become low-rank layers of scale 1, beside which their biases are kept;
-    modules that hold anything else that changed (norms, scales), or a weight of another shape (a new head), are kept in
-    full.
-
-    Args:
-        base: the state dict of the base model.
-        tuned: the state dict of the same architecture after training.
-        rank: the largest rank of a layer.
-        energy: the share of each difference's squared norm to keep, in (0, 1]; the smallest rank that does is taken.
-        trained: names of modules to keep in full whatever changed in them (the head).
-        ignore: patterns (`*.bias`) of changed tensors that may be left out.
-
-    Raises:
-        AdapterError: neither rank nor energy, models of different architectures, nothing changed, or a change that
-            neither a low-rank layer nor a module kept in full can hold.
-    """
-    _check_wish(rank, energy)
-    trained = list(trained)
-    own = {key for key in {*base, *tuned} if _part_of(key, trained)}
-    changed = [key for key in tuned if key not in own and _differs(base.get(key), tuned[key])]
-    ignored = [key for key in changed if any(fnmatchcase(key, pattern) for pattern in ignore)]
-    changed = [key for key in changed if key not in ignored]
-    matrices = [key for key in changed if _is_matrix(key, base.get(key), tuned[key])]
-    adapted = {_module(key) for key in matrices}
-    biases = [key for key in changed if key.endswith(".bias") and _module(key) in adapted]
-    rest = [key for key in changed if key not in matrices and key not in biases]
-    odd = [key for key in rest if not _module(key) or any(inside(name, _module(key)) for name in adapted)]
-    if odd:
-        patterns = sorted({f"*.{key.rpartition('.')[2]}" if "." in key else key for key in odd})
-        or_keep = ", or keep the modules that hold them in full with trained=[…]" if any(map(_module, odd)) else ""
-        raise AdapterError(
-            f"{len(odd)} changed tensors fit neither a low-rank layer nor a module kept in full: {_some(odd)}; "
-            f"leave them out with ignore={patterns}{or_keep}"
-        )
-    if lost := [key for key in base if key not in own and key not in tuned]:
-        raise AdapterError(f"the tuned weights lack {_some(lost)}; base and tuned must be of one architecture")
-    trained += [name for name in dict.fromkeys(map(_module, rest)) if name not in trained]
-    layers, kept = {}, {}
-    for key in matrices:
-        layers[_module(key)], kept[_module(key)] = _truncated_difference(base[key], tuned[key], rank, energy)
-    if not layers:
-        raise AdapterError("no matrix differs between the base and the tuned weights; there is nothing to extract")
-    states = {
-        name: {k.removeprefix(f"{name}."): t for k, t in tuned.items() if _part_of(k, [name])} for name in trained
-    }
-    if empty := [name for name, state in states.items() if not state]:
-        raise AdapterError(f"trained={empty}: the tuned weights hold no such module")
-    adapter = Adapter(layers, {name: _copies(state) for name, state in states.items()})
-    adapter = replace(adapter, biases=_copies({key: tuned[key] for key in biases}))
-    return Computed(adapter, kept, tuple(key for key in ignored if not _part_of(key, trained)))
+from vislora.lora.energy import NOISE, Computed, check_wish, choose_rank
+from vislora.lora.low_rank import Rows, alpha_at
+from vislora.names import first_three
 
 
 def resize(adapter: Adapter, rank: int | None = None, energy: float | None = None) -> Computed:
@@ -133,7 +32,7 @@ def resize(adapter: Adapter, rank: int | None = None, energy: float | None = Non
     Raises:
         AdapterError: neither rank nor energy, or one that can't be.
     """
-    _check_wish(rank, energy)
+    check_wish(rank, energy)
     layers, kept = {}, {}
     for name, weights in adapter.layers.items():
         layers[name], kept[name] = _resized(weights, rank, energy)
@@ -172,7 +71,7 @@ def blend(
             f"{len(adapters)} adapters with weights {list(weights)}: give two or more, a number for each"
         )
     if rank is not None:
-        _check_wish(rank, None)
+        check_wish(rank, None)
     if not all(adapter.layers for adapter in adapters):
         raise AdapterError("an adapter without layers can't be blended")
     rank = rank or max(w.rank for adapter in adapters for w in adapter.layers.values())
@@ -193,25 +92,6 @@ def blend(
     return Computed(Adapter(layers, source.trained, dropout, source.about, source.biases), energy)
 
 
-def _truncated_difference(
-    base: Tensor, tuned: Tensor, rank: int | None, energy: float | None
-) -> tuple[LowRankWeights, float]:
-    difference = (tuned.double() - base.double()).flatten(1)
-    # The eigenvectors of the smaller Gram matrix: in float64 as good as a float32 SVD, and several times faster
-    wide = difference.shape[0] <= difference.shape[1]
-    side = difference if wide else difference.t()
-    squares, vectors = torch.linalg.eigh(side @ side.t())
-    squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
-    r, kept = _choose(squares, rank, energy)
-    root, u = squares[:r].sqrt().sqrt(), vectors[:, :r]
-    near, far = u * root, (u.t() @ side) / root[:, None]  # near @ far is the best approximation of `side`
-    b, a = (near, far) if wide else (far.t(), near.t())
-    out, kernel = tuned.shape[0], tuned.shape[1:]
-    a = a.float().cpu().reshape(r, *kernel)
-    b = b.float().cpu().reshape(out, r, *[1] * (tuned.dim() - 2))
-    return LowRankWeights(a.contiguous(), b.contiguous(), r, float(r), out), kept
-
-
 def _resized(weights: LowRankWeights, rank: int | None, energy: float | None) -> tuple[LowRankWeights, float]:
     pairs = [_svd(b, a) for b, a in _matrices(weights)]
     count = max(len(s) for _, s, _ in pairs)
@@ -219,11 +99,11 @@ def _resized(weights: LowRankWeights, rank: int | None, energy: float | None) ->
     if energy is None:
         r, kept = rank, float(squares[:, :rank].sum() / squares.sum()) if squares.any() else 1.0
     else:
-        r, kept = _choose(squares.sum(0), rank, energy)
+        r, kept = choose_rank(squares.sum(0), rank, energy)
     sized = [_at_rank(u, s, v, r) for u, s, v in pairs]
     a = torch.cat([a for _, a in sized]).reshape(-1, *weights.lora_A.shape[1:])
     b = torch.cat([b for b, _ in sized]).reshape(-1, r, *weights.lora_B.shape[2:])
-    alpha = weights.scale * (math.sqrt(r) if weights.rslora else r)
+    alpha = alpha_at(r, weights.alpha, weights.rank, weights.rslora)
     return replace(weights, lora_A=a, lora_B=b, rank=r, alpha=alpha), kept
 
 
@@ -245,24 +125,13 @@ def _svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _at_rank(u: Tensor, s: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """B and A of one pair, float32, each with the root of the singular values, and fresh rows in A up to `rank`,
     also in the place of those that carry nothing: with A and B both zero a direction could never be trained."""
-    root = s[: min(rank, int((s.square() > s[0] ** 2 * _NOISE).sum()))].sqrt()
+    root = s[: min(rank, int((s.square() > s[0] ** 2 * NOISE).sum()))].sqrt()
     b = nn.functional.pad(u[:, : len(root)] * root, (0, rank - len(root)))
     a = v[: len(root)] * root[:, None]
     if len(root) < rank:
         fresh = nn.init.kaiming_uniform_(torch.empty(rank - len(root), a.shape[1]), a=math.sqrt(5))
         a = torch.cat([a, fresh.double()])
     return b.float(), a.float()
-
-
-def _choose(squares: Tensor, rank: int | None, energy: float | None) -> tuple[int, float]:
-    """The rank to keep and the energy it keeps, from squared singular values, the largest first."""
-    total = squares.sum()
-    if total == 0:
-        return 1, 1.0
-    shares = squares.cumsum(0) / total
-    r = len(squares) if energy is None else int((shares < energy - 1e-9).sum()) + 1
-    r = min(r, int((squares > squares[0] * _NOISE).sum()), rank or len(squares))
-    return r, float(shares[r - 1])
 
 
 def _with_the_same_rows(found: list[tuple[LowRankWeights, float]]) -> list[tuple[LowRankWeights, float]]:
@@ -311,17 +180,10 @@ def _head_source(adapters: Sequence[Adapter], head: int | None) -> Adapter:
     if any(not replace(adapter, layers={}).equals(replace(with_own[0], layers={})) for adapter in with_own):
         names = [*with_own[0].trained, *with_own[0].biases]
         raise AdapterError(
-            f"the adapters have different fully trained modules ({_some(names)}), which can't be blended; say whose "
-            "the result takes: head=0 for the first adapter's, …"
+            f"the adapters have different fully trained modules ({first_three(names)}), which can't be blended; say "
+            "whose the result takes: head=0 for the first adapter's, …"
         )
     return with_own[0]
-
-
-def _check_wish(rank: int | None, energy: float | None) -> None:
-    if rank is None and energy is None:
-        raise AdapterError("give a rank, or the energy to keep")
-    if (rank is not None and rank < 1) or (energy is not None and not 0.0 < energy <= 1.0):
-        raise AdapterError(f"rank={rank}, energy={energy}: expected a rank of at least 1, an energy in (0, 1]")
 
 
 def _check_alike(name: str, found: list[LowRankWeights], how: str) -> None:
@@ -338,27 +200,3 @@ def _check_alike(name: str, found: list[LowRankWeights], how: str) -> None:
             f"{name} has ranks {[w.rank for w in found]} over rows {[w.rows for w in found]}; how=linear needs equal "
             "ones: use svd or cat, or resize the adapters first"
         )
-
-
-def _is_matrix(key: str, base: Tensor | None, tuned: Tensor) -> bool:
-    return key.endswith(".weight") and base is not None and base.shape == tuned.shape and tuned.dim() in (2, 4)
-
-
-def _differs(base: Tensor | None, tuned: Tensor) -> bool:
-    return base is None or base.shape != tuned.shape or not torch.equal(base.to(tuned.dtype), tuned)
-
-
-def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
-
-
-def _module(key: str) -> str:
-    return key.rpartition(".")[0]
-
-
-def _part_of(key: str, modules: Sequence[str]) -> bool:
-    return any(key.startswith(f"{name}.") for name in modules)
-
-
-def _some(keys: Sequence[Any]) -> str:
-    return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")

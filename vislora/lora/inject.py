@@ -1,84 +1,21 @@
 """Put adapters into a model, switch them, merge them, take them out again."""
 
-import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adapter import Adapter, LowRankWeights
+from vislora.lora.adaptable import adapt, restore_class
+from vislora.lora.adapter import Adapter
 from vislora.lora.algebra import blend
-from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
-from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection
-from vislora.lora.low_rank import LowRank, Rows
+from vislora.lora.held import Held
+from vislora.lora.low_rank import LowRank
 from vislora.lora.mixed import Assignment, mixed
-from vislora.lora.names import fits, inside, submodule
+from vislora.lora.names import inside, module_named, parameter_named, set_parameter
 from vislora.lora.reads import frozen_weight, set_frozen_weight
-
-_ADAPTED = {
-    nn.Linear: LoraLinear,
-    nn.Conv2d: LoraConv2d,
-    nn.MultiheadAttention: LoraMultiheadAttention,
-    NonDynamicallyQuantizableLinear: LoraOutProjection,
-}
-_ADAPTED_DORA = {
-    nn.Linear: DoraLinear,
-    nn.Conv2d: DoraConv2d,
-    nn.MultiheadAttention: LoraMultiheadAttention,
-    NonDynamicallyQuantizableLinear: DoraOutProjection,
-}
-_BIASES = ("bias", "in_proj_bias")  # the second of an nn.MultiheadAttention's q, k and v
-_PLAIN = {adapted: plain for kind in (_ADAPTED, _ADAPTED_DORA) for plain, adapted in kind.items()}
-
-
-@dataclass(frozen=True)
-class TargetLayer:
-    """A layer to adapt: its name in the model, and the output rows of each pair (None: one pair over all rows)."""
-
-    name: str
-    rows: Rows | None = None
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """How new low-rank pairs are made; see `LowRank`.
-
-    `rank_pattern` and `alpha_pattern` give other values to some layers: a key is a regular expression for the end of
-    a layer's name, beginning where a word between dots does, and the first one that fits counts (PEFT's rule).
-    `bias` says which biases are trained with the pairs: none, those of the adapted layers, or all.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    rslora: bool = False
-    dora: bool = False
-    pissa: bool = False
-    bias: Literal["none", "lora_only", "all"] = "none"
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def low_rank(self, target: TargetLayer, weight: Tensor) -> LowRank:
-        """Untrained pairs for one layer."""
-        rank = _by_pattern(self.rank_pattern, target.name, self.rank)
-        alpha = _by_pattern(self.alpha_pattern, target.name, self.alpha)
-        return LowRank(weight, rank, alpha, self.dropout, self.rslora, target.rows, self.dora, self.pissa)
-
-
-@dataclass
-class _Held:
-    """One adapter in its live form: low-rank modules, and its own copies of the fully trained modules and biases, by
-    name."""
-
-    layers: dict[str, LowRank]
-    trained: dict[str, nn.Module]
-    biases: dict[str, nn.Parameter]
+from vislora.lora.settings import LoraSettings, TargetLayer
 
 
 class Adapters:
@@ -92,7 +29,7 @@ class Adapters:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.active: str | None = None
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._base_modules: dict[str, nn.Module] = {}  # replaced by an adapter's own copies while it is active
         self._base_biases: dict[str, nn.Parameter] = {}  # likewise
         self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
@@ -122,20 +59,7 @@ class Adapters:
                 or part of one that is trained in full.
         """
         with self._on_the_base():
-            layers: dict[str, LowRank] = {}
-            for target in targets:
-                if target.name in layers:
-                    raise AdapterError(f"{target.name} is named twice among the targets")
-                weight = frozen_weight(self._adaptable(target.name, settings.dropout))
-                layers[target.name] = settings.low_rank(target, weight)
-            for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
-                if not any(fits(pattern, path) for path in layers):
-                    raise AdapterError(
-                        f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
-                        f"{', '.join(list(layers)[:4])}, …"
-                    )
-            copies = {path: copy.deepcopy(self._module(path)) for path in trained}
-            self._hold(name, _Held(layers, copies, self._biases(settings.bias, layers, copies)))
+            self._hold(name, Held.new(self.model, targets, settings, trained))
 
     def load(self, name: str, adapter: Adapter) -> None:
         """Add a trained adapter and make it active.
@@ -144,10 +68,7 @@ class Adapters:
             AdapterError: the name is taken, the adapter is empty, or one of its layers doesn't fit the model.
         """
         with self._on_the_base():
-            layers = {path: self._low_rank(path, weights, adapter.dropout) for path, weights in adapter.layers.items()}
-            trained = {path: self._trained(path, state) for path, state in adapter.trained.items()}
-            biases = {path: self._bias(path, value) for path, value in adapter.biases.items()}
-            self._hold(name, _Held(layers, trained, biases))
+            self._hold(name, Held.of(self.model, adapter))
 
     def adapter(self, name: str) -> Adapter:
         """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says.
@@ -155,25 +76,7 @@ class Adapters:
         Raises:
             AdapterError: there is none of this name.
         """
-        held = self._get(name)
-        layers = {}
-        for path, low in held.layers.items():
-            weight = frozen_weight(self._module(path))
-            out = weight.shape[0]
-            rows = None if low.rows == ((0, out),) else low.rows
-            a, b = (matrix.detach().cpu().clone() for matrix in low.acting())
-            rank = b.shape[1]
-            ratio = rank / low.rank  # PiSSA's start doubles the rank; the scale stays what it was
-            alpha = low.alpha * (math.sqrt(ratio) if low.rslora else ratio)
-            magnitude = None if low.magnitude is None else low.all_magnitudes(weight).detach().cpu()
-            layers[path] = LowRankWeights(a, b, rank, alpha, out, low.rslora, rows, magnitude)
-        trained = {
-            path: {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
-            for path, module in held.trained.items()
-        }
-        biases = {path: bias.detach().cpu().clone() for path, bias in held.biases.items()}
-        dropout = max((low.dropout for low in held.layers.values()), default=0.0)
-        return Adapter(layers, trained, dropout, biases=biases)
+        return self._get(name).values(self.model)
 
     def activate(self, name: str) -> None:
         """Make one adapter the active one.
@@ -185,20 +88,20 @@ class Adapters:
         self.deactivate()
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
-            layer = self._module(path)
+            layer = module_named(self.model, path)
             device = frozen_weight(layer).device
             layer.lora = (low if low.lora_A.device == device else low.to(device)).requires_grad_(True)
-            _adapt(layer)
+            adapt(layer)
         for path, module in held.trained.items():
-            base = self._module(path)
+            base = module_named(self.model, path)
             self._base_modules[path] = base
             own = module.to(next(base.parameters()).device).train(base.training).requires_grad_(True)
             self.model.set_submodule(path, own)
         for path, bias in held.biases.items():
-            base = self._parameter(path)
+            base = parameter_named(self.model, path)
             self._base_biases[path] = base
             bias.data = bias.data.to(base.device)
-            self._set_parameter(path, bias.requires_grad_(True))
+            set_parameter(self.model, path, bias.requires_grad_(True))
         self.active = name
 
     def deactivate(self) -> None:
@@ -213,15 +116,15 @@ class Adapters:
         if self.active is None:
             return
         for path in self._held[self.active].layers:
-            layer = self._module(path)
-            layer.__class__ = _PLAIN[type(layer)]
+            layer = module_named(self.model, path)
+            restore_class(layer)
             del layer.lora
         for path, module in self._base_modules.items():
-            own = self._module(path)
+            own = module_named(self.model, path)
             self.model.set_submodule(path, module.to(next(own.parameters()).device).train(own.training))
         for path, bias in self._base_biases.items():
-            bias.data = bias.data.to(self._parameter(path).device)
-            self._set_parameter(path, bias)
+            bias.data = bias.data.to(parameter_named(self.model, path).device)
+            set_parameter(self.model, path, bias)
         self._base_modules.clear()
         self._base_biases.clear()
         self.active = None
@@ -245,7 +148,7 @@ class Adapters:
         if self._base_weights:
             raise AdapterError(f"adapter {self.active!r} is merged into the weights; unmerge first")
         assignment, back = Assignment.of(names), self.active
-        held = [_Held({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
+        held = [Held({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
         if biased := [name for name, one in zip(assignment.names, held, strict=True) if one.biases]:
             raise AdapterError(f"adapter {biased[0]!r} trains biases, which can't differ within a batch")
         whole = _all(one.trained for one in held)
@@ -259,7 +162,8 @@ class Adapters:
         layers = {path: [one.layers.get(path) for one in held] for path in _all(one.layers for one in held)}
         trained = {path: [one.trained.get(path) for one in held] for path in _all(one.trained for one in held)}
         trained = {
-            path: [self._module(path) if own is None else own for own in modules] for path, modules in trained.items()
+            path: [module_named(self.model, path) if own is None else own for own in modules]
+            for path, modules in trained.items()
         }
         self.model.requires_grad_(False)
         self._mixing = True
@@ -339,12 +243,12 @@ class Adapters:
         if self.active is None or self._base_weights:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
         for path, low in self._held[self.active].layers.items():
-            layer = self._module(path)
+            layer = module_named(self.model, path)
             weight = frozen_weight(layer)
             self._base_weights[path] = weight
             # a parameter of its own: the base's may be another layer's too
             set_frozen_weight(layer, nn.Parameter(low.merged(weight).to(weight.dtype), requires_grad=False))
-            layer.__class__ = _PLAIN[type(layer)]
+            restore_class(layer)
 
     def unmerge(self) -> None:
         """Undo `merge`: the base weights come back bit for bit, the adapter acts beside them again.
@@ -355,11 +259,11 @@ class Adapters:
         if not self._base_weights:
             raise AdapterError("nothing to unmerge")
         for path, weight in self._base_weights.items():
-            layer = self._module(path)
+            layer = module_named(self.model, path)
             merged = frozen_weight(layer)
             weight.data = weight.data.to(merged.device, merged.dtype)  # where the model has gone meanwhile
             set_frozen_weight(layer, weight)
-            _adapt(layer)
+            adapt(layer)
         self._base_weights.clear()
 
     def merge_and_unload(self) -> None:
@@ -371,7 +275,7 @@ class Adapters:
         """
         self.merge()
         for path in self._base_weights:
-            del self._module(path).lora
+            del module_named(self.model, path).lora
         for kept in (self._base_weights, self._base_modules, self._base_biases, self._held):
             kept.clear()
         self.active = None
@@ -396,21 +300,12 @@ class Adapters:
                     self.merge()
             raise
 
-    def _hold(self, name: str, held: _Held) -> None:
+    def _hold(self, name: str, held: Held) -> None:
         if name in self._held:
             raise AdapterError(f"an adapter named {name!r} is there already; remove it first or choose another name")
         if not held.layers:
             raise AdapterError(f"adapter {name!r} has no layers; name at least one target")
-        for path, module in held.trained.items():
-            if next(module.parameters(), None) is None:
-                raise AdapterError(f"{path} has no parameters to train; a model made with num_classes=0 has no head")
-            others = [*held.layers, *held.biases, *(one for one in held.trained if one != path)]
-            if parts := [one for one in others if inside(one, path)]:
-                raise AdapterError(f"{parts[0]} is part of {path}, which is trained in full; leave one of them out")
-        named: dict[nn.Module, str] = {}
-        for path in held.layers:
-            if (first := named.setdefault(self._module(path), path)) != path:
-                raise AdapterError(f"{first} and {path} are one module; name it once")
+        held.check(self.model)
         self._held[name] = held
         self.activate(name)
 
@@ -418,129 +313,11 @@ class Adapters:
         if self._mixing:
             raise AdapterError("each sample has its own adapter: leave per_sample before adding or switching adapters")
 
-    def _get(self, name: str) -> _Held:
+    def _get(self, name: str) -> Held:
         if name not in self._held:
             raise AdapterError(f"no adapter named {name!r}; there is {', '.join(self._held) or 'none'}")
         return self._held[name]
 
-    def _module(self, path: str) -> nn.Module:
-        module = submodule(self.model, path)
-        if module is None:
-            raise AdapterError(
-                f"the adapter belongs to another model: {type(self.model).__name__} has no module {path!r}"
-            )
-        return module
-
-    def _parameter(self, path: str) -> nn.Parameter:
-        module, _, key = path.rpartition(".")
-        parameter = self._module(module)._parameters.get(key)
-        if parameter is None:
-            raise AdapterError(f"the adapter belongs to another model: {module} has no {key}")
-        return parameter
-
-    def _set_parameter(self, path: str, parameter: nn.Parameter) -> None:
-        module, _, key = path.rpartition(".")
-        self._module(module)._parameters[key] = parameter
-
-    def _biases(self, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:
-        """Copies of the biases to train, by name; those of modules trained in full are trained with them."""
-        if wanted == "none":
-            return {}
-        adapted = {f"{path}.{key}" for path in layers for key in _BIASES}
-        found = {
-            path: nn.Parameter(bias.detach().clone())
-            for path, bias in self.model.named_parameters()
-            if path.rpartition(".")[2] in _BIASES
-            and not any(inside(path, module) for module in trained)
-            and (wanted == "all" or path in adapted)
-        }
-        if not found:
-            raise AdapterError(f"bias={wanted}: none of the layers concerned has a bias")
-        return found
-
-    def _bias(self, path: str, value: Tensor) -> nn.Parameter:
-        base = self._parameter(path)
-        if base.shape != value.shape:
-            raise AdapterError(f"{path} has shape {list(value.shape)}, the model needs {list(base.shape)}")
-        return nn.Parameter(value.to(base.dtype, copy=True))
-
-    def _adaptable(self, path: str, dropout: float = 0.0) -> nn.Module:
-        layer = self._module(path)
-        plain = _PLAIN.get(type(layer), type(layer))
-        if plain not in _ADAPTED:
-            raise AdapterError(
-                f"{path} is a {type(layer).__name__}; "
-                "only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
-            )
-        if plain in (nn.MultiheadAttention, NonDynamicallyQuantizableLinear) and dropout:
-            raise AdapterError(
-                f"dropout={dropout} can't act on {path}: torch's attention takes the weight as a whole; set it to 0"
-            )
-        if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
-            raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
-        if frozen_weight(layer) is None:
-            raise AdapterError(f"{path} computes its weight (weight_norm, pruning); take that out of it first")
-        if plain is nn.Conv2d and (reason := unlike_a_product(layer)):
-            raise AdapterError(f"{path} can't be adapted: {reason}")
-        return layer
-
-    def _low_rank(self, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
-        weight = frozen_weight(self._adaptable(path))
-        dora = weights.magnitude is not None
-        like = torch.empty_like(weight, device="meta")  # its shape counts; no pairs are drawn in vain
-        low = LowRank(like, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
-        for key in ("lora_A", "lora_B"):
-            mine, theirs = getattr(low, key), getattr(weights, key)
-            if mine.shape != theirs.shape:
-                raise AdapterError(
-                    f"{path}.{key} has shape {list(theirs.shape)}, the model needs {list(mine.shape)}: "
-                    "the adapter was trained on another architecture"
-                )
-            setattr(low, key, nn.Parameter(theirs.to(weight.device, mine.dtype, copy=True)))
-        if dora:
-            own = torch.cat([weights.magnitude[start:stop] for start, stop in low.rows])
-            low.magnitude = nn.Parameter(own.to(weight.device, low.magnitude.dtype, copy=True))
-        return low
-
-    def _trained(self, path: str, state: dict[str, Tensor]) -> nn.Module:
-        module = copy.deepcopy(self._module(path))
-        if isinstance(module, nn.Linear) and "weight" in state:  # a head may have another number of classes
-            out, inner = state["weight"].shape
-            if inner == module.in_features and (
-                out != module.out_features or (module.bias is None) != ("bias" not in state)
-            ):
-                like = {"device": module.weight.device, "dtype": module.weight.dtype}
-                module = nn.Linear(inner, out, bias="bias" in state, **like)
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise AdapterError(f"the adapter's {path} doesn't fit the model's: {error}") from None
-        return module.requires_grad_(True)
-
 
 def _all(dicts: Iterable[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(key for one in dicts for key in one))
-
-
-def _adapt(layer: nn.Module) -> None:
-    kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA
-    if type(layer) not in kinds:
-        raise AdapterError(f"a {type(layer).__name__} is adapted already, by another Adapters object")
-    layer.__class__ = kinds[type(layer)]
-
-
-def _by_pattern(pattern: Mapping[str, float], name: str, default: float) -> float:
-    return next((value for key, value in pattern.items() if fits(key, name)), default)
-
-
-def unlike_a_product(layer: nn.Conv2d) -> str | None:
-    """Why a convolution's update can't be written as an A of its own geometry and a 1x1 B, or not in a file."""
-    if layer.groups != 1:
-        return f"a convolution in {layer.groups} groups, of which each sees its own channels, while A sees all"
-    if tuple(layer.dilation) != (1, 1):
-        return f"a convolution with dilation={layer.dilation}, whose A PEFT and its kin compute without dilation"
-    if layer.padding_mode != "zeros":
-        return f"a convolution with padding_mode={layer.padding_mode!r}; only zeros are supported"
-    if layer.padding == "same" and any((k - 1) % 2 for k in layer.kernel_size):
-        return f"a convolution with padding='same' and a kernel of {layer.kernel_size}, padded more on one side"
-    return None

@@ -22,6 +22,16 @@ def row_norms(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1), dim=1)
 
 
+def scale_of(alpha: float, rank: int, rslora: bool) -> float:
+    """s, the factor on B A: alpha / r, with rsLoRA (arXiv:2312.03732) alpha / sqrt(r)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def alpha_at(rank: int, alpha: float, old_rank: int, rslora: bool) -> float:
+    """The alpha that gives another rank the same scale."""
+    return alpha * (math.sqrt(rank / old_rank) if rslora else rank / old_rank)
+
+
 class Pair(NamedTuple):
     """Where one pair lives: its rows in y, its rows in the stacked A (columns of h), its rows in the stacked B."""
 
@@ -112,7 +122,7 @@ class LowRank(nn.Module):
     @property
     def scale(self) -> float:
         """s, the factor on B A."""
-        return self.multiplier * self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return self.multiplier * scale_of(self.alpha, self.rank, self.rslora)
 
     def acting(self) -> tuple[Tensor, Tensor]:
         """A and B as the layer computes with them: with PiSSA [A; A0] and [B, -B0], each pair of rank 2r."""

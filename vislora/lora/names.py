@@ -1,4 +1,4 @@
-"""Layers by name: one, and those that a pattern chooses by PEFT's rule."""
+"""Layers and parameters by name, and those layers that a pattern chooses by PEFT's rule."""
 
 import re
 
@@ -15,6 +15,37 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
         if not isinstance(model, nn.Module):
             return None
     return model
+
+
+def module_named(model: nn.Module, path: str) -> nn.Module:
+    """As `submodule`, of a name that an adapter gave.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    module = submodule(model, path)
+    if module is None:
+        raise AdapterError(f"the adapter belongs to another model: {type(model).__name__} has no module {path!r}")
+    return module
+
+
+def parameter_named(model: nn.Module, path: str) -> nn.Parameter:
+    """A module's own parameter, of a name that an adapter gave.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    module, _, key = path.rpartition(".")
+    parameter = module_named(model, module)._parameters.get(key)
+    if parameter is None:
+        raise AdapterError(f"the adapter belongs to another model: {module} has no {key}")
+    return parameter
+
+
+def set_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Put another one in its place."""
+    module, _, key = path.rpartition(".")
+    module_named(model, module)._parameters[key] = parameter
 
 
 def inside(name: str, module: str) -> bool:

@@ -10,8 +10,8 @@ from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import TargetLayer
+from vislora.lora.adaptable import unlike_a_product
 from vislora.lora.dora import DoraConv2d
-from vislora.lora.inject import unlike_a_product
 from vislora.lora.layers import LoraConv2d
 from vislora.lora.names import inside, submodule
 from vislora.targets.blocks import Blocks, choose_blocks

@@ -1,0 +1,134 @@
+"""Extracted adapters agree with dense SVDs in float64."""
+
+import pytest
+import timm
+import torch
+from dense import best, close, delta
+from torch import nn
+
+from vislora.errors import AdapterError
+from vislora.lora import Adapters, LoraSettings, TargetLayer
+from vislora.lora.extraction import extract
+
+
+def vit() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 5}
+        return timm.create_model("vit_tiny_patch16_224", **size).eval()
+
+
+def tuned_matrices() -> nn.Module:
+    """The same model with a random change of every matrix, of the norms' scales, and with a new head."""
+    model = vit()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".weight"):
+                p.add_(0.05 * torch.randn(p.shape))
+    model.head = nn.Linear(48, 9)
+    return model.eval()
+
+
+def test_extracted_adapter_of_full_rank_gives_the_tuned_models_logits():
+    images, tuned = torch.randn(3, 3, 32, 32), tuned_matrices()
+    done = extract(vit().state_dict(), tuned.state_dict(), energy=1.0)
+    norms = {f"blocks.{i}.norm{j}" for i in (0, 1) for j in (1, 2)} | {"norm"}
+    assert done.adapter.trained.keys() == norms | {"head"}
+    assert "patch_embed.proj" in done.adapter.layers
+    assert min(done.energy.values()) == pytest.approx(1.0)
+    model = vit()
+    Adapters(model).load("extracted", done.adapter)
+    assert (model(images) - tuned(images)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "rank"), [("blocks.0.mlp.fc1", 5), ("blocks.0.mlp.fc2", 5), ("patch_embed.proj", 2)])
+def test_extracted_layer_is_the_best_approximation_of_the_difference(name, rank):
+    base, tuned = vit().state_dict(), tuned_matrices().state_dict()
+    done = extract(base, tuned, rank)
+    wanted, share = best((tuned[f"{name}.weight"].double() - base[f"{name}.weight"].double()).flatten(1).numpy(), rank)
+    assert close(delta(done.adapter.layers[name]), wanted)
+    assert done.energy[name] == pytest.approx(share, abs=1e-6)
+
+
+def test_extracting_from_a_merged_model_gives_the_adapter_back():
+    model = vit()
+    adapters = Adapters(model)
+    adapters.add(
+        "it", [TargetLayer("blocks.0.attn.qkv", ((0, 48),)), TargetLayer("blocks.1.mlp.fc2")], LoraSettings(4, 8)
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.1)
+    value = adapters.adapter("it")
+    adapters.merge()
+    merged = {key: tensor for key, tensor in model.state_dict().items() if ".lora." not in key}
+    done = extract(vit().state_dict(), merged, energy=0.999999)
+    assert done.adapter.layers.keys() == value.layers.keys()
+    for name, weights in value.layers.items():
+        assert done.adapter.layers[name].rank == 4
+        assert close(delta(done.adapter.layers[name]), delta(weights))
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_change_of_a_lower_rank_than_asked_for_is_extracted_at_its_own(shape, dtype):
+    g = torch.Generator().manual_seed(0)
+    change = torch.randn(shape[0], 1, generator=g, dtype=dtype) @ torch.randn(1, shape[1], generator=g, dtype=dtype)
+    done = extract({"fc.weight": torch.zeros(shape, dtype=dtype)}, {"fc.weight": change}, rank=8)
+    assert close(delta(done.adapter.layers["fc"]), change.double().numpy())
+
+
+def test_half_precision_weights_are_compared_in_full_precision():
+    base = {"it.weight": torch.randn(8, 6).half()}
+    tuned = {"it.weight": base["it.weight"].float() + 1e-5 * torch.randn(8, 6)}
+    wanted = tuned["it.weight"].double() - base["it.weight"].double()
+    assert close(delta(extract(base, tuned, 6).adapter.layers["it"]), wanted.numpy())
+
+
+def test_changes_that_no_adapter_holds_are_refused_by_name_or_left_out_as_asked():
+    base, tuned = vit().state_dict(), tuned_matrices().state_dict()
+    tuned["blocks.0.attn.qkv.bias"] = tuned["blocks.0.attn.qkv.bias"] + 1
+    tuned["pos_embed"] = tuned["pos_embed"] + 1
+    with pytest.raises(
+        AdapterError, match=r"1 changed tensors .* pos_embed; leave them out with ignore=\['pos_embed'\]"
+    ):
+        extract(base, tuned, 4)
+    done = extract(base, tuned, 4, ignore=["*.bias", "pos_embed"])
+    assert set(done.ignored) == {"pos_embed", "blocks.0.attn.qkv.bias"}
+    assert not done.adapter.biases
+    kept = extract(base, tuned, 4, trained=["blocks.0.attn.qkv"], ignore=["pos_embed"])
+    assert torch.equal(kept.adapter.trained["blocks.0.attn.qkv"]["bias"], tuned["blocks.0.attn.qkv.bias"])
+    assert "blocks.0.attn.qkv" not in kept.adapter.layers
+    assert kept.ignored == ("pos_embed",)
+
+
+def test_biases_of_adapted_layers_are_kept():
+    images, tuned = torch.randn(3, 3, 32, 32), tuned_matrices()
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if name.endswith(".bias"):
+                p.add_(0.3 * torch.randn(p.shape))
+    done = extract(vit().state_dict(), tuned.state_dict(), energy=1.0)
+    assert "blocks.0.attn.qkv.bias" in done.adapter.biases
+    assert not [name for name in done.adapter.biases if "norm" in name]  # norms are kept in full
+    model = vit()
+    Adapters(model).load("extracted", done.adapter)
+    assert (model(images) - tuned(images)).abs().max() < 1e-4
+
+
+def test_a_parameter_of_a_module_that_holds_adapted_layers_is_refused():
+    base = {"attn.q_bias": torch.zeros(4), "attn.qkv.weight": torch.zeros(4, 4)}
+    tuned = {"attn.q_bias": torch.ones(4), "attn.qkv.weight": torch.ones(4, 4)}
+    with pytest.raises(AdapterError, match="q_bias"):
+        extract(base, tuned, 2)
+
+
+def test_models_of_different_architectures_and_equal_models_are_refused():
+    base = vit().state_dict()
+    with pytest.raises(AdapterError, match=r"the tuned weights lack blocks.1.norm1.weight"):
+        extract(base, {k: t for k, t in tuned_matrices().state_dict().items() if "blocks.1" not in k}, 4)
+    with pytest.raises(AdapterError, match="nothing to extract"):
+        extract(base, vit().state_dict(), 4)
+    with pytest.raises(AdapterError, match="no such module"):
+        extract(base, tuned_matrices().state_dict(), 4, trained=["classifier"])

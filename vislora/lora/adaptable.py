@@ -1,0 +1,75 @@
+"""Which layers can be adapted, and the classes that they have meanwhile."""
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vislora.errors import AdapterError
+from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection
+from vislora.lora.names import module_named
+from vislora.lora.reads import frozen_weight
+
+_ADAPTED = {
+    nn.Linear: LoraLinear,
+    nn.Conv2d: LoraConv2d,
+    nn.MultiheadAttention: LoraMultiheadAttention,
+    NonDynamicallyQuantizableLinear: LoraOutProjection,
+}
+_ADAPTED_DORA = {
+    nn.Linear: DoraLinear,
+    nn.Conv2d: DoraConv2d,
+    nn.MultiheadAttention: LoraMultiheadAttention,
+    NonDynamicallyQuantizableLinear: DoraOutProjection,
+}
+_PLAIN = {adapted: plain for kind in (_ADAPTED, _ADAPTED_DORA) for plain, adapted in kind.items()}
+
+
+def adaptable(model: nn.Module, path: str, dropout: float = 0.0) -> nn.Module:
+    """The layer of this name, adapted or not.
+
+    Raises:
+        AdapterError: there is none, or it can't be adapted (with this dropout).
+    """
+    layer = module_named(model, path)
+    plain = _PLAIN.get(type(layer), type(layer))
+    if plain not in _ADAPTED:
+        raise AdapterError(
+            f"{path} is a {type(layer).__name__}; only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
+        )
+    if plain in (nn.MultiheadAttention, NonDynamicallyQuantizableLinear) and dropout:
+        raise AdapterError(
+            f"dropout={dropout} can't act on {path}: torch's attention takes the weight as a whole; set it to 0"
+        )
+    if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
+        raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
+    if frozen_weight(layer) is None:
+        raise AdapterError(f"{path} computes its weight (weight_norm, pruning); take that out of it first")
+    if plain is nn.Conv2d and (reason := unlike_a_product(layer)):
+        raise AdapterError(f"{path} can't be adapted: {reason}")
+    return layer
+
+
+def adapt(layer: nn.Module) -> None:
+    """Let a layer compute with its `lora`."""
+    kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA
+    if type(layer) not in kinds:
+        raise AdapterError(f"a {type(layer).__name__} is adapted already, by another Adapters object")
+    layer.__class__ = kinds[type(layer)]
+
+
+def restore_class(layer: nn.Module) -> None:
+    """Let it compute without."""
+    layer.__class__ = _PLAIN[type(layer)]
+
+
+def unlike_a_product(layer: nn.Conv2d) -> str | None:
+    """Why a convolution's update can't be written as an A of its own geometry and a 1x1 B, or not in a file."""
+    if layer.groups != 1:
+        return f"a convolution in {layer.groups} groups, of which each sees its own channels, while A sees all"
+    if tuple(layer.dilation) != (1, 1):
+        return f"a convolution with dilation={layer.dilation}, whose A PEFT and its kin compute without dilation"
+    if layer.padding_mode != "zeros":
+        return f"a convolution with padding_mode={layer.padding_mode!r}; only zeros are supported"
+    if layer.padding == "same" and any((k - 1) % 2 for k in layer.kernel_size):
+        return f"a convolution with padding='same' and a kernel of {layer.kernel_size}, padded more on one side"
+    return None

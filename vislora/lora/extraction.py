@@ -1,0 +1,115 @@
+"""Extract an adapter from two sets of weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from vislora.errors import AdapterError
+from vislora.lora.adapter import Adapter, LowRankWeights
+from vislora.lora.energy import Computed, check_wish, choose_rank
+from vislora.lora.names import inside
+from vislora.names import first_three
+
+
+def extract(
+    base: Mapping[str, Tensor],
+    tuned: Mapping[str, Tensor],
+    rank: int | None = None,
+    energy: float | None = None,
+    trained: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Computed:
+    """The adapter that turns one model's weights into another's, by truncated SVD of their differences.
+
+    Matrices and ungrouped convolution kernels become low-rank layers of scale 1, beside which their biases are kept;
+    modules that hold anything else that changed (norms, scales), or a weight of another shape (a new head), are kept in
+    full.
+
+    Args:
+        base: the state dict of the base model.
+        tuned: the state dict of the same architecture after training.
+        rank: the largest rank of a layer.
+        energy: the share of each difference's squared norm to keep, in (0, 1]; the smallest rank that does is taken.
+        trained: names of modules to keep in full whatever changed in them (the head).
+        ignore: patterns (`*.bias`) of changed tensors that may be left out.
+
+    Raises:
+        AdapterError: neither rank nor energy, models of different architectures, nothing changed, or a change that
+            neither a low-rank layer nor a module kept in full can hold.
+    """
+    check_wish(rank, energy)
+    trained = list(trained)
+    own = {key for key in {*base, *tuned} if _part_of(key, trained)}
+    changed = [key for key in tuned if key not in own and _differs(base.get(key), tuned[key])]
+    ignored = [key for key in changed if any(fnmatchcase(key, pattern) for pattern in ignore)]
+    changed = [key for key in changed if key not in ignored]
+    matrices = [key for key in changed if _is_matrix(key, base.get(key), tuned[key])]
+    adapted = {_module(key) for key in matrices}
+    biases = [key for key in changed if key.endswith(".bias") and _module(key) in adapted]
+    rest = [key for key in changed if key not in matrices and key not in biases]
+    odd = [key for key in rest if not _module(key) or any(inside(name, _module(key)) for name in adapted)]
+    if odd:
+        patterns = sorted({f"*.{key.rpartition('.')[2]}" if "." in key else key for key in odd})
+        or_keep = ", or keep the modules that hold them in full with trained=[…]" if any(map(_module, odd)) else ""
+        raise AdapterError(
+            f"{len(odd)} changed tensors fit neither a low-rank layer nor a module kept in full: {first_three(odd)}; "
+            f"leave them out with ignore={patterns}{or_keep}"
+        )
+    if lost := [key for key in base if key not in own and key not in tuned]:
+        raise AdapterError(f"the tuned weights lack {first_three(lost)}; base and tuned must be of one architecture")
+    trained += [name for name in dict.fromkeys(map(_module, rest)) if name not in trained]
+    layers, kept = {}, {}
+    for key in matrices:
+        layers[_module(key)], kept[_module(key)] = _truncated_difference(base[key], tuned[key], rank, energy)
+    if not layers:
+        raise AdapterError("no matrix differs between the base and the tuned weights; there is nothing to extract")
+    states = {
+        name: {k.removeprefix(f"{name}."): t for k, t in tuned.items() if _part_of(k, [name])} for name in trained
+    }
+    if empty := [name for name, state in states.items() if not state]:
+        raise AdapterError(f"trained={empty}: the tuned weights hold no such module")
+    adapter = Adapter(layers, {name: _copies(state) for name, state in states.items()})
+    adapter = replace(adapter, biases=_copies({key: tuned[key] for key in biases}))
+    return Computed(adapter, kept, tuple(key for key in ignored if not _part_of(key, trained)))
+
+
+def _truncated_difference(
+    base: Tensor, tuned: Tensor, rank: int | None, energy: float | None
+) -> tuple[LowRankWeights, float]:
+    difference = (tuned.double() - base.double()).flatten(1)
+    # The eigenvectors of the smaller Gram matrix: in float64 as good as a float32 SVD, and several times faster
+    wide = difference.shape[0] <= difference.shape[1]
+    side = difference if wide else difference.t()
+    squares, vectors = torch.linalg.eigh(side @ side.t())
+    squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
+    r, kept = choose_rank(squares, rank, energy)
+    root, u = squares[:r].sqrt().sqrt(), vectors[:, :r]
+    near, far = u * root, (u.t() @ side) / root[:, None]  # near @ far is the best approximation of `side`
+    b, a = (near, far) if wide else (far.t(), near.t())
+    out, kernel = tuned.shape[0], tuned.shape[1:]
+    a = a.float().cpu().reshape(r, *kernel)
+    b = b.float().cpu().reshape(out, r, *[1] * (tuned.dim() - 2))
+    return LowRankWeights(a.contiguous(), b.contiguous(), r, float(r), out), kept
+
+
+def _is_matrix(key: str, base: Tensor | None, tuned: Tensor) -> bool:
+    return key.endswith(".weight") and base is not None and base.shape == tuned.shape and tuned.dim() in (2, 4)
+
+
+def _differs(base: Tensor | None, tuned: Tensor) -> bool:
+    return base is None or base.shape != tuned.shape or not torch.equal(base.to(tuned.dtype), tuned)
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
+
+
+def _module(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _part_of(key: str, modules: Sequence[str]) -> bool:
+    return any(key.startswith(f"{name}.") for name in modules)

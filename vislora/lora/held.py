@@ -1,0 +1,149 @@
+"""One adapter in its live form: made new or from a file's values, and turned into values again."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vislora.errors import AdapterError
+from vislora.lora.adaptable import adaptable
+from vislora.lora.adapter import Adapter, LowRankWeights
+from vislora.lora.low_rank import LowRank, alpha_at
+from vislora.lora.names import fits, inside, module_named, parameter_named
+from vislora.lora.reads import frozen_weight
+from vislora.lora.settings import LoraSettings, TargetLayer
+
+_BIASES = ("bias", "in_proj_bias")  # the second of an nn.MultiheadAttention's q, k and v
+
+
+@dataclass
+class Held:
+    """Low-rank modules, and the adapter's own copies of the fully trained modules and of biases; all by their names in
+    the model."""
+
+    layers: dict[str, LowRank]
+    trained: dict[str, nn.Module]
+    biases: dict[str, nn.Parameter]
+
+    @classmethod
+    def new(
+        cls, model: nn.Module, targets: Iterable[TargetLayer], settings: LoraSettings, trained: Iterable[str]
+    ) -> "Held":
+        """An untrained adapter; see `Adapters.add`."""
+        layers: dict[str, LowRank] = {}
+        for target in targets:
+            if target.name in layers:
+                raise AdapterError(f"{target.name} is named twice among the targets")
+            weight = frozen_weight(adaptable(model, target.name, settings.dropout))
+            layers[target.name] = settings.low_rank(target, weight)
+        for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
+            if not any(fits(pattern, path) for path in layers):
+                raise AdapterError(
+                    f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
+                    f"{', '.join(list(layers)[:4])}, …"
+                )
+        copies = {path: copy.deepcopy(module_named(model, path)) for path in trained}
+        return cls(layers, copies, _biases(model, settings.bias, layers, copies))
+
+    @classmethod
+    def of(cls, model: nn.Module, adapter: Adapter) -> "Held":
+        """A trained adapter; see `Adapters.load`."""
+        return cls(
+            {path: _low_rank(model, path, weights, adapter.dropout) for path, weights in adapter.layers.items()},
+            {path: _trained(model, path, state) for path, state in adapter.trained.items()},
+            {path: _bias(model, path, value) for path, value in adapter.biases.items()},
+        )
+
+    def values(self, model: nn.Module) -> Adapter:
+        """A copy of what was trained, on the CPU; `model` has the frozen weights."""
+        layers = {}
+        for path, low in self.layers.items():
+            weight = frozen_weight(module_named(model, path))
+            out = weight.shape[0]
+            rows = None if low.rows == ((0, out),) else low.rows
+            a, b = (matrix.detach().cpu().clone() for matrix in low.acting())
+            rank = b.shape[1]  # PiSSA's start doubles it
+            alpha = alpha_at(rank, low.alpha, low.rank, low.rslora)
+            magnitude = None if low.magnitude is None else low.all_magnitudes(weight).detach().cpu()
+            layers[path] = LowRankWeights(a, b, rank, alpha, out, low.rslora, rows, magnitude)
+        trained = {
+            path: {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+            for path, module in self.trained.items()
+        }
+        biases = {path: bias.detach().cpu().clone() for path, bias in self.biases.items()}
+        dropout = max((low.dropout for low in self.layers.values()), default=0.0)
+        return Adapter(layers, trained, dropout, biases=biases)
+
+    def check(self, model: nn.Module) -> None:
+        """Raises AdapterError where two parts are one in the model, or a part has nothing to train."""
+        for path, module in self.trained.items():
+            if next(module.parameters(), None) is None:
+                raise AdapterError(f"{path} has no parameters to train; a model made with num_classes=0 has no head")
+            others = [*self.layers, *self.biases, *(one for one in self.trained if one != path)]
+            if parts := [one for one in others if inside(one, path)]:
+                raise AdapterError(f"{parts[0]} is part of {path}, which is trained in full; leave one of them out")
+        named: dict[nn.Module, str] = {}
+        for path in self.layers:
+            if (first := named.setdefault(module_named(model, path), path)) != path:
+                raise AdapterError(f"{first} and {path} are one module; name it once")
+
+
+def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Copies of the biases to train, by name; those of modules trained in full are trained with them."""
+    if wanted == "none":
+        return {}
+    adapted = {f"{path}.{key}" for path in layers for key in _BIASES}
+    found = {
+        path: nn.Parameter(bias.detach().clone())
+        for path, bias in model.named_parameters()
+        if path.rpartition(".")[2] in _BIASES
+        and not any(inside(path, module) for module in trained)
+        and (wanted == "all" or path in adapted)
+    }
+    if not found:
+        raise AdapterError(f"bias={wanted}: none of the layers concerned has a bias")
+    return found
+
+
+def _bias(model: nn.Module, path: str, value: Tensor) -> nn.Parameter:
+    base = parameter_named(model, path)
+    if base.shape != value.shape:
+        raise AdapterError(f"{path} has shape {list(value.shape)}, the model needs {list(base.shape)}")
+    return nn.Parameter(value.to(base.dtype, copy=True))
+
+
+def _low_rank(model: nn.Module, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
+    weight = frozen_weight(adaptable(model, path))
+    dora = weights.magnitude is not None
+    like = torch.empty_like(weight, device="meta")  # its shape counts; no pairs are drawn in vain
+    low = LowRank(like, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
+    for key in ("lora_A", "lora_B"):
+        mine, theirs = getattr(low, key), getattr(weights, key)
+        if mine.shape != theirs.shape:
+            raise AdapterError(
+                f"{path}.{key} has shape {list(theirs.shape)}, the model needs {list(mine.shape)}: "
+                "the adapter was trained on another architecture"
+            )
+        setattr(low, key, nn.Parameter(theirs.to(weight.device, mine.dtype, copy=True)))
+    if dora:
+        own = torch.cat([weights.magnitude[start:stop] for start, stop in low.rows])
+        low.magnitude = nn.Parameter(own.to(weight.device, low.magnitude.dtype, copy=True))
+    return low
+
+
+def _trained(model: nn.Module, path: str, state: dict[str, Tensor]) -> nn.Module:
+    module = copy.deepcopy(module_named(model, path))
+    if isinstance(module, nn.Linear) and "weight" in state:  # a head may have another number of classes
+        out, inner = state["weight"].shape
+        if inner == module.in_features and (
+            out != module.out_features or (module.bias is None) != ("bias" not in state)
+        ):
+            like = {"device": module.weight.device, "dtype": module.weight.dtype}
+            module = nn.Linear(inner, out, bias="bias" in state, **like)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise AdapterError(f"the adapter's {path} doesn't fit the model's: {error}") from None
+    return module.requires_grad_(True)

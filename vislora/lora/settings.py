@@ -1,0 +1,48 @@
+"""What is asked of a new adapter: which layers, and how their low-rank pairs are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from vislora.lora.low_rank import LowRank, Rows
+from vislora.lora.names import fits
+
+
+@dataclass(frozen=True)
+class TargetLayer:
+    """A layer to adapt: its name in the model, and the output rows of each pair (None: one pair over all rows)."""
+
+    name: str
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How new low-rank pairs are made; see `LowRank`.
+
+    `rank_pattern` and `alpha_pattern` give other values to some layers: a key is a regular expression for the end of
+    a layer's name, beginning where a word between dots does, and the first one that fits counts (PEFT's rule).
+    `bias` says which biases are trained with the pairs: none, those of the adapted layers, or all.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+    pissa: bool = False
+    bias: Literal["none", "lora_only", "all"] = "none"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def low_rank(self, target: TargetLayer, weight: Tensor) -> LowRank:
+        """Untrained pairs for one layer."""
+        rank = _by_pattern(self.rank_pattern, target.name, self.rank)
+        alpha = _by_pattern(self.alpha_pattern, target.name, self.alpha)
+        return LowRank(weight, rank, alpha, self.dropout, self.rslora, target.rows, self.dora, self.pissa)
+
+
+def _by_pattern(pattern: Mapping[str, float], name: str, default: float) -> float:
+    return next((value for key, value in pattern.items() if fits(key, name)), default)
