@@ -28,6 +28,14 @@ def test_a_byte_order_mark_quotes_blank_lines_and_other_columns_do_no_harm(root)
     assert splits.train.image(1).getpixel((0, 0)) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_semicolons_and_tabs_part_columns_too(root, delimiter):
+    rows = [["image", "label", "split"], ["0.png", "Größe, klein", "train"], ["1.png", "b", "train"]]
+    splits = load(root, "".join(f"{delimiter.join(row)}\r\n" for row in rows), split_column="split")
+    assert splits.classes == ("Größe, klein", "b")
+    assert len(splits.train) == 2
+
+
 def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
     Image.new("RGB", (3, 3)).save(elsewhere)
@@ -42,6 +50,7 @@ def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
         ("image,label,split\n,a,train\n", "line 2: the image is empty"),
         ("image,label,split\n0.png,a,train\n1.png,a,train\n", "1 classes to train on"),
         ("", "no column 'image'; it has none"),
+        ('image,label,split\n0.png,"a,train\n1.png,b,train\n', "the row from line 2 on: unexpected end of data"),
     ],
 )
 def test_rows_that_can_not_be_used_are_named(root, text, message):
@@ -50,5 +59,5 @@ def test_rows_that_can_not_be_used_are_named(root, text, message):
 
 
 def test_another_encoding_is_named(root):
-    with pytest.raises(DataError, match="can't be read as a CSV table in UTF-8"):
+    with pytest.raises(DataError, match="isn't text in UTF-8"):
         load(root, "image,label\n0.png,größe\n", "latin-1")

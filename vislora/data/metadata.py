@@ -4,8 +4,6 @@ line, or a column file_name and others.
 The table comes from anywhere: a name in it never leads out of its folder.
 """
 
-import csv
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +12,7 @@ from typing import Any
 from vislora.config import MetadataData
 from vislora.data.folder import pictures_aside, split_folders
 from vislora.data.quarantine import Labelled, leave_out
+from vislora.data.rows import csv_table, json_lines
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
@@ -77,7 +76,7 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """
     if (table := metadata_table(folder)) is None:
         raise DataError(f"{folder / METADATA[0]} is missing, and so is {METADATA[1]}")
-    for where, row in json_lines(table) if table.suffix == ".jsonl" else _csv_rows(table):
+    for where, row in json_lines(table) if table.suffix == ".jsonl" else csv_table(table)[1]:
         told = row.get("file_name") if isinstance(row, dict) else None
         name = PurePosixPath(told.replace("\\", "/") if isinstance(told, str) else "")
         if not name.name:  # as of "" and "."
@@ -88,46 +87,6 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         if not (folder / name).is_file():
             raise DataError(f"{where}: {folder / name} is missing")
         yield where, folder / name, row
-
-
-def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Where each line stands that isn't blank, for messages, and the JSON value in it.
-
-    Raises:
-        DataError: the file is missing or not in UTF-8, or a line isn't JSON.
-    """
-    for number, line in enumerate(text_lines(file), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} isn't JSON: {error}") from None
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Where each row ends, and what stands in its columns; None in those that a short row leaves out."""
-    rows = csv.DictReader((f"{line}\n" for line in text_lines(file)), strict=True)
-    try:
-        for row in rows:
-            yield f"{file}, line {rows.line_num}", row
-    except csv.Error as error:
-        raise DataError(f"{file}, line {rows.line_num}: {error}") from None
-
-
-def text_lines(file: Path) -> list[str]:
-    """The lines of a text file. U+2028 and its like, which JSON leaves as they are within a text, end none.
-
-    Raises:
-        DataError: it is missing or isn't in UTF-8.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} isn't text in UTF-8: {error}") from None
 
 
 def _by_number(label: str) -> tuple[int, str]:

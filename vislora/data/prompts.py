@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vislora.data.cache import content_key
 from vislora.data.captions import clean
-from vislora.data.metadata import json_lines, text_lines
+from vislora.data.rows import json_lines, text_lines
 from vislora.errors import ConfigError, DataError
 
 NEUTRAL = (

@@ -1,11 +1,11 @@
 """A CSV table of pictures and labels."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from vislora.config import CsvData
 from vislora.data.quarantine import Labelled, leave_out
+from vislora.data.rows import csv_table
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 
@@ -43,8 +43,7 @@ def list_table(config: CsvData) -> Labelled:
     table = root / config.table
     files: dict[str, list[tuple[Path, str]]] = {}
     split_of: dict[Path, str] = {}
-    for line, cells in _rows(table, config):
-        where = f"{table}, line {line}"
+    for where, cells in _rows(table, config):
         if not cells["image"]:
             raise DataError(f"{where}: the image is empty")
         if not cells["label"]:
@@ -61,22 +60,17 @@ def list_table(config: CsvData) -> Labelled:
     return files
 
 
-def _rows(table: Path, config: CsvData) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and what stands under image, label and split; without a split column all is train."""
+def _rows(table: Path, config: CsvData) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row stands, and what it has under image, label and split; without a split column all is train."""
+    if not table.is_file():
+        raise DataError(f"data.table: {table} is missing")
     columns = {"image": config.image_column, "label": config.label_column}
     if config.split_column:
         columns["split"] = config.split_column
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
-            for column in columns.values():
-                if column not in (rows.fieldnames or ()):
-                    there = ", ".join(rows.fieldnames or ()) or "none"
-                    raise DataError(f"{table} has no column {column!r}; it has {there}")
-            for row in rows:
-                cells = {key: (row[name] or "").strip() for key, name in columns.items()}  # None where a line is short
-                yield rows.line_num, {"split": "train"} | cells
-    except FileNotFoundError:
-        raise DataError(f"data.table: {table} is missing") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} can't be read as a CSV table in UTF-8: {error}") from None
+    there, rows = csv_table(table)
+    for column in columns.values():
+        if column not in there:
+            raise DataError(f"{table} has no column {column!r}; it has {', '.join(there) or 'none'}")
+    for where, row in rows:
+        cells = {key: (row[name] or "").strip() for key, name in columns.items()}  # None where a line is short
+        yield where, {"split": "train"} | cells

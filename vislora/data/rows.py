@@ -1,0 +1,63 @@
+"""Text files of rows, as spreadsheets and scripts write them: JSON lines, CSV, plain lines."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vislora.errors import DataError
+
+Row = dict[str | None, Any]
+
+
+def csv_table(file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
+    """A table's columns, and its rows: where each stands, for messages, and its cells by column; None in those that a
+    short row leaves out. Columns are parted by what the first line has most of: commas, semicolons (a spreadsheet's
+    where a comma is the decimal point) or tabs.
+
+    Raises:
+        DataError: the file is missing or not in UTF-8, or (also while rows are taken) isn't CSV.
+    """
+    lines = text_lines(file)
+    delimiter = max(",;\t", key=lines[0].count)
+    reader = csv.DictReader((f"{line}\n" for line in lines), strict=True, delimiter=delimiter)
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        try:
+            for row in reader:
+                yield f"{file}, line {reader.line_num}", row
+        except csv.Error as error:
+            raise DataError(f"{file}, the row from line {reader.line_num + 1} on: {error}") from None
+
+    return list(reader.fieldnames or ()), rows()
+
+
+def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """Where each line stands that isn't blank, for messages, and the JSON value in it.
+
+    Raises:
+        DataError: the file is missing or not in UTF-8, or a line isn't JSON.
+    """
+    for number, line in enumerate(text_lines(file), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} isn't JSON: {error}") from None
+
+
+def text_lines(file: Path) -> list[str]:
+    """The lines of a text file. U+2028 and its like, which JSON leaves as they are within a text, end none.
+
+    Raises:
+        DataError: it is missing or isn't in UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} isn't text in UTF-8: {error}") from None
