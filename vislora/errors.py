@@ -1,5 +1,7 @@
 """The mistakes a user can make, one class each; every message says what was found, where, and what to do."""
 
+from collections.abc import Sequence
+
 
 class VisloraError(Exception):
     """A mistake in what was asked for, told in one sentence; the commands print it and exit with code 2."""
@@ -23,3 +25,8 @@ class AdapterError(VisloraError):
 
 class TrainingError(VisloraError):
     """A run that can't go on."""
+
+
+def first_three(names: Sequence[str]) -> str:
+    """Of some names, and how many more there are, for such a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,6 +1,5 @@
 """What things are called in tables and messages."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from vislora.errors import ConfigError
@@ -23,8 +22,3 @@ def short_names(folders: list[str]) -> list[str]:
             return [str(path) for path in paths]  # RUN/adapter and RUN/model
         names = ["/".join(p[-length:]) for p in parts]
     return names
-
-
-def first_three(names: Sequence[str]) -> str:
-    """Of some names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

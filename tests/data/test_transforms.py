@@ -55,10 +55,12 @@ def test_preprocessing_survives_json():
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("size", "crop_pct"), [(224, 0.9), (96, 0.95), (64, 1.0), (48, 0.875)])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("shape", [(300, 200), (70, 131)])
-def test_validation_sees_what_timm_shows_at_any_size(size, crop_pct, interpolation, shape):
-    p = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, interpolation, crop_pct)
-    theirs = create_transform(size, interpolation=interpolation, mean=p.mean, std=p.std, crop_pct=crop_pct)
+def test_validation_sees_what_timm_shows_at_any_size(size, crop_pct, crop_mode, interpolation, shape):
+    p = Preprocessing(size, (0.5, 0.4, 0.3), (0.5,) * 3, interpolation, crop_pct, crop_mode)
+    settings = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    theirs = create_transform(size, mean=p.mean, std=p.std, **settings)
     torch.testing.assert_close(eval_transform(p)(picture(*shape)), theirs(picture(*shape)), rtol=0, atol=1e-5)
 
 

@@ -4,10 +4,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.data import resolve_data_config
 
 from vislora.config import ModelConfig
 from vislora.errors import ModelError
-from vislora.models.vit import build_vit, head_names, preprocessing
+from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,24 @@ def test_model_is_made_for_pictures_of_the_wanted_size(name, size):
     model = build_vit(ModelConfig(name, "random", size), 3)
     assert preprocessing(model).size == size
     assert model(torch.randn(2, 3, size, size)).shape == (2, 3)
+
+
+def test_pictures_are_prepared_as_timm_has_it(tmp_path):
+    wanted = {"crop_mode": "squash", "crop_pct": 0.9, "interpolation": "bilinear"}
+    model = timm.create_model("test_vit", pretrained_cfg_overlay=wanted)
+    mine = preprocessing(model).to_dict()
+    assert wanted.items() <= mine.items()
+    save_vit(model, tmp_path / "model", {"preprocessing": mine})
+    saved = timm.create_model(f"local-dir:{tmp_path / 'model'}")
+    assert wanted.items() <= resolve_data_config({}, model=saved).items()
+
+
+def test_pictures_that_arent_square_are_refused():
+    model = timm.create_model("test_vit", img_size=(64, 32))
+    with pytest.raises(
+        ModelError, match="takes pictures of 64x32, and only square ones are supported; give model.img_size"
+    ):
+        preprocessing(model)
 
 
 @pytest.mark.parametrize(

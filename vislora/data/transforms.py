@@ -1,13 +1,19 @@
 """From an RGB picture to what a model takes, in training and in validation, by torchvision's transforms."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torchvision.transforms import InterpolationMode, v2
 
 from vislora.config import AugmentConfig
+from vislora.errors import ModelError
+
+_CROP_MODES = ("center", "squash", "border")
+_INTERPOLATIONS = tuple(mode.value for mode in InterpolationMode)
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,13 @@ class Preprocessing:
     Attributes:
         size: pixels of each side.
         mean, std: of the RGB channels, in units of [0, 1].
-        interpolation: "bicubic" or "bilinear".
-        crop_pct: share of the resized picture's shorter side that the centre crop keeps.
+        interpolation: "bicubic", "bilinear" or another of torchvision's.
+        crop_pct: share of the resized picture's side that the centre crop keeps.
+        crop_mode: what is resized to size / crop_pct: the shorter side ("center"), each side ("squash"), or the longer
+            one ("border", which fills up with the mean colour). timm's words.
+
+    Raises:
+        ModelError: a crop_mode or interpolation that isn't known.
     """
 
     size: int
@@ -26,6 +37,15 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if self.crop_mode not in _CROP_MODES or self.interpolation not in _INTERPOLATIONS:
+            raise ModelError(
+                f"the model's pictures are prepared with crop_mode={self.crop_mode!r}, "
+                f"interpolation={self.interpolation!r}; expected one of {', '.join(_CROP_MODES)}, and one of "
+                f"{', '.join(_INTERPOLATIONS)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
@@ -36,7 +56,7 @@ class Preprocessing:
 
 
 def eval_transform(p: Preprocessing) -> v2.Compose:
-    """PIL RGB -> float32 [3, size, size]: the shorter side resized to floor(size / crop_pct), as timm does it, then a
+    """PIL RGB -> float32 [3, size, size]: resized to floor(size / crop_pct) by the crop_mode, as timm does it, then a
     centre crop."""
     return v2.Compose([*_resize_and_crop(p), *_to_tensor(p)])
 
@@ -48,7 +68,7 @@ def fit_to_size(p: Preprocessing) -> v2.Compose:
 
 def train_transform(p: Preprocessing, augment: AugmentConfig) -> v2.Compose:
     """The same with augmentation; its random numbers come from torch's global generator."""
-    steps: list[v2.Transform] = []
+    steps: list[Callable] = []
     if augment.rotate:
         steps.append(v2.RandomRotation(augment.rotate, InterpolationMode.BILINEAR))
     if augment.crop_scale < 1.0:
@@ -66,10 +86,13 @@ def train_transform(p: Preprocessing, augment: AugmentConfig) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def _resize_and_crop(p: Preprocessing) -> list[v2.Transform]:
+def _resize_and_crop(p: Preprocessing) -> list[Callable]:
     # Pillow resizes with antialiasing, and v2 leaves a picture alone that has the size already
-    shorter = math.floor(p.size / p.crop_pct)
-    return [v2.Resize(shorter, InterpolationMode(p.interpolation)), v2.CenterCrop(p.size)]
+    size, mode = math.floor(p.size / p.crop_pct), InterpolationMode(p.interpolation)
+    if p.crop_mode == "border":
+        fill = [round(255 * value) for value in p.mean]
+        return [ResizeKeepRatio(size, longest=1.0, interpolation=p.interpolation), CenterCropOrPad(p.size, fill)]
+    return [v2.Resize((size, size) if p.crop_mode == "squash" else size, mode), v2.CenterCrop(p.size)]
 
 
 def _to_tensor(p: Preprocessing) -> list[v2.Transform]:

@@ -10,11 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, first_three
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.energy import NOISE, Computed, check_wish, choose_rank
 from vislora.lora.low_rank import Rows, alpha_at
-from vislora.names import first_three
 
 
 def resize(adapter: Adapter, rank: int | None = None, energy: float | None = None) -> Computed:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, first_three
 from vislora.lora.adapter import Adapter
-from vislora.names import first_three
 
 NOISE = 1e-15  # squared singular values below this share of the largest are rounding errors of float64
 

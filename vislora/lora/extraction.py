@@ -7,11 +7,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, first_three
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.energy import Computed, check_wish, choose_rank
 from vislora.lora.names import inside
-from vislora.names import first_three
 
 
 def extract(

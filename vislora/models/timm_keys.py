@@ -9,9 +9,8 @@ from contextlib import contextmanager
 import timm
 import torch
 
-from vislora.errors import ModelError
+from vislora.errors import ModelError, first_three
 from vislora.lora.names import inside
-from vislora.names import first_three
 
 
 @contextmanager

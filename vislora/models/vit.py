@@ -75,15 +75,25 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def preprocessing(model: nn.Module, crop_pct: float | None = None) -> Preprocessing:
-    """How the model wants its images, as timm knows it from the model and its weights."""
+    """How the model wants its images, as timm knows it from the model and its weights.
+
+    Raises:
+        ModelError: they aren't square, or are prepared in a way that isn't known.
+    """
     wanted = resolve_data_config({}, model=model)
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # differs where img_size was given
+    height, width = (built_for or wanted["input_size"])[-2:]
+    if height != width:
+        raise ModelError(
+            f"the model takes pictures of {height}x{width}, and only square ones are supported; give model.img_size"
+        )
     return Preprocessing(
-        size=(built_for or wanted["input_size"])[-1],
+        size=height,
         mean=tuple(wanted["mean"]),
         std=tuple(wanted["std"]),
-        interpolation=wanted["interpolation"] if wanted["interpolation"] == "bilinear" else "bicubic",
+        interpolation=wanted["interpolation"],
         crop_pct=crop_pct or wanted["crop_pct"],
+        crop_mode=wanted["crop_mode"],
     )
 
 
@@ -120,6 +130,7 @@ def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
         "std": p.std,
         "interpolation": p.interpolation,
         "crop_pct": p.crop_pct,
+        "crop_mode": p.crop_mode,
     }
     labels = {"label_names": about["classes"]} if about.get("classes") else None
     timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vislora.errors import ModelError
-from vislora.names import first_three
+from vislora.errors import ModelError, first_three
 
 
 def open_whole(cls: type[nn.Module], source: str, **options: Any) -> nn.Module:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vislora.errors import first_three
 from vislora.files import METRICS
-from vislora.names import first_three
 from vislora.report.curves import draw_curves
 from vislora.report.figures import save
 from vislora.report.page import write_page
