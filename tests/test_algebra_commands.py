@@ -82,7 +82,7 @@ def test_an_extracted_adapter_is_the_tuned_model_here_and_in_peft(birds, base):
     assert load_recognizer(adapter).classes == ("wren", "tit", "robin")
     theirs = peft.PeftModel.from_pretrained(build_vit(base, 3), adapter).eval()
     torch.testing.assert_close(theirs(IMAGES), wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(AdapterError, match="is there already; choose another place"):
+    with pytest.raises(ConfigError, match="is there already; choose another place"):
         extract(ExtractConfig(tuned=str(tuned), rank=2, out=str(adapter)))
 
 

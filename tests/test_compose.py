@@ -172,9 +172,21 @@ def test_settings_of_a_data_set_that_isnt_chosen_are_refused(override, tmp_path)
     assert configure("evaluate", ["adapter=a", "data=imagefolder", "data.root=x"]).data.root == "x"
 
 
-@pytest.mark.parametrize("override", ["trainer.epoch=3", "trainer.epochs=many", "recipe=nope", "data=imagefolder"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train trainer.epoch=3",
+        "train trainer.epochs=many",
+        "train recipe=nope",
+        "train data=imagefolder",
+        "train recipe=sketch_style trainer.prefix_cache=memory",
+        "train recipe=vit_birds trainer.prefix_cache=memory data.augment.erase=0.2",
+        "blend adapter=[a,b] weights=[1] out=c",
+        "evaluate adapter=a split=all",
+    ],
+)
 def test_the_command_refuses_with_exit_code_2_before_any_slow_import(override, tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "vislora.train", override]
+    command = [sys.executable, "-X", "importtime", "-m", *f"vislora.{override}".split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     imports, said = [], []
     for line in done.stderr.splitlines():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vislora.compose import command
 from vislora.config import BlendConfig
 from vislora.errors import AdapterError
+from vislora.files import free
 
 if TYPE_CHECKING:
     from vislora.lora import Adapter
@@ -28,10 +29,11 @@ def blend(config: BlendConfig) -> Computed:
     from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
 
+    out = free(config.out)
     adapters = [read_adapter(folder) for folder in config.adapter]
     _check_base(config.adapter, adapters)
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)
-    save_adapter(computed.adapter, Path(config.out))
+    save_adapter(computed.adapter, out)
     return computed
 
 

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vislora.errors import ConfigError
 
@@ -425,6 +426,8 @@ class DiffusionObjective(ObjectiveConfig):
             self, "objective.", caption_dropout=(0, 1), preview_steps=(1, math.inf), before_after=(0, math.inf)
         )
         _check_ranges(self, "objective.", noise_offset=(0, math.inf))
+        if self.prompts is not None and not self.prompts:
+            raise ConfigError("objective.prompts is empty; give at least one, or null for captions of the data")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0.0:
             raise ConfigError(f"objective.min_snr_gamma={self.min_snr_gamma}: expected more than 0, or null")
 
@@ -582,6 +585,10 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
         _check_ranges(self, **dict.fromkeys(("maps", "mistakes", "workers"), (0, math.inf)))
         _check_drawing(self)
         _check_ranges(self, drawn_at_once=(1, math.inf))
+        if self.split not in ("train", "val", "test"):
+            raise ConfigError(f"split={self.split}: expected train, val or test")
+        if self.style is not None and self.style_classifier is None:
+            raise ConfigError(f"style={self.style} is a class of the style classifier; give style_classifier=FOLDER")
         for key in ("seeds", "scales"):
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
@@ -715,6 +722,15 @@ class BlendConfig:
     head: int | None = None  # whose head, and classes, the result takes: 0 for the first adapter's
     out: str = MISSING
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, rank=(1, math.inf), head=(0, len(self.adapter) - 1))
+        if len(self.adapter) < 2 or len(self.weights) != len(self.adapter):
+            raise ConfigError(
+                f"weights={[*self.weights]} for {len(self.adapter)} adapters: give two or more, and a number for each"
+            )
+        if self.rank is not None and self.how is not Blending.svd:
+            raise ConfigError(f"rank={self.rank} belongs to how=svd; {self.how.value} has its own")
+
 
 @dataclass
 class DoctorConfig:
@@ -753,8 +769,19 @@ def data_to_dict(config: BaseData) -> dict[str, Any]:
     return {"option": option} | to_dict(config)
 
 
-def data_from_dict(values: dict[str, Any]) -> BaseData:
-    """The inverse of `data_to_dict`."""
-    values = dict(values)
-    schema = OmegaConf.structured(DATA_OPTIONS[values.pop("option")])
-    return OmegaConf.to_object(OmegaConf.merge(schema, values))
+def data_from_dict(values: Any) -> BaseData:
+    """The inverse of `data_to_dict`, of what a file says.
+
+    Raises:
+        ConfigError: these aren't settings of a data set.
+    """
+    option = values.get("option") if isinstance(values, dict) else None
+    if option not in list(DATA_OPTIONS):
+        raise ConfigError(
+            f"data: {option!r} is no data set of this version of vislora; it has {', '.join(DATA_OPTIONS)}"
+        )
+    try:
+        own = {key: value for key, value in values.items() if key != "option"}
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DATA_OPTIONS[option]), own))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"data={option}: {str(error).splitlines()[0]}") from None

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vislora.compose import command
 from vislora.config import (
@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     for name, folder in zip(short_names(config.adapter), config.adapter, strict=True):
         recognizer = load_recognizer(folder, config.weights)
         recognizer.model.to(accelerator.device)
-        for i, (title, data) in enumerate(_data_sets(config, recognizer)):
+        for i, (title, data) in enumerate(_data_sets(config, folder, recognizer.about)):
             splits = _load(title, data, recognizer.about.get("seed", 0), loaded, accelerator)
             split = _split(splits, config.split)
             for variant, entered in _variants(name, recognizer, splits, config, inference):
@@ -87,14 +87,17 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     return rows
 
 
-def _data_sets(config: EvaluateConfig, recognizer: Recognizer) -> list[tuple[str, DataConfig]]:
+def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> list[tuple[str, DataConfig]]:
     """The data sets by name: those of the command line, or that of the training."""
     named = list(config.sets.items())
     if config.data is not None:
         return [(data_to_dict(config.data)["option"], config.data), *named]
     if named:
         return named
-    own = data_from_dict(recognizer.about["data"])
+    try:
+        own = data_from_dict(about["data"])
+    except ConfigError as error:
+        raise ConfigError(f"what {folder} was trained on can't be told: {error}; give data=OPTION") from None
     return [(data_to_dict(own)["option"], own)]
 
 
@@ -199,7 +202,7 @@ def draws(config: EvaluateConfig) -> bool:
     """Whether the adapters are of pipelines, and draw; otherwise they recognise.
 
     Raises:
-        AdapterError: one isn't there.
+        AdapterError: one isn't there, or is a run's folder.
         ConfigError: they are of both kinds, or a setting is for the other kind.
     """
     from vislora.formats.detect import is_of_a_pipeline
@@ -219,9 +222,9 @@ def draws(config: EvaluateConfig) -> bool:
 
 
 def _main(config: EvaluateConfig, out: Path) -> None:
-    if draws(config):
-        from accelerate import PartialState
+    from accelerate import PartialState
 
+    if draws(config):
         from vislora.picture_evaluation import evaluate_pictures
         from vislora.report.pictures import table_text, write_pictures
 
@@ -236,7 +239,7 @@ def _main(config: EvaluateConfig, out: Path) -> None:
     from vislora.report.scores import table_text
 
     rows = evaluate(config, out)
-    if (out / "report.html").is_file():  # the main process
+    if PartialState().is_main_process:
         if len(rows) == 1:
             print(rows[0].evaluation.table())
         print(table_text(rows))

@@ -11,7 +11,7 @@ from pathlib import Path
 from vislora.compose import command
 from vislora.config import ExportConfig, ExportTo
 from vislora.errors import ConfigError
-from vislora.files import is_taken
+from vislora.files import free
 
 
 def export(config: ExportConfig) -> Path:
@@ -21,9 +21,7 @@ def export(config: ExportConfig) -> Path:
         VisloraError: a mistake in the settings or the adapter, something that the format can't hold, or a place that is
             taken.
     """
-    out = Path(config.out)
-    if is_taken(out):
-        raise ConfigError(f"out={out} is there already; choose another place")
+    out = free(config.out)
     if config.to is ExportTo.merged:
         return _merged(config, out)
 
@@ -33,11 +31,11 @@ def export(config: ExportConfig) -> Path:
 
 
 def _merged(config: ExportConfig, out: Path) -> Path:
-    from vislora.formats.diffusers import FILE
+    from vislora.formats.detect import is_of_a_pipeline
     from vislora.models.vit import save_vit
     from vislora.recognizer import load_recognizer
 
-    if config.adapter.endswith(".safetensors") or (Path(config.adapter) / FILE).is_file():
+    if is_of_a_pipeline(Path(config.adapter)):
         raise ConfigError(
             f"adapter={config.adapter} is of a pipeline, and to=merged writes timm models; choose to=diffusers, "
             "kohya or peft"

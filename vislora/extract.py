@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vislora.compose import command
 from vislora.config import ExtractConfig, ModelConfig
 from vislora.errors import ConfigError
+from vislora.files import free
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,9 @@ def extract(config: ExtractConfig) -> Computed:
     """
     from vislora.formats.detect import save_adapter
 
+    out = free(config.out)
     computed = _from_folder(config) if Path(config.tuned).is_dir() else _from_files(config)
-    save_adapter(computed.adapter, Path(config.out))
+    save_adapter(computed.adapter, out)
     return computed
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vislora.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -59,9 +61,16 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def is_taken(path: Path) -> bool:
-    """Whether something is there that writing to the path would touch; an empty folder is free."""
-    return path.exists() and (path.is_file() or any(path.iterdir()))
+def free(out: str) -> Path:
+    """The place to write to; an empty folder is free.
+
+    Raises:
+        ConfigError: something is there that writing would touch.
+    """
+    path = Path(out)
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ConfigError(f"out={out} is there already; choose another place")
+    return path
 
 
 def holds_run(folder: Path) -> bool:

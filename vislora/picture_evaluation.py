@@ -146,8 +146,6 @@ class _Judges:
 
 
 def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.device) -> _Judges:
-    if config.style is not None and config.style_classifier is None:
-        raise ConfigError(f"style={config.style} is a class of the style classifier; give style_classifier=FOLDER")
     source, reference, captions = _reference(config, adapters)
     prompts, unrelated = [Prompt(text) for text in captions], [Prompt(text) for text in NEUTRAL]
     if config.prompts is not None:
@@ -201,7 +199,7 @@ def _trained_on(file: str, adapter: Adapter) -> CaptionedData:
     told = adapter.about.get("data")
     try:
         data = data_from_dict(told)
-    except Exception:  # it comes from a file, and may be anything
+    except ConfigError:
         data = None
     if not isinstance(data, CaptionedData):
         raise ConfigError(

@@ -101,9 +101,9 @@ def _input_size(config: TrainConfig) -> int | None:
     """Pixels of a side of what the model sees; None where the model isn't one for the data."""
     if isinstance(config.data, CaptionedData):
         if config.data.size is None and isinstance(config.model, PipelineConfig):
-            from vislora.models.diffusion import load_pipeline, resolution
+            from vislora.models.diffusion import resolution
 
-            return resolution(load_pipeline(config.model))
+            return resolution(config.model)
         return config.data.size
     if not isinstance(config.model, ModelConfig):
         return None

@@ -128,6 +128,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = json.loads(path.read_text(encoding="utf-8"))
         about = {key: about[key] for key in ("model", "preprocessing", "classes", "data")} | about
         unknown = {**about["model"]}.keys() - {field.name for field in fields(ModelConfig)}
+        Preprocessing.from_dict(about["preprocessing"])
+        tuple(about["classes"])
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{path} is malformed: {error!r}") from None
     if unknown:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vislora.compose import command
 from vislora.config import ResizeConfig
+from vislora.files import free
 
 if TYPE_CHECKING:
     from vislora.lora.energy import Computed
@@ -24,8 +25,9 @@ def resize(config: ResizeConfig) -> Computed:
     from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
 
+    out = free(config.out)
     computed = algebra.resize(read_adapter(config.adapter), config.rank, config.energy)
-    save_adapter(computed.adapter, Path(config.out))
+    save_adapter(computed.adapter, out)
     return computed
 
 

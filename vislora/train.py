@@ -88,6 +88,7 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
         VisloraError: a mistake in the settings, the data, the model or the adapter, or a folder that holds a run.
     """
     kind = _kind(config)
+    _check_prefix_cache(config)
 
     import torch
     from accelerate.utils import broadcast_object_list
@@ -180,6 +181,22 @@ def _kind(config: TrainConfig) -> _Kind:
             chosen = type(getattr(config, name)).__name__
             raise ConfigError(f"objective={objective} can't be combined with the chosen {name} ({chosen})")
     return kind
+
+
+def _check_prefix_cache(config: TrainConfig) -> None:
+    """Refuse a cache of features where pictures don't come in finitely many forms."""
+    if config.trainer.prefix_cache is settings.PrefixCache.off:
+        return
+    if isinstance(config.model, settings.PipelineConfig):
+        raise ConfigError("trainer.prefix_cache is for timm models; pipelines cache their latents (data.cache)")
+    augment = config.data.augment
+    harmless = settings.AugmentConfig(hflip=augment.hflip)
+    if odd := {k: v for k, v in vars(harmless).items() if getattr(augment, k) != v}:
+        raise ConfigError(
+            "trainer.prefix_cache needs pictures that come again; set "
+            + ", ".join(f"data.augment.{name}={value:g}" for name, value in odd.items())
+            + " (hflip may stay), or trainer.prefix_cache=off"
+        )
 
 
 def _make_paths_absolute(config: TrainConfig) -> None:

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from vislora.config import AugmentConfig, PrefixCache
-from vislora.data.features import check_deterministic, compute_features
+from vislora.data.features import compute_features
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.splits import ImageSplit, Pixels
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
@@ -127,11 +127,3 @@ def test_a_full_disk_is_an_error_before_anything_is_computed(split, monkeypatch,
     with pytest.raises(ConfigError, match=r"needs [0-9.]+ GB in .*VISLORA_CACHE"):
         computed(split, huge, PrefixCache.disk)
     assert huge.pictures == 0
-
-
-def test_random_augmentation_is_refused_with_what_to_set():
-    check_deterministic(AugmentConfig(hflip=0.3))
-    with pytest.raises(
-        ConfigError, match=r"set data\.augment\.crop_scale=1, data\.augment\.erase=0 \(hflip may stay\)"
-    ):
-        check_deterministic(AugmentConfig(crop_scale=0.7, erase=0.1))

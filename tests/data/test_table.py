@@ -36,6 +36,10 @@ def test_semicolons_and_tabs_part_columns_too(root, delimiter):
     assert len(splits.train) == 2
 
 
+def test_empty_cells_beyond_the_columns_do_no_harm(root):
+    assert load(root, "image,label,,\n0.png,a,,,,\n1.png,b,,\n").classes == ("a", "b")
+
+
 def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
     Image.new("RGB", (3, 3)).save(elsewhere)
@@ -49,6 +53,8 @@ def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
         ("image,label,split\n0.png,a,train\n1.png\n", "line 3: the label is empty"),
         ("image,label,split\n,a,train\n", "line 2: the image is empty"),
         ("image,label,split\n0.png,a,train\n1.png,a,train\n", "1 classes to train on"),
+        ("image,label,split\n0.png,a,train\n1.png,b,small,train\n", "line 3 has more cells than the first line"),
+        ("image,label,label\n0.png,a,train\n", "two columns 'label'"),
         ("", "no column 'image'; it has none"),
         ('image,label,split\n0.png,"a,train\n1.png,b,train\n', "the row from line 2 on: unexpected end of data"),
     ],

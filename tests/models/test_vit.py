@@ -34,7 +34,7 @@ def test_pictures_are_prepared_as_timm_has_it(tmp_path):
 def test_pictures_that_arent_square_are_refused():
     model = timm.create_model("test_vit", img_size=(64, 32))
     with pytest.raises(
-        ModelError, match="takes pictures of 64x32, and only square ones are supported; give model.img_size"
+        ModelError, match=r"pictures of 64x32, and only square ones are supported; give model\.img_size"
     ):
         preprocessing(model)
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from vislora.config import AugmentConfig, PrefixCache
+from vislora.config import PrefixCache
 from vislora.data.order import Order, SampleKey, eval_loader, mix, seeded
 from vislora.data.splits import ImageSplit
 from vislora.errors import ConfigError
@@ -60,21 +60,6 @@ class Features:
         """This process's batches, the same ones as those of `vislora.data.order.eval_loader`."""
         batches = list(zip(self.rows[:, 0].split(batch_size), self.labels.split(batch_size), strict=True))
         return batches[rank::world]
-
-
-def check_deterministic(augment: AugmentConfig) -> None:
-    """Whether features can be kept: pictures must come in finitely many forms.
-
-    Raises:
-        ConfigError: naming the settings that make each showing of a picture another one.
-    """
-    harmless = AugmentConfig(hflip=augment.hflip)
-    if odd := {k: v for k, v in vars(harmless).items() if getattr(augment, k) != v}:
-        raise ConfigError(
-            "trainer.prefix_cache needs pictures that come again; set "
-            + ", ".join(f"data.augment.{name}={value:g}" for name, value in odd.items())
-            + " (hflip may stay), or trainer.prefix_cache=off"
-        )
 
 
 def compute_features(

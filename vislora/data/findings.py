@@ -193,7 +193,7 @@ def about_sizes(shorter_sides: Sequence[int], input_size: int) -> list[Finding]:
     what = f"pictures smaller than the model's {input_size} pixels, hence upscaled: {share:.0%}"
     if share < 0.5:
         return [Finding("upscaled", Level.note, what, "", ())]
-    return [Finding("upscaled", Level.check, what, "try a smaller model.img_size: faster, and hardly worse", ())]
+    return [Finding("upscaled", Level.check, what, "try a smaller input: faster, and hardly worse", ())]
 
 
 def about_captions(figures: CaptionFigures, rows: Sequence[Row]) -> list[Finding]:

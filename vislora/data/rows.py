@@ -8,7 +8,7 @@ from typing import Any
 
 from vislora.errors import DataError
 
-Row = dict[str | None, Any]
+Row = dict[str, Any]
 
 
 def csv_table(file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
@@ -17,20 +17,30 @@ def csv_table(file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
     where a comma is the decimal point) or tabs.
 
     Raises:
-        DataError: the file is missing or not in UTF-8, or (also while rows are taken) isn't CSV.
+        DataError: the file is missing or not in UTF-8, two columns have one name, or (while rows are taken) a row isn't
+            CSV or is longer than the first line.
     """
     lines = text_lines(file)
     delimiter = max(",;\t", key=lines[0].count)
     reader = csv.DictReader((f"{line}\n" for line in lines), strict=True, delimiter=delimiter)
 
+    columns = list(reader.fieldnames or ())
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise DataError(f"{file} has two columns {twice[0]!r}; take one out")
+
     def rows() -> Iterator[tuple[str, Row]]:
         try:
             for row in reader:
-                yield f"{file}, line {reader.line_num}", row
+                where = f"{file}, line {reader.line_num}"
+                if any(row.pop(None, ())):
+                    raise DataError(
+                        f"{where} has more cells than the first line; put a cell with {delimiter!r} in quotes"
+                    )
+                yield where, row
         except csv.Error as error:
             raise DataError(f"{file}, the row from line {reader.line_num + 1} on: {error}") from None
 
-    return list(reader.fieldnames or ()), rows()
+    return columns, rows()
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, Any]]:

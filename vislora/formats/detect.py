@@ -3,15 +3,13 @@
 from pathlib import Path
 
 from vislora.errors import AdapterError
-from vislora.files import holds_run, is_taken
+from vislora.files import holds_run
 from vislora.formats.components import by_component, is_pipelines
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
 from vislora.formats.peft import ABOUT, CONFIG, TENSORS, read_peft, write_peft
 from vislora.formats.single_file import read_tensors
 from vislora.lora import Adapter
-
-FORMATS = ("diffusers", "kohya", "peft")
 
 
 def read_adapter(path: Path | str) -> Adapter:
@@ -37,15 +35,23 @@ def read_adapter(path: Path | str) -> Adapter:
 
 
 def is_of_a_pipeline(path: Path) -> bool:
-    """Whether what is there would be a pipeline's adapter, and no single model (timm's layout) or model's (PEFT's)."""
+    """Whether what is there is a pipeline's adapter, and no single model (timm's layout) or model's (PEFT's).
+
+    Raises:
+        AdapterError: it is a run's folder.
+    """
     if path.is_file():
         return not (path.name == TENSORS and (path.parent / CONFIG).is_file())
-    return not any((path / name).is_file() for name in (CONFIG, ABOUT, "config.json"))
+    if holds_run(path):
+        raise AdapterError(f"{path} is a run's folder; give {path / 'adapter'} or {path / 'model'}")
+    if any((path / name).is_file() for name in (CONFIG, ABOUT, "config.json")):
+        return False
+    return any(path.glob("*.safetensors")) or any(path.glob(f"*/{CONFIG}"))
 
 
 def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
-    """Write an adapter in one of `FORMATS`: a pipeline's in any, as PEFT folders one for each component, since PEFT
-    opens models; a single model's as a PEFT folder.
+    """Write an adapter in a format: `to` is diffusers, kohya or peft. A pipeline's goes in any, as PEFT folders one for
+    each component, since PEFT opens models; a single model's as a PEFT folder.
 
     Returns:
         the file or folder.
@@ -75,10 +81,8 @@ def save_adapter(adapter: Adapter, path: Path) -> Path:
         the file or folder.
 
     Raises:
-        AdapterError: `path` is there already, or the format can't hold the adapter.
+        AdapterError: the format can't hold the adapter.
     """
-    if is_taken(path):
-        raise AdapterError(f"{path} is there already; choose another place")
     return write_adapter(adapter, "diffusers" if is_pipelines(adapter) else "peft", path)
 
 
@@ -93,8 +97,8 @@ def _read_folder(folder: Path) -> Adapter:
         layers = {f"{name}.{layer}": w for name, part in parts.items() for layer, w in part.layers.items()}
         trained = {f"{name}.{module}": state for name, part in parts.items() for module, state in part.trained.items()}
         biases = {f"{name}.{bias}": value for name, part in parts.items() for bias, value in part.biases.items()}
-        first = next(iter(parts.values()))
-        return Adapter(layers, trained, first.dropout, first.about, biases)
+        dropout = max(part.dropout for part in parts.values())
+        return Adapter(layers, trained, dropout, next(iter(parts.values())).about, biases)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return read_adapter(files[0])

@@ -22,6 +22,7 @@ from vislora.models.whole import open_whole
 from vislora.paths import ASSETS
 
 EMBEDDED = ASSETS / "sd_birds"
+_LATENTS_OF_FLUX = 128  # of a side; its transformer's config doesn't tell
 _OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -61,9 +62,26 @@ def scheduler_class(config: PipelineConfig) -> str:
         ModelError: as `load_pipeline`.
     """
     with quiet_imports():
-        from diffusers import DDPMScheduler  # any class reads every scheduler's file
-    where = {"subfolder": "scheduler", "revision": config.revision}
-    return _opened(config, lambda source: DDPMScheduler.load_config(source, **where))["_class_name"]
+        from diffusers import DDPMScheduler
+    return _settings_in(config, DDPMScheduler, "scheduler")["_class_name"]
+
+
+def resolution(config: PipelineConfig) -> int:
+    """Pixels of a side of the square that a pipeline was made for, told without its weights.
+
+    Raises:
+        ModelError: as `load_pipeline`.
+    """
+    with quiet_imports():
+        from diffusers import AutoencoderKL, DiffusionPipeline
+    denoiser = "unet" if "unet" in _settings_in(config, DiffusionPipeline) else "transformer"
+    side = _settings_in(config, AutoencoderKL, denoiser).get("sample_size") or _LATENTS_OF_FLUX
+    return side * 2 ** (len(_settings_in(config, AutoencoderKL, "vae")["block_out_channels"]) - 1)
+
+
+def _settings_in(config: PipelineConfig, cls: Any, component: str | None = None) -> dict[str, Any]:
+    """A component's config, or the pipeline's own; any class of its kind reads it."""
+    return _opened(config, lambda source: cls.load_config(source, subfolder=component, revision=config.revision))
 
 
 def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -135,12 +153,6 @@ class PipelineEncoder:
     @torch.no_grad()
     def text(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         return encode_text(self.pipe, {name: value.to(self.device) for name, value in tokens.items()})
-
-
-def resolution(pipe: Any) -> int:
-    """Pixels of a side of the square that the pipeline was made for."""
-    denoiser = getattr(pipe, family_of(pipe).component)
-    return (getattr(denoiser.config, "sample_size", None) or pipe.default_sample_size) * pipe.vae_scale_factor
 
 
 def longest_side(pipe: Any) -> int | None:

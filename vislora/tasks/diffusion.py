@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from vislora import __version__
-from vislora.config import CaptionedData, Precision, PrefixCache, TrainConfig, data_to_dict
+from vislora.config import CaptionedData, Precision, TrainConfig, data_to_dict
 from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
 from vislora.data.cache import content_key
 from vislora.data.captions import Captioned
@@ -48,14 +48,13 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     """
     settings, data, device = config.trainer, config.data, accelerator.device
     on_gpu = device.type == "cuda"
-    if settings.prefix_cache is not PrefixCache.off:
-        raise ConfigError("trainer.prefix_cache is for timm models; pipelines cache their latents (data.cache)")
     # told before gigabytes of weights are loaded
     if config.objective.min_snr_gamma is not None and scheduler_class(config.model).startswith("FlowMatch"):
         raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
     pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
     noises = schedule(pipe.scheduler, device)
-    side = _side(pipe, data)
+    side = resolution(config.model) if data.size is None else data.size
+    _check_side(pipe, data, side)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
         learned, weights, shown = with_prior(pipe, splits, data, device)
@@ -140,14 +139,13 @@ def _before_and_after(
     return found[0], found[1]
 
 
-def _side(pipe: Any, data: CaptionedData) -> int:
-    side, multiple = resolution(pipe) if data.size is None else data.size, family_of(pipe).multiple
+def _check_side(pipe: Any, data: CaptionedData, side: int) -> None:
+    multiple = family_of(pipe).multiple
     if side < multiple or side % multiple:
         raise ConfigError(f"data.size={side}: expected a multiple of {multiple} pixels")
     longest = max(max(size) for size in bucket_sizes(side)) if data.buckets else side
     if (most := longest_side(pipe)) is not None and longest > most:
         raise ConfigError(f"data.size={side} has sides of {longest} pixels; {type(pipe).__name__} can't go over {most}")
-    return side
 
 
 def _sizes(captioned: Captioned, facts: Mapping[str, Facts], data: CaptionedData, side: int) -> list[Size]:

@@ -22,7 +22,7 @@ from vislora.config import (
     data_to_dict,
 )
 from vislora.data.cache import content_key
-from vislora.data.features import Features, check_deterministic, compute_features
+from vislora.data.features import Features, compute_features
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.preflight import examine, rows_of
@@ -55,8 +55,6 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     Raises:
         VisloraError: a mistake in the settings, the data, the model or the adapter.
     """
-    if config.trainer.prefix_cache is not PrefixCache.off:
-        check_deterministic(config.data.augment)
     settings, rank, world = config.trainer, accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_splits(config.data, config.seed)
