@@ -254,6 +254,30 @@ def test_base_models_head_follows_to_another_device():
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_is_set_aside_follows_to_another_dtype(images, dtype):
+    model = vit()
+    base = state(model)
+    adapters = with_adapter(model)
+    adapters.add("cats", BOTH_QKV, LoraSettings(4, 6.0, bias="all"), ["head"])
+    train(model, 3)
+    wanted = {"cats": model(images)}
+    adapters.activate("birds")
+    wanted["birds"] = model(images)
+    model.to(dtype)
+    near = {"rtol": 0.2, "atol": 0.2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    for name in ("birds", "cats", "birds"):
+        adapters.activate(name)
+        torch.testing.assert_close(model(images.to(dtype)), wanted[name].to(dtype), **near)
+    adapters.remove("cats")
+    adapters.add("others", BOTH_QKV, SETTINGS, ["head"])
+    with adapters.per_sample(["birds", None, "others"]):
+        torch.testing.assert_close(model(images.to(dtype))[0], wanted["birds"][0].to(dtype), **near)
+    adapters.remove("birds")
+    adapters.remove("others")
+    assert same_bits(state(model), {key: value.to(dtype) for key, value in base.items()})
+
+
 def test_merging_a_float64_model_loses_nothing():
     layer = nn.Sequential(nn.Linear(8, 8, dtype=torch.float64))
     before, adapters = layer[0].weight.clone(), Adapters(layer)
@@ -517,6 +541,68 @@ def test_two_adapters_objects_on_one_model_are_refused():
     with_adapter(model)
     with pytest.raises(AdapterError, match="holds adapters already"):
         Adapters(model)
+
+
+def test_adapter_of_another_adapters_object_stays_as_it_was_when_one_is_refused(images):
+    model = vit()
+    first = with_adapter(model, trained=())
+    first.deactivate()
+    second = with_adapter(model, "cats", trained=())
+    wanted = model(images)
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv is adapted already, by another Adapters object"):
+        first.activate("birds")
+    assert torch.equal(model(images), wanted)
+    assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
+    second.remove("cats")
+    first.activate("birds")
+
+
+@pytest.mark.parametrize("path", ["blocks.0.attn.qkv", "head"])
+@pytest.mark.parametrize("step", ["merge", "merge_and_unload", "deactivate", "remove", "adapter"])
+def test_layer_that_was_replaced_beside_an_adapter_is_named_and_left_alone(path, step):
+    model = vit()
+    adapters = with_adapter(model)
+    new = nn.Linear(48, 144 if path.endswith("qkv") else 7)
+    weight, old = new.weight.clone(), model.get_submodule(path)
+    model.set_submodule(path, new)
+    with pytest.raises(AdapterError, match=rf"{path} was replaced, or adapted by another Adapters object, since"):
+        getattr(adapters, step)(*(["birds"] if step in ("remove", "adapter") else []))
+    assert torch.equal(new.weight, weight)
+    model.set_submodule(path, old)
+    adapters.remove("birds")
+    assert same_bits(state(model), state(vit()))
+
+
+def test_flags_come_back_as_they_were_before_the_first_adapter():
+    model = vit()
+    adapters = Adapters(model)
+    model.patch_embed.requires_grad_(False)
+    adapters.add("birds", BOTH_QKV, SETTINGS)
+    adapters.remove("birds")
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+
+
+def test_hooks_of_a_module_act_on_the_adapters_copy_too(images):
+    class Recorder:
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+        def record(self, module, args, output) -> None:
+            self.seen.append(output)
+
+    model, recorder = vit(), Recorder()
+    handle = model.head.register_forward_hook(recorder.record)
+    model(images)  # what was recorded can't be copied
+    adapters = with_adapter(model)
+    adapters.load("cats", trained_value(5, 3, images)[0])
+    found = [model(images)]
+    adapters.activate("birds")
+    found.append(model(images))
+    assert [torch.equal(*pair) for pair in zip(recorder.seen[1:], found, strict=True)] == [True, True]
+    handle.remove()
+    model(images)
+    assert len(recorder.seen) == 3
 
 
 def test_second_adapters_object_on_a_merged_model_is_refused():

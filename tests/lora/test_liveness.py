@@ -269,3 +269,16 @@ def test_output_without_a_gradient_leaves_all_dead(tokens, output):
     model = adapt(TinyAttention(), TargetLayer("qkv"))
     with pytest.raises(AdapterError, match=r"1 of 1 .*: qkv;"):
         prove_alive(model, lambda: output(model(tokens)))
+
+
+def test_adapter_at_scale_zero_and_inference_mode_are_told_apart_from_dead_layers():
+    model = TinyAttention()
+    adapters = Adapters(model)
+    adapters.add("it", [TargetLayer("qkv")], SETTINGS)
+    x = torch.randn(2, 4, DIM)
+    with torch.inference_mode(), pytest.raises(AdapterError, match=r"torch\.inference_mode has none; prove it outside"):
+        prove_alive(model, lambda: model(x))
+    prove_alive(model, lambda: model(x))
+    adapters.scale("it", 0.0)
+    with pytest.raises(AdapterError, match="the adapter is at scale 0, where it changes nothing"):
+        prove_alive(model, lambda: model(x))

@@ -155,3 +155,9 @@ def test_dora_and_dropout_are_refused(settings):
 def test_rank_beyond_the_singular_values_is_refused():
     with pytest.raises(AdapterError, match="PiSSA of rank 25 needs as many singular values; a 36 x 24 weight has 24"):
         adapted(LoraSettings(25, 6.0, pissa=True))
+
+
+@pytest.mark.parametrize("settings", [LoraSettings(4, -6.0, pissa=True), LoraSettings(4, float("nan"))])
+def test_alpha_without_a_root_or_a_value_is_refused(settings):
+    with pytest.raises(AdapterError, match=r"alpha=(-6\.0|nan): expected a number"):
+        adapted(settings)

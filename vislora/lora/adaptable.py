@@ -49,11 +49,23 @@ def adaptable(model: nn.Module, path: str, dropout: float = 0.0) -> nn.Module:
     return layer
 
 
+def unadapted(model: nn.Module, path: str) -> nn.Module:
+    """The layer of this name, for an adapter to be put in.
+
+    Raises:
+        AdapterError: there is none, it has another adapter, or is of a class that can't be adapted.
+    """
+    layer = module_named(model, path)
+    if type(layer) in _PLAIN:
+        raise AdapterError(f"{path} is adapted already, by another Adapters object")
+    if type(layer) not in _ADAPTED:
+        raise AdapterError(f"{path} has become a {type(layer).__name__}, which can't be adapted")
+    return layer
+
+
 def adapt(layer: nn.Module) -> None:
     """Let a layer compute with its `lora`."""
     kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA
-    if type(layer) not in kinds:
-        raise AdapterError(f"a {type(layer).__name__} is adapted already, by another Adapters object")
     layer.__class__ = kinds[type(layer)]
 
 

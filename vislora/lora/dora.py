@@ -23,7 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from vislora.lora.fused import Normalised, Settings, compute_dtype, dropout_mask, low_gradients, masked
 from vislora.lora.layers import LoraConv2d, LoraLinear
 from vislora.lora.low_rank import TINY, LowRank, row_norms
-from vislora.lora.reads import frozen_weight, without_autocast
+from vislora.lora.reads import frozen_weight, summed_weight, transformed, without_autocast
 from vislora.lora.small import summed
 
 
@@ -33,6 +33,8 @@ class DoraLinear(LoraLinear):
     def forward(self, input: Tensor) -> Tensor:
         """input: [..., in] -> [..., out]."""
         x, low, weight = input, self.lora, frozen_weight(self)
+        if transformed():
+            return F.linear(x, summed_weight(self), self.bias)
         dtype = compute_dtype(x, weight)
         if low.dropout and self.training:
             y = _spelled_out(self, x.reshape(-1, x.shape[-1]), dtype, F.linear)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vislora.errors import AdapterError
 from vislora.lora.low_rank import Pair
 from vislora.lora.reads import autocasts, without_autocast
 from vislora.lora.small import summed
@@ -172,9 +173,18 @@ class Normalised(NamedTuple):
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast's dtype where autocast is on; otherwise that of x and the frozen weight, which must agree as they must
-    for the layer alone."""
-    if autocasts(x.device.type):
+    """Autocast's dtype where autocast is on, which leaves float64 alone; otherwise that of x and the frozen weight,
+    which must agree as they must for the layer alone.
+
+    Raises:
+        AdapterError: the weight isn't frozen.
+    """
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise AdapterError(
+            f"the {list(weight.shape)} weight of an adapted layer requires a gradient, and gets none beside an "
+            "adapter; freeze it, or train the layer in full instead of adapting it"
+        )
+    if autocasts(x.device.type) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     if x.dtype != weight.dtype:
         raise RuntimeError(f"the input is {x.dtype}, the frozen weight {weight.dtype}; cast one, or use autocast")
@@ -188,8 +198,12 @@ def dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     of the low-rank path itself. 256 p is no whole number: each row takes the threshold above or below it at random, so
     that every element is dropped with probability p.
     """
-    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
-    noise = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+    count = (x.numel() + 7) // 8
+    if torch.compiler.is_compiling():  # which can't trace the faster way
+        words = torch.randint(-(2**63), 2**63 - 1, (count,), device=x.device)
+    else:
+        words = torch.empty(count, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    noise = words.view(torch.uint8)[: x.numel()].view(x.shape)
     rows = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device)
     threshold = (256 * p + rows).to(torch.uint8)
     # straight into int8, which becomes a float mask faster than bool does

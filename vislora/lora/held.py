@@ -44,7 +44,7 @@ class Held:
                     f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
                     f"{', '.join(list(layers)[:4])}, …"
                 )
-        copies = {path: copy.deepcopy(module_named(model, path)) for path in trained}
+        copies = {path: _copied(module_named(model, path)) for path in trained}
         return cls(layers, copies, _biases(model, settings.bias, layers, copies))
 
     @classmethod
@@ -77,7 +77,11 @@ class Held:
         return Adapter(layers, trained, dropout, biases=biases)
 
     def check(self, model: nn.Module) -> None:
-        """Raises AdapterError where two parts are one in the model, or a part has nothing to train."""
+        """Refuse to be put into the model.
+
+        Raises:
+            AdapterError: two parts are one in the model, or a part has nothing to train.
+        """
         for path, module in self.trained.items():
             if next(module.parameters(), None) is None:
                 raise AdapterError(f"{path} has no parameters to train; a model made with num_classes=0 has no head")
@@ -88,6 +92,21 @@ class Held:
         for path in self.layers:
             if (first := named.setdefault(module_named(model, path), path)) != path:
                 raise AdapterError(f"{first} and {path} are one module; name it once")
+
+
+def follow(kept: nn.Module, placed: nn.Module) -> None:
+    """Take a module that was set aside to the device and the dtypes that the one in its place has come to meanwhile."""
+    there, first = placed.state_dict(), next(placed.parameters())
+    kept.to(first.device)
+    for name, tensor in kept.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(there.get(name, first).dtype)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy that shares the module's hooks: what they belong to is the user's, and is not copied with them."""
+    hooks = [value for part in module.modules() for key, value in vars(part).items() if key.endswith("_hooks")]
+    return copy.deepcopy(module, {id(value): value for value in hooks})
 
 
 def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -134,7 +153,7 @@ def _low_rank(model: nn.Module, path: str, weights: LowRankWeights, dropout: flo
 
 
 def _trained(model: nn.Module, path: str, state: dict[str, Tensor]) -> nn.Module:
-    module = copy.deepcopy(module_named(model, path))
+    module = _copied(module_named(model, path))
     if isinstance(module, nn.Linear) and "weight" in state:  # a head may have another number of classes
         out, inner = state["weight"].shape
         if inner == module.in_features and (

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adaptable import adapt, restore_class
+from vislora.lora.adaptable import adapt, restore_class, unadapted
 from vislora.lora.adapter import Adapter
 from vislora.lora.algebra import blend
-from vislora.lora.held import Held
+from vislora.lora.held import Held, follow
 from vislora.lora.low_rank import LowRank
 from vislora.lora.mixed import Assignment, mixed
 from vislora.lora.names import inside, module_named, parameter_named, set_parameter
@@ -34,7 +34,7 @@ class Adapters:
         self._base_biases: dict[str, nn.Parameter] = {}  # likewise
         self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
         self._mixing = False  # each sample has its own adapter
-        self._flags = {name: p.requires_grad for name, p in model.named_parameters()}
+        self._flags: dict[str, bool] = {}  # requires_grad of the model's parameters without adapters
         if any(isinstance(module, LowRank) for module in model.modules()):
             raise AdapterError("the model holds adapters already; use the Adapters object that put them there")
 
@@ -74,33 +74,36 @@ class Adapters:
         """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says.
 
         Raises:
-            AdapterError: there is none of this name.
+            AdapterError: there is none of this name, or a part of it isn't in its place any more.
         """
+        if name == self.active:
+            self._check_in_place()
         return self._get(name).values(self.model)
 
     def activate(self, name: str) -> None:
         """Make one adapter the active one.
 
         Raises:
-            AdapterError: there is none of this name, or `per_sample` is at work.
+            AdapterError: there is none of this name, `per_sample` is at work, or the layers have changed meanwhile.
         """
         held = self._get(name)
         self.deactivate()
+        layers = {path: unadapted(self.model, path) for path in held.layers}
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
-            layer = module_named(self.model, path)
+            layer = layers[path]
             device = frozen_weight(layer).device
             layer.lora = (low if low.lora_A.device == device else low.to(device)).requires_grad_(True)
             adapt(layer)
         for path, module in held.trained.items():
             base = module_named(self.model, path)
             self._base_modules[path] = base
-            own = module.to(next(base.parameters()).device).train(base.training).requires_grad_(True)
-            self.model.set_submodule(path, own)
+            follow(module, base)
+            self.model.set_submodule(path, module.train(base.training).requires_grad_(True))
         for path, bias in held.biases.items():
             base = parameter_named(self.model, path)
             self._base_biases[path] = base
-            bias.data = bias.data.to(base.device)
+            bias.data = bias.data.to(base.device, base.dtype)
             set_parameter(self.model, path, bias.requires_grad_(True))
         self.active = name
 
@@ -108,22 +111,25 @@ class Adapters:
         """Leave the base model alone in place, frozen; adapters stay and can be activated again.
 
         Raises:
-            AdapterError: `per_sample` is at work.
+            AdapterError: `per_sample` is at work, or a part of the adapter isn't in its place any more.
         """
         self._check_unmixed()
-        if self._base_weights:
-            self.unmerge()
         if self.active is None:
             return
+        self._check_in_place()
+        if self._base_weights:
+            self.unmerge()
         for path in self._held[self.active].layers:
             layer = module_named(self.model, path)
             restore_class(layer)
             del layer.lora
         for path, module in self._base_modules.items():
             own = module_named(self.model, path)
-            self.model.set_submodule(path, module.to(next(own.parameters()).device).train(own.training))
+            follow(module, own)
+            self.model.set_submodule(path, module.train(own.training))
         for path, bias in self._base_biases.items():
-            bias.data = bias.data.to(parameter_named(self.model, path).device)
+            own = parameter_named(self.model, path)
+            bias.data = bias.data.to(own.device, own.dtype)
             set_parameter(self.model, path, bias)
         self._base_modules.clear()
         self._base_biases.clear()
@@ -161,10 +167,11 @@ class Adapters:
         self.deactivate()
         layers = {path: [one.layers.get(path) for one in held] for path in _all(one.layers for one in held)}
         trained = {path: [one.trained.get(path) for one in held] for path in _all(one.trained for one in held)}
-        trained = {
-            path: [module_named(self.model, path) if own is None else own for own in modules]
-            for path, modules in trained.items()
-        }
+        for path, modules in trained.items():
+            base = module_named(self.model, path)
+            for own in filter(None, modules):
+                follow(own, base)
+            trained[path] = [base if own is None else own for own in modules]
         self.model.requires_grad_(False)
         self._mixing = True
         try:
@@ -238,10 +245,11 @@ class Adapters:
         The base weights are kept aside. The model computes without a low-rank path until `unmerge`.
 
         Raises:
-            AdapterError: no adapter is active, or it is merged already.
+            AdapterError: no adapter is active, it is merged already, or a part of it isn't in its place any more.
         """
         if self.active is None or self._base_weights:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
+        self._check_in_place()
         for path, low in self._held[self.active].layers.items():
             layer = module_named(self.model, path)
             weight = frozen_weight(layer)
@@ -306,8 +314,21 @@ class Adapters:
         if not held.layers:
             raise AdapterError(f"adapter {name!r} has no layers; name at least one target")
         held.check(self.model)
+        if not self._held:
+            self._flags = {path: p.requires_grad for path, p in self.model.named_parameters()}
         self._held[name] = held
         self.activate(name)
+
+    def _check_in_place(self) -> None:
+        """Refuse to go on where the model's layers were replaced beside the active adapter: it would be torn apart."""
+        held = self._held[self.active]
+        for path, part in [*held.layers.items(), *held.trained.items()]:
+            there = module_named(self.model, path)
+            if part is not (getattr(there, "lora", None) if path in held.layers else there):
+                raise AdapterError(
+                    f"{path} was replaced, or adapted by another Adapters object, since adapter {self.active!r} was "
+                    "put in; put it back as it was, or begin again with a new model"
+                )
 
     def _check_unmixed(self) -> None:
         if self._mixing:

@@ -17,7 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.lora.fused import FusedConv2d, FusedLinear, Normalised, Settings, compute_dtype, explicit_padding
 from vislora.lora.low_rank import LowRank
-from vislora.lora.reads import adapted_weight, frozen_weight
+from vislora.lora.reads import adapted_weight, frozen_weight, summed_weight, transformed
 from vislora.lora.small import added, is_narrow, is_short, summed
 
 
@@ -33,11 +33,14 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # nn.Linear's own name for it, which some models call it by
         """input: [..., in] -> [..., out]."""
         x, low, weight = input, self.lora, frozen_weight(self)
+        if transformed():
+            return F.linear(x, summed_weight(self), self.bias)
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
         settings = Settings(low.scale, low.pairs, dropout, compute_dtype(x, weight))
         narrow = not dropout and is_narrow(weight, a, b)
-        if not (dropout or narrow) and is_short(x, weight):
+        # a compiler would tie its program to the number of tokens
+        if not (dropout or narrow or torch.compiler.is_compiling()) and is_short(x, weight):
             flat = x.to(settings.dtype).reshape(-1, x.shape[-1])
             y = added(flat, weight, self.bias, a, b, low.pairs, low.scale)
             return y.view(*x.shape[:-1], y.shape[-1])
@@ -60,6 +63,8 @@ class LoraConv2d(nn.Conv2d):
         if input.dim() == 3:  # without a batch, as nn.Conv2d takes it too
             return self.forward(input.unsqueeze(0)).squeeze(0)
         x, low, weight = input, self.lora, frozen_weight(self)
+        if transformed():
+            return self._conv_forward(x, summed_weight(self), self.bias)
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
         settings = Settings(low.scale, low.pairs, dropout, compute_dtype(x, weight))

@@ -31,13 +31,18 @@ def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
             or dataclasses; those of them that a trained parameter can move count.
 
     Raises:
-        AdapterError: naming every layer whose pairs get no gradient, with the rows of the pairs where others of the
-            layer get one: its weight is read detached from its gradient, or its result is unused.
+        AdapterError: no adapter is at work, or inference mode is on; or naming every layer whose pairs get no gradient,
+            with the rows of the pairs where others of the layer get one: its weight is read detached from its
+            gradient, or its result is unused.
     """
     kinds = (LoraLinear, LoraConv2d, LoraMultiheadAttention)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not layers:
         raise AdapterError("nothing to prove: the model has no active, unmerged adapter")
+    if torch.is_inference_mode_enabled():
+        raise AdapterError("gradients prove it, and torch.inference_mode has none; prove it outside")
+    if not any(layer.lora.multiplier for layer in layers.values()):
+        raise AdapterError("nothing to prove: the adapter is at scale 0, where it changes nothing")
     # forked, so that the proof doesn't shift the random numbers of the training that follows
     devices = list({p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")})
     forked = torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda")

@@ -64,7 +64,7 @@ class LowRank(nn.Module):
         multiplier: factor on the scale, 1.0 unless an adapter is applied at another strength.
 
     Raises:
-        AdapterError: a rank, dropout, row range or combination that can't be.
+        AdapterError: a rank, alpha, dropout, row range or combination that can't be.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class LowRank(nn.Module):
             raise AdapterError(
                 f"rank={rank}, dropout={dropout}: rank must be at least 1, dropout in [0, {_MOST_DROPOUT}]"
             )
+        if not math.isfinite(alpha) or (pissa and alpha <= 0):
+            raise AdapterError(f"alpha={alpha}: expected a number" + (", with PiSSA above 0" if pissa else ""))
         if any(not 0 <= start < stop <= weight.shape[0] for start, stop in rows or ()):
             raise AdapterError(f"rows {rows} don't lie in a layer of {weight.shape[0]} output rows")
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora

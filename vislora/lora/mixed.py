@@ -95,8 +95,7 @@ def mixed(
         layer.lora = MixedLowRank(assignment, held, path).to(frozen_weight(layer).device).train(layer.training)
         layer.__class__ = _MIXED[type(layer)]
     for path, modules in trained.items():
-        device = next(bases[path].parameters()).device
-        model.set_submodule(path, MixedModule(assignment, modules, path).to(device).train(bases[path].training))
+        model.set_submodule(path, MixedModule(assignment, modules, path).train(bases[path].training))
     try:
         yield
     finally:

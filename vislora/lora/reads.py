@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from vislora.errors import AdapterError
@@ -49,8 +50,11 @@ def adapted_weight(layer: nn.Module) -> Tensor:
     """The getter behind `weight` (or `in_proj_weight`) of adapted layers."""
     # Looked up without attribute access: an AttributeError in here would make nn.Module fall back to the frozen weight.
     if torch.compiler.is_compiling():  # a compiler fuses the sum with its use, and traces no tensor subclass
-        return _sum(layer)
-    weight = frozen_weight(layer).detach().as_subclass(AdaptedWeight)
+        return summed_weight(layer)
+    frozen = frozen_weight(layer)
+    if isinstance(frozen, DTensor):  # FSDP looks at what it shards; while the layer computes, the weight is whole
+        return frozen
+    weight = frozen.detach().as_subclass(AdaptedWeight)
     weight.layer = layer
     return weight
 
@@ -74,7 +78,7 @@ class AdaptedWeight(Tensor):
                 f"{_WRITES.get(func, name)} would write to the weight of an adapted layer, which is computed; "
                 "deactivate the adapter first"
             )
-        args, kwargs = tree_map_only(cls, lambda weight: _sum(weight.layer), (args, kwargs))
+        args, kwargs = tree_map_only(cls, lambda weight: summed_weight(weight.layer), (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -93,15 +97,22 @@ def _as_call(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return y if bias is own else y + bias.to(y.dtype)
 
 
-def _sum(layer: nn.Module) -> Tensor:
+def summed_weight(layer: nn.Module) -> Tensor:
+    """W0 + s B A of an adapted layer, made now, with its gradient."""
     frozen, low = frozen_weight(layer), layer._modules["lora"]
     if low.dropout and layer.training:
         raise AdapterError(
             f"dropout={low.dropout} can't act on a {type(layer).__name__} whose weight is read as a whole, as "
-            "torch.compile has it with every weight that is read; set it to 0"
+            "torch.compile has it with every weight that is read, and torch.func with all; set it to 0"
         )
     with without_autocast(frozen.device.type):
         return low.merged(frozen).to(frozen.dtype)
+
+
+def transformed() -> bool:
+    """Whether torch.func is at work (vmap, jvp, per-sample gradients), under which autograd functions of one's own
+    can't run: layers then compute with the sum."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def autocasts(device: str) -> bool:
