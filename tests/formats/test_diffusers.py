@@ -294,7 +294,7 @@ def test_matrices_that_do_not_fit_are_named(tensors, tmp_path, matrix, message):
         ({"init_lora_weights": "pissa"}, "a start that changes the base"),
         ({"peft_type": "LOHA"}, "only LORA can be read"),
         ({"fan_in_fan_out": True}, "transposed"),
-        ({"use_dora": True}, "no DoRA magnitudes, and the header says use_dora"),
+        ({"use_dora": True}, "use_dora is True, and .* has no DoRA magnitude"),
         ({"lora_alpha": "x"}, "lora_alpha or alpha_pattern is malformed"),
         ({"lora_alpha": None}, "lora_alpha or alpha_pattern is malformed"),
         ({"alpha_pattern": {"(": 2}}, "lora_alpha or alpha_pattern is malformed"),

@@ -314,11 +314,13 @@ def test_adapter_trained_by_peft_survives_the_way_here_and_back(tmp_path, images
 # --- What would be lost -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "found"), [(None, "is missing"), (torch.ones(3), r"has shape \[3\]")])
+@pytest.mark.parametrize(
+    ("value", "found"), [(None, "has no DoRA magnitude"), (torch.ones(3), r"has DoRA magnitudes of shape \[3\]")]
+)
 def test_dora_without_a_magnitude_for_every_row_is_refused(tmp_path, value, found):
     trained_by_peft(tmp_path, target_modules=["qkv"], use_dora=True)
     edit_tensors(tmp_path, **{f"{QKV}.lora_magnitude_vector": value})
-    with pytest.raises(AdapterError, match=rf"blocks.0.attn.qkv.lora_magnitude_vector {found}"):
+    with pytest.raises(AdapterError, match=rf"blocks.0.attn.qkv {found}"):
         read_peft(tmp_path)
 
 
@@ -399,30 +401,40 @@ def edit_tensors(folder: Path, **changes: Tensor | None) -> None:
 QKV = "base_model.model.blocks.0.attn.qkv"
 
 
-@pytest.mark.parametrize(
-    "key", ["head.weight", f"{QKV}.lora_magnitude_vector", "base_model.model.embed.lora_embedding_A"]
-)
+@pytest.mark.parametrize("key", ["head.weight", "base_model.model.embed.lora_embedding_A"])
 def test_unknown_tensor_is_named(folder, key):
     edit_tensors(folder, **{key: torch.ones(2)})
     with pytest.raises(AdapterError, match=f"unexpected tensor '{key}'"):
         read_peft(folder)
 
 
+def test_magnitude_that_the_settings_dont_know_is_named(folder):
+    edit_tensors(folder, **{f"{QKV}.lora_magnitude_vector": torch.ones(144)})
+    with pytest.raises(AdapterError, match=r"use_dora is False, and blocks\.0\.attn\.qkv has a DoRA magnitude"):
+        read_peft(folder)
+
+
+def test_layer_of_rank_zero_is_named(folder):
+    edit_tensors(folder, **{f"{QKV}.lora_A.weight": torch.ones(0, 48), f"{QKV}.lora_B.weight": torch.ones(144, 0)})
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv has rank 0"):
+        read_peft(folder)
+
+
 def test_lora_A_without_its_lora_B_is_named(folder):
     edit_tensors(folder, **{f"{QKV}.lora_B.weight": None})
-    with pytest.raises(AdapterError, match=r"blocks.0.attn.qkv.lora_B is missing"):
+    with pytest.raises(AdapterError, match=r"blocks.0.attn.qkv has no lora_B"):
         read_peft(folder)
 
 
 def test_lora_A_and_B_of_different_ranks_are_named(folder):
     edit_tensors(folder, **{f"{QKV}.lora_B.weight": torch.ones(144, 5)})
-    with pytest.raises(AdapterError, match=r"blocks.0.attn.qkv.lora_B has shape \[144, 5\]; lora_A has \[6, 48\]"):
+    with pytest.raises(AdapterError, match=r"blocks.0.attn.qkv has matrices of shapes \[6, 48\] and \[144, 5\]"):
         read_peft(folder)
 
 
 def test_lora_B_without_its_lora_A_is_named(folder):
     edit_tensors(folder, **{f"{QKV}.lora_A.weight": None})
-    with pytest.raises(AdapterError, match=r"blocks.0.attn.qkv.lora_A is missing"):
+    with pytest.raises(AdapterError, match=r"blocks.0.attn.qkv has no lora_A"):
         read_peft(folder)
 
 

@@ -6,7 +6,6 @@ the header take every scale as 1, so the scale is folded into lora_B, and the he
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,17 @@ from torch import Tensor
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
 from vislora.formats.components import as_in_files, by_component, named_by_component, with_component
-from vislora.formats.peft import alpha_of, check_readable
-from vislora.formats.single_file import ABOUT, check_writable, check_written, header_json, layer, read_tensors, refusal
+from vislora.formats.peft import check_readable, with_settings
+from vislora.formats.single_file import (
+    ABOUT,
+    check_writable,
+    check_written,
+    header_json,
+    layer,
+    magnitude_of,
+    read_tensors,
+    refusal,
+)
 from vislora.lora import Adapter
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -46,11 +54,10 @@ def write_diffusers(adapter: Adapter, path: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     for name, weights in adapter.layers.items():
         down, up, magnitude = _WRITTEN_TEXT if name.startswith("text_encoder") else _WRITTEN
-        tensors[f"{name}{down}"] = weights.lora_A.contiguous()
-        tensors[f"{name}{up}"] = (weights.lora_B * weights.scale).contiguous()
-        if weights.magnitude is not None:  # of a convolution in the shape of its output's channels, as PEFT has it
-            shape = (-1,) if weights.lora_A.dim() == 2 else (1, -1, 1, 1)
-            tensors[f"{name}{magnitude}"] = weights.magnitude.view(shape).contiguous()
+        tensors[f"{name}{down}"] = weights.lora_A
+        tensors[f"{name}{up}"] = weights.lora_B * weights.scale
+        if weights.magnitude is not None:
+            tensors[f"{name}{magnitude}"] = magnitude_of(weights)
     file.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         f"{component}.{key}": value
@@ -91,11 +98,7 @@ def read_diffusers(path: Path) -> Adapter:
         if own and "alpha" in parts:
             raise AdapterError(f"{path}: {name} has an alpha of its own and one in the header; which one counts?")
         weights = layer(name, parts, path)
-        if own:
-            if own.get("use_dora") and weights.magnitude is None:
-                raise AdapterError(f"{path}: {name} has no DoRA magnitudes, and the header says use_dora")
-            weights = replace(weights, alpha=alpha_of(own, module, path), rslora=bool(own.get("use_rslora")))
-        layers[name] = weights
+        layers[name] = with_settings(weights, own, module, path) if own else weights
     if not layers:
         raise AdapterError(f"{path} holds no low-rank matrices")
     return named_by_component(Adapter(layers, about=about))

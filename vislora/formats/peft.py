@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vislora.errors import AdapterError
 from vislora.files import write_json, write_tensors
 from vislora.formats.peft_attention import as_units, is_part, own_name, peft_name
+from vislora.formats.single_file import layer, magnitude_of, read_tensors
 from vislora.lora import Adapter, LowRankWeights
 from vislora.lora.names import fits
 
@@ -26,7 +25,7 @@ TENSORS = "adapter_model.safetensors"
 ABOUT = "vislora.json"
 
 _PREFIX = "base_model.model."
-_SUFFIXES = ("A.weight", "B.weight", "magnitude_vector")  # what follows ".lora_" in a key; the last with DoRA only
+_PARTS = {"A.weight": "down", "B.weight": "up", "magnitude_vector": "magnitude"}  # by what follows ".lora_" in a key
 _BIASES = (".bias", ".in_proj_bias")
 # What a PEFT adapter may have that would change its output and isn't read here: (key, harmless values, what it is).
 _UNSUPPORTED = [
@@ -56,22 +55,19 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         )
     wide = replace(adapter, layers=as_units({name: w.as_one_pair() for name, w in adapter.layers.items()}))
     tensors: dict[str, Tensor] = {}
-    for layer, weights in wide.layers.items():
-        name = peft_name(layer, wide.layers)
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = weights.lora_A.contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = weights.lora_B.contiguous()
+    for name, weights in wide.layers.items():
+        key = f"{_PREFIX}{peft_name(name, wide.layers)}"
+        tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = weights.lora_A, weights.lora_B
         if weights.magnitude is not None:
-            # one length per output row; of a convolution in the shape of its output's channels
-            shape = (-1,) if weights.lora_A.dim() == 2 else (1, -1, 1, 1)
-            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = weights.magnitude.view(shape).contiguous()
+            tensors[f"{key}.lora_magnitude_vector"] = magnitude_of(weights)
     for name, state in wide.trained.items():
-        tensors |= {f"{_PREFIX}{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
+        tensors |= {f"{_PREFIX}{name}.{key}": tensor for key, tensor in state.items()}
     for name, bias in wide.biases.items():
         module, _, own = name.rpartition(".")
         # PEFT keeps an adapted layer as the base_layer of another
         adapted = module in wide.layers or is_part(module, wide.layers)
         key = f"{peft_name(module, wide.layers)}.base_layer.{own}" if adapted else name
-        tensors[f"{_PREFIX}{key}"] = bias.contiguous()
+        tensors[f"{_PREFIX}{key}"] = bias
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / TENSORS, {"format": "pt"})
     write_json(_config(wide), folder / CONFIG)
@@ -89,10 +85,7 @@ def read_peft(folder: Path | str) -> Adapter:
     folder = Path(folder)
     config = _read_json(folder / CONFIG)
     check_readable(config, folder / CONFIG)
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{folder / TENSORS} can't be read: {error}") from None
+    tensors, _ = read_tensors(folder / TENSORS)
     about = _read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
     layers = _layers({k: t for k, t in tensors.items() if ".lora_" in k}, config, folder)
     try:
@@ -137,13 +130,17 @@ def check_readable(config: dict[str, Any], path: Path) -> None:
             raise AdapterError(f"{path}: {key}={config[key]!r} ({what}) can't be read; it would be lost")
 
 
-def alpha_of(config: dict[str, Any], module: str, path: Path) -> float:
-    """The alpha that PEFT's settings, read from `path`, give a module: by the first pattern of `alpha_pattern` that
-    fits its name, or `lora_alpha`.
+def with_settings(weights: LowRankWeights, config: dict[str, Any], module: str, path: Path) -> LowRankWeights:
+    """A layer with the alpha and the kind that PEFT's settings, read from `path`, give it by its name: the alpha of the
+    first pattern of `alpha_pattern` that fits, or `lora_alpha`.
 
     Raises:
-        AdapterError: it is no finite number, or a pattern no regular expression.
+        AdapterError: alpha is no finite number, a pattern no regular expression, or DoRA's magnitude is there without
+            its setting, or the other way round.
     """
+    if bool(config.get("use_dora")) != (weights.magnitude is not None):
+        found = "no" if weights.magnitude is None else "a"
+        raise AdapterError(f"{path}: use_dora is {config.get('use_dora')}, and {module} has {found} DoRA magnitude")
     try:
         patterns = (config.get("alpha_pattern") or {}).items()
         alpha = float(
@@ -153,41 +150,23 @@ def alpha_of(config: dict[str, Any], module: str, path: Path) -> float:
             raise ValueError(f"{alpha} is no finite number")
     except (AdapterError, AttributeError, TypeError, ValueError) as error:
         raise AdapterError(f"{path}: lora_alpha or alpha_pattern is malformed: {error}") from None
-    return alpha
+    return replace(weights, alpha=alpha, rslora=bool(config.get("use_rslora")))
 
 
 def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, LowRankWeights]:
-    layers = {}
-    suffixes = _SUFFIXES if config.get("use_dora") else _SUFFIXES[:2]
-    for key in tensors:
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
         module, _, suffix = key.removeprefix(_PREFIX).rpartition(".lora_")
-        if not key.startswith(_PREFIX) or suffix not in suffixes:
+        if not key.startswith(_PREFIX) or suffix not in _PARTS:
             raise AdapterError(f"{folder / TENSORS}: unexpected tensor {key!r}; it would be lost")
-        if f"{_PREFIX}{module}.lora_A.weight" not in tensors:
-            raise AdapterError(f"{folder / TENSORS}: {module}.lora_A is missing, its lora_{suffix[0]} is there")
-        if suffix != "A.weight":
-            continue
-        a, b = tensors[key], tensors.get(f"{_PREFIX}{module}.lora_B.weight")
-        if b is None or a.dim() not in (2, 4) or a.dim() != b.dim() or a.shape[0] != b.shape[1]:
-            found = "is missing" if b is None else f"has shape {list(b.shape)}"
-            raise AdapterError(f"{folder / TENSORS}: {module}.lora_B {found}; lora_A has {list(a.shape)}")
-        magnitude = tensors.get(f"{_PREFIX}{module}.lora_magnitude_vector")
-        if config.get("use_dora") and (magnitude is None or magnitude.numel() != b.shape[0]):
-            found = "is missing" if magnitude is None else f"has shape {list(magnitude.shape)}"
-            raise AdapterError(
-                f"{folder / TENSORS}: {module}.lora_magnitude_vector {found}; use_dora needs one of {b.shape[0]} rows"
-            )
-        layers[own_name(module)] = LowRankWeights(
-            a.float(),
-            b.float(),
-            a.shape[0],
-            alpha_of(config, module.removesuffix(".base_layer.out_proj"), folder / CONFIG),
-            b.shape[0],
-            bool(config.get("use_rslora")),
-            magnitude=None if magnitude is None else magnitude.float().flatten(),
-        )
-    if not layers:
+        found.setdefault(module, {})[_PARTS[suffix]] = tensor
+    if not found:
         raise AdapterError(f"{folder / TENSORS} holds no lora_A tensors")
+    layers = {}
+    for module, parts in found.items():
+        weights = layer(module, parts, folder / TENSORS)
+        plain_name = module.removesuffix(".base_layer.out_proj")
+        layers[own_name(module)] = with_settings(weights, config, plain_name, folder / CONFIG)
     return layers
 
 

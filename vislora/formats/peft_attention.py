@@ -9,13 +9,13 @@ PEFT 0.21 adds the output projection's update twice whenever it computes
 them: once.
 """
 
-import math
 from collections.abc import Collection
 from dataclasses import replace
 
 import torch
 
 from vislora.lora import LowRankWeights
+from vislora.lora.low_rank import alpha_at
 
 _PART = ".out_proj"
 _PEFT_PART = ".base_layer.out_proj"
@@ -57,5 +57,5 @@ def _of_rank(weights: LowRankWeights, rank: int) -> LowRankWeights:
     a = torch.zeros(rank, weights.lora_A.shape[1])
     b = torch.zeros(weights.out, rank)
     a[: weights.rank], b[:, : weights.rank] = weights.lora_A, weights.lora_B
-    alpha = weights.scale * (math.sqrt(rank) if weights.rslora else rank)
+    alpha = alpha_at(rank, weights.alpha, weights.rank, weights.rslora)
     return replace(weights, lora_A=a, lora_B=b, rank=rank, alpha=alpha)

@@ -88,7 +88,7 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
     """
     down, up, magnitude = (parts.get(part) for part in ("down", "up", "magnitude"))
     if down is None or up is None:
-        missing = "down (lora_A)" if down is None else "up (lora_B)"
+        missing = "lora_A (down)" if down is None else "lora_B (up)"
         raise AdapterError(f"{path}: {name} has no {missing} matrix")
     if down.dim() not in (2, 4) or down.dim() != up.dim() or down.shape[0] != up.shape[1]:
         raise AdapterError(
@@ -111,6 +111,11 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
         up.shape[0],
         magnitude=None if magnitude is None else magnitude.float().flatten(),
     )
+
+
+def magnitude_of(weights: LowRankWeights) -> Tensor:
+    """DoRA's magnitudes as PEFT and diffusers have them: of a convolution in the shape of its output's channels."""
+    return weights.magnitude.view((-1,) if weights.lora_A.dim() == 2 else (1, -1, 1, 1))
 
 
 def refusal(key: str, path: Path) -> AdapterError:
