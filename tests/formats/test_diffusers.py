@@ -274,7 +274,7 @@ def test_key_that_would_be_lost_is_named(tensors, tmp_path, key, what):
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
-        (None, f"{UNET} has no up"),
+        (None, f"{UNET} has no lora_B"),
         (torch.ones(8, 5), r"shapes \[3, 8\] and \[8, 5\]"),
         (torch.ones(8), "don't multiply"),
     ],
