@@ -155,6 +155,11 @@ def test_what_the_pipeline_refuses_is_told_in_one_sentence(base, tmp_path):
         run(tmp_path, f"model.name={base}", "size=15")
 
 
+def test_a_negative_prompt_without_guidance_is_refused():
+    with pytest.raises(ConfigError, match=r"guidance=1\.0 draws without a negative prompt"):
+        configure("generate", ["prompt=[a bird]", "guidance=1", "negative_prompt=blurry"])
+
+
 def test_a_negative_prompt_that_would_be_ignored_is_refused(tmp_path):
     tiny.flux(tmp_path / "words").save_pretrained(tmp_path / "flux")
     with pytest.raises(ConfigError, match="FluxPipeline pays no heed to a negative prompt"):

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vislora
+from vislora.blend import blend
+from vislora.compose import configure
 from vislora.config import PipelineConfig
 from vislora.errors import AdapterError
 from vislora.formats.detect import write_adapter
@@ -297,6 +299,53 @@ def test_layers_that_peft_has_wrapped_are_refused(pipe, tmp_path):
     pipe.unload_lora_weights()
     vislora.apply(pipe, file)
     assert not torch.equal(tiny.draw(pipe), plain)
+
+
+def test_adapter_that_peft_has_wrapped_is_taken_out_after_peft(sd, tmp_path):
+    pytest.importorskip("peft")
+    plain, file = tiny.draw(sd), write_adapter(tiny.trained(sd), "diffusers", tmp_path)
+    vislora.apply(sd, file)
+    sd.load_lora_weights(str(file))
+    with pytest.raises(AdapterError, match="or adapted by another Adapters object or PEFT, since"):
+        vislora.unapply(sd)
+    sd.unload_lora_weights()
+    vislora.unapply(sd)
+    assert torch.equal(tiny.draw(sd), plain)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_text_encoder_of_pefts_folder_and_of_kohyas_file_add_up(sd, tmp_path, order):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        copy.deepcopy(sd.text_encoder), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    model.save_pretrained(tmp_path / "folder" / "text_encoder")
+    adapter = tiny.trained(sd, lambda name: name.endswith(("q_proj", "fc1")), components=["text_encoder"])
+    write_adapter(adapter, "kohya", tmp_path / "file.safetensors")
+    theirs = copy.deepcopy(sd)
+    with torch.no_grad():
+        theirs.text_encoder = model.merge_and_unload()
+        for name, low in adapter.layers.items():
+            theirs.text_encoder.get_submodule(name.removeprefix("text_encoder.")).weight += tiny.delta(low)
+    sources = [tmp_path / "folder", tmp_path / "file.safetensors"][::order]
+    plain = tiny.draw(sd)
+    vislora.apply(sd, sources)
+    assert (tiny.draw(sd) - tiny.draw(theirs)).abs().max() < 1e-5
+    assert (tiny.draw(sd) - plain).abs().max() > 1e-2
+    vislora.unapply(sd)
+    words = [f"adapter=[{','.join(map(str, sources))}]", "weights=[1,1]", "how=cat", f"out={tmp_path / 'both'}"]
+    blend(configure("blend", words))
+    vislora.apply(sd, tmp_path / "both")
+    assert (tiny.draw(sd) - tiny.draw(theirs)).abs().max() < 1e-5
+
+
+def test_bare_folder_of_a_text_encoder_is_known_as_one(sd, tmp_path):
+    written = write_adapter(tiny.trained(sd, components=["text_encoder"]), "peft", tmp_path)
+    vislora.apply(sd, written)
+    wanted = tiny.draw(sd)
+    vislora.unapply(sd)
+    vislora.apply(sd, written / "text_encoder")
+    assert torch.equal(tiny.draw(sd), wanted)
 
 
 def test_second_apply_is_refused(sd):

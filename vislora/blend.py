@@ -26,11 +26,14 @@ def blend(config: BlendConfig) -> Computed:
     Raises:
         VisloraError: a mistake in the settings, adapters that don't go together, or a place that is taken.
     """
+    from vislora.formats.components import is_pipelines, named_by_component
     from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
 
     out = free(config.out)
     adapters = [read_adapter(folder) for folder in config.adapter]
+    if any(map(is_pipelines, adapters)):
+        adapters = [named_by_component(adapter) for adapter in adapters]
     _check_base(config.adapter, adapters)
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)
     save_adapter(computed.adapter, out)

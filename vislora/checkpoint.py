@@ -88,7 +88,8 @@ def save_checkpoint(
     target = folder / f"step_{progress.step:08d}"
     part = folder / f".{target.name}.part"
     if accelerator.is_main_process:
-        shutil.rmtree(part, ignore_errors=True)
+        for unfinished in folder.glob(".step_*.part"):
+            shutil.rmtree(unfinished)
         part.mkdir(parents=True)
     accelerator.wait_for_everyone()
     write_tensors(_generators(accelerator.device), part / f"generators_{accelerator.process_index}.safetensors")

@@ -92,6 +92,10 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
             _refuse(error)
         except _OF_FILES as error:
             _refuse(_explained(error))
+        except KeyboardInterrupt:
+            go_on = f"; go on with trainer.resume={out}" if any(out.glob("checkpoints/step_*")) else ""
+            print(f"\nvislora: stopped{go_on}", file=sys.stderr)
+            sys.exit(130)  # as shells have it
         finally:
             # Hydra makes the folder at once: it stays empty after a refusal, and in all processes but the first
             if out != Path.cwd() and out.is_dir() and not any(out.iterdir()):

@@ -658,6 +658,10 @@ class GenerateConfig:
         for name, values in (("prompt", self.prompt), ("seeds", self.seeds), ("scales", self.scales)):
             if values is not None and not values:
                 raise ConfigError(f"{name} is empty; give at least one")
+        if self.negative_prompt is not None and self.guidance <= 1.0:
+            raise ConfigError(
+                f"guidance={self.guidance} draws without a negative prompt; raise it above 1, or leave the prompt out"
+            )
         if self.scales and not self.adapter.files:
             raise ConfigError("scales=[…] are an adapter's; give one with adapter=FILE")
         count = len(self.adapter.files)

@@ -57,11 +57,12 @@ def unapply(pipe: Any) -> None:
     """Take out what `apply` put in: the pipeline is bit for bit what it was.
 
     Raises:
-        AdapterError: there is nothing to take out.
+        AdapterError: there is nothing to take out, or PEFT has wrapped it meanwhile.
     """
     if _APPLIED not in vars(pipe):
         raise AdapterError("the pipeline has no adapter that apply put in")
-    vars(pipe).pop(_APPLIED)._clear()
+    vars(pipe)[_APPLIED]._clear()
+    del vars(pipe)[_APPLIED]
 
 
 class Applied:

@@ -1,9 +1,12 @@
 """read_adapter knows each format by its content; write_adapter writes each, and PEFT opens its folders."""
 
+import copy
+
 import pytest
 import tiny_diffusion as tiny
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from vislora.errors import AdapterError
 from vislora.formats.detect import read_adapter, write_adapter
@@ -41,6 +44,58 @@ def test_peft_opens_the_folder_of_each_component(pipe, tmp_path):
             layer.weight += tiny.delta(low).view(layer.weight.shape)
         assert (opened - plain).abs().max() > 1e-3
         assert torch.allclose(opened, weights(noise, steps, text).sample, atol=1e-5)
+
+
+def test_peft_opens_the_folders_of_text_encoders(pipe, tmp_path):
+    peft = pytest.importorskip("peft")
+    adapter = tiny.trained(pipe, components=["text_encoder"])
+    write_adapter(read_adapter(write_adapter(adapter, "diffusers", tmp_path / "file")), "peft", tmp_path / "folder")
+    ids = torch.arange(6)[None]
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(pipe.text_encoder), str(tmp_path / "folder" / "text_encoder"))
+    with torch.no_grad():
+        found = theirs(ids).last_hidden_state
+        wanted = copy.deepcopy(pipe.text_encoder)
+        for name, low in adapter.layers.items():
+            wanted.get_submodule(name.removeprefix("text_encoder.")).weight += tiny.delta(low)
+        torch.testing.assert_close(found, wanted(ids).last_hidden_state)
+        assert not torch.allclose(found, pipe.text_encoder(ids).last_hidden_state, atol=1e-3)
+
+
+def test_folder_goes_by_what_its_file_holds_and_not_by_the_files_name(pipe, tmp_path):
+    write_adapter(tiny.trained(pipe), "kohya", tmp_path / "pytorch_lora_weights.safetensors")
+    assert (
+        read_adapter(tmp_path).layers.keys()
+        == read_adapter(tmp_path / "pytorch_lora_weights.safetensors").layers.keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "whose"),
+    [
+        ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", "ComfyUI's own names"),
+        ("double_blocks.0.processor.qkv_lora1.down.weight", "Black Forest Labs' names"),
+        ("lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight", "OneTrainer's names"),
+    ],
+)
+def test_other_programs_names_are_told_with_what_to_do(tmp_path, key, whose):
+    save_file({key: torch.ones(2, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match=rf"{whose}.* can't be read; where diffusers can"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
+@pytest.mark.parametrize("bad", [torch.tensor(float("nan")), torch.tensor(float("inf"))])
+def test_matrices_that_arent_numbers_are_named(pipe, tmp_path, to, bad):
+    written = write_adapter(tiny.trained(pipe, components=["unet"]), to, tmp_path / "adapter")
+    file = written if written.suffix else written / "unet" / TENSORS if to == "peft" else next(written.glob("*"))
+    file = file if file.is_file() else next(file.rglob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(key for key in tensors if tensors[key].dim() == 2)
+    tensors[name][0, 0] = bad
+    with safe_open(file, "pt") as old:
+        save_file(tensors, file, old.metadata())
+    with pytest.raises(AdapterError, match=r"has a lora_[AB] of torch\.float32 that isn't all of finite numbers"):
+        read_adapter(written)
 
 
 def test_folder_with_one_file_of_any_format_is_read(pipe, tmp_path):

@@ -186,6 +186,14 @@ def test_layers_with_other_rows_and_layers_of_one_adapter_alone_are_blended(how)
     assert close(delta(done.adapter.layers["mine"]), 0.5 * delta(one.layers["mine"]))
 
 
+def test_matrix_of_one_adapter_is_the_1x1_convolution_of_another():
+    flat, other = layer(2, seed=1), layer(2, seed=2)
+    kernels = {"lora_A": flat.lora_A[..., None, None], "lora_B": flat.lora_B[..., None, None]}
+    done = blend([Adapter({"it": replace(flat, **kernels)}), Adapter({"it": other})], [0.5, 2.0], "cat")
+    assert done.adapter.layers["it"].lora_A.shape == (4, 10, 1, 1)
+    assert close(delta(done.adapter.layers["it"]), 0.5 * delta(flat) + 2.0 * delta(other))
+
+
 @pytest.mark.parametrize("how", ["cat", "svd", "linear"])
 def test_adapters_over_the_same_rows_keep_them(how):
     one, other = Adapter({"it": layer(2, rows=PARTIAL, seed=1)}), Adapter({"it": layer(2, rows=PARTIAL, seed=2)})

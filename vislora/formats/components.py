@@ -2,9 +2,11 @@
 
 An adapter of a diffusion pipeline is one `Adapter` whose layers are named by component and module, as
 `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q` or `text_encoder.text_model.encoder.layers.0.mlp.fc1`.
+CLIP's layers lie below `text_model` in files, and in models before transformers 5.6, which took that level away.
 """
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import torch
 
@@ -16,10 +18,13 @@ COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_enco
 
 # Where layers without a component belong, by the first word of their names: adapters of a model, not of a pipeline.
 _BARE = {
-    **dict.fromkeys(("down_blocks", "mid_block", "up_blocks"), "unet"),
-    **dict.fromkeys(("transformer_blocks", "single_transformer_blocks"), "transformer"),
+    **dict.fromkeys(("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding"), "unet"),
+    **dict.fromkeys(
+        ("transformer_blocks", "single_transformer_blocks", "x_embedder", "context_embedder"), "transformer"
+    ),
     "text_model": "text_encoder",
 }
+_LEVEL, _CLIP = "text_model.", "encoder.layers."
 
 
 def is_pipelines(adapter: Adapter) -> bool:
@@ -28,28 +33,33 @@ def is_pipelines(adapter: Adapter) -> bool:
 
 
 def named_by_component(adapter: Adapter) -> Adapter:
-    """The adapter with a component before every name; a single model's gets the one its layers can only belong to.
+    """The adapter with the names of files, which begin with a component; a single model's gets the one its layers can
+    only belong to.
 
     Raises:
-        AdapterError: a name that tells no component.
+        AdapterError: a name that tells no component, or a layer that is there by two names.
     """
-    return replace(
-        adapter,
-        layers={with_component(name): weights for name, weights in adapter.layers.items()},
-        trained={with_component(name): state for name, state in adapter.trained.items()},
-        biases={with_component(name): bias for name, bias in adapter.biases.items()},
-    )
+    named: dict[str, dict] = {"layers": {}, "trained": {}, "biases": {}}
+    for kind, found in named.items():
+        for name, value in getattr(adapter, kind).items():
+            if found.setdefault(own := with_component(name), value) is not value:
+                raise AdapterError(f"the adapter has {own} twice, once as {name}; which one counts?")
+    return replace(adapter, **named)
 
 
 def with_component(name: str) -> str:
-    """A layer's name with a component before it: its own, or the only one that it can belong to.
+    """A layer's name in files: a component before it, its own or the only one that it can belong to, and CLIP's level.
 
     Raises:
         AdapterError: a name that tells no component.
     """
-    first = name.partition(".")[0]
+    first, _, module = name.partition(".")
+    if first.startswith("text_encoder") and module.startswith(_CLIP):
+        return f"{first}.{_LEVEL}{module}"
     if first in COMPONENTS:
         return name
+    if name.startswith(_CLIP):
+        return f"text_encoder.{_LEVEL}{name}"
     if first in _BARE:
         return f"{_BARE[first]}.{name}"
     raise AdapterError(
@@ -58,13 +68,11 @@ def with_component(name: str) -> str:
 
 
 def as_in_files(adapter: Adapter) -> Adapter:
-    """The same function in the names and shapes that other programs read: a component before every name, CLIP's layers
-    below `text_model`, one pair a layer, and separate layers where the model had fused theirs."""
+    """The same function in the names and shapes that other programs read: those of files, one pair a layer, and
+    separate layers where the model had fused theirs."""
     layers: dict[str, LowRankWeights] = {}
     for name, weights in named_by_component(adapter).layers.items():
         component, _, module = name.partition(".")
-        if component.startswith("text_encoder") and module.startswith("encoder.layers."):
-            module = f"text_model.{module}"  # transformers 5.6 took this level away; file formats keep it
         parent, _, last = module.rpartition(".")
         if last in FUSED:
             for part, own in zip(FUSED[last], _unfused(weights.as_one_pair(), len(FUSED[last])), strict=True):
@@ -77,8 +85,26 @@ def as_in_files(adapter: Adapter) -> Adapter:
     return replace(adapter, layers=layers)
 
 
+def of_models(adapter: Adapter) -> dict[str, Adapter]:
+    """An adapter for each component, in the names of its model as it is made here."""
+    without_level = tuple(map(int, version("transformers").split(".")[:2])) >= (5, 6)
+
+    def own(name: str) -> str:
+        return name.removeprefix(_LEVEL) if without_level and name.startswith(_LEVEL + _CLIP) else name
+
+    return {
+        component: replace(
+            part,
+            layers={own(name): weights for name, weights in part.layers.items()},
+            trained={own(name): state for name, state in part.trained.items()},
+            biases={own(name): bias for name, bias in part.biases.items()},
+        )
+        for component, part in by_component(adapter).items()
+    }
+
+
 def by_component(adapter: Adapter) -> dict[str, Adapter]:
-    """An adapter for each component, named as that model names its modules."""
+    """An adapter for each component, in the names of files."""
     found: dict[str, Adapter] = {}
     for kind in ("layers", "trained", "biases"):
         for name, value in getattr(named_by_component(adapter), kind).items():

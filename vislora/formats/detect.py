@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vislora.errors import AdapterError
 from vislora.files import holds_run
-from vislora.formats.components import by_component, is_pipelines
+from vislora.formats.components import is_pipelines, of_models
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
 from vislora.formats.peft import ABOUT, CONFIG, TENSORS, read_peft, write_peft
@@ -66,7 +66,7 @@ def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
     if not is_pipelines(adapter):
         write_peft(adapter, path)
         return path
-    parts = by_component(adapter)
+    parts = of_models(adapter)
     if others := [old.parent.name for old in path.glob(f"*/{CONFIG}") if old.parent.name not in parts]:
         raise AdapterError(f"{path} holds {', '.join(others)} of another adapter; choose another folder")
     for component, part in parts.items():
@@ -90,7 +90,7 @@ def _read_folder(folder: Path) -> Adapter:
     if (folder / CONFIG).is_file():
         return read_peft(folder)
     if (folder / FILE).is_file():
-        return read_diffusers(folder)
+        return read_adapter(folder / FILE)
     if holds_run(folder):
         raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'}")
     if parts := {path.parent.name: read_peft(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))}:

@@ -20,6 +20,7 @@ from vislora.formats.single_file import (
     check_writable,
     check_written,
     header_json,
+    is_foreign,
     layer,
     magnitude_of,
     read_tensors,
@@ -108,7 +109,7 @@ def _split(key: str, path: Path) -> tuple[str, str]:
     """The layer that a key belongs to, and which of its parts it is."""
     parts = (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",)), ("magnitude", _MAGNITUDE))
     found = [(part, end) for part, ends in parts for end in ends if key.endswith(end)]
-    if not found:
+    if not found or is_foreign(key):
         raise refusal(key, path)
     part, end = found[0]
     name = key.removesuffix(end).replace(".processor.", ".")

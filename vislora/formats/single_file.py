@@ -19,6 +19,14 @@ from vislora.lora import Adapter, LowRankWeights
 ABOUT = "vislora"
 """The header's key for what travels with an adapter: `Adapter.about` as JSON."""
 
+_FOREIGN = {
+    "diffusion_model.": "ComfyUI's own names of a model's layers",
+    "double_blocks.": "Black Forest Labs' names",
+    "single_blocks.": "Black Forest Labs' names",
+    "joint_blocks.": "Stability's names",
+    "lora_transformer": "OneTrainer's names",
+    "lycoris_": "LyCORIS' names",
+}
 _REFUSED = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
@@ -84,7 +92,7 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
     readers), and DoRA's `magnitude`.
 
     Raises:
-        AdapterError: a matrix is missing, or they don't fit together.
+        AdapterError: a matrix is missing or holds something else than numbers, or they don't fit together.
     """
     down, up, magnitude = (parts.get(part) for part in ("down", "up", "magnitude"))
     if down is None or up is None:
@@ -99,6 +107,9 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
             f"{path}: {name} has DoRA magnitudes of shape {list(magnitude.shape)}; expected one for each of its "
             f"{up.shape[0]} output rows"
         )
+    for part, tensor in {"lora_A": down, "lora_B": up, "DoRA magnitude": magnitude}.items():
+        if tensor is not None and not (tensor.is_floating_point() and tensor.float().isfinite().all()):
+            raise AdapterError(f"{path}: {name} has a {part} of {tensor.dtype} that isn't all of finite numbers")
     rank = down.shape[0]
     alpha = parts["alpha"].flatten().tolist() if "alpha" in parts else [rank]
     if rank < 1 or len(alpha) != 1 or not math.isfinite(alpha[0]):
@@ -118,8 +129,18 @@ def magnitude_of(weights: LowRankWeights) -> Tensor:
     return weights.magnitude.view((-1,) if weights.lora_A.dim() == 2 else (1, -1, 1, 1))
 
 
+def is_foreign(key: str) -> bool:
+    """Whether a key is of a format that isn't read here."""
+    return key.startswith(tuple(_FOREIGN))
+
+
 def refusal(key: str, path: Path) -> AdapterError:
     """The error for a key that can't be read."""
+    if whose := next((whose for start, whose in _FOREIGN.items() if key.startswith(start)), None):
+        return AdapterError(
+            f"{path}: {key!r}: {whose} can't be read; where diffusers can (pipe.load_lora_weights), save it from there "
+            "in diffusers' format (pipe.save_lora_weights)"
+        )
     what = next((what for part, what in _REFUSED.items() if part in key), None)
     told = f"{what} can't be read" if what else "its meaning isn't known"
     return AdapterError(f"{path}: {key!r}: {told}; it would be lost")

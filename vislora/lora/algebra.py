@@ -77,6 +77,7 @@ def blend(
     layers, energy = {}, {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
         found = [(a.layers[name], w) for a, w in zip(adapters, weights, strict=True) if name in a.layers]
+        found = _with_the_same_kernel(found)
         _check_alike(name, [low for low, _ in found], how)
         exact = _concatenated(_with_the_same_rows(found))
         if how == "svd":
@@ -131,6 +132,17 @@ def _at_rank(u: Tensor, s: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor
         fresh = nn.init.kaiming_uniform_(torch.empty(rank - len(root), a.shape[1]), a=math.sqrt(5))
         a = torch.cat([a, fresh.double()])
     return b.float(), a.float()
+
+
+def _with_the_same_kernel(found: list[tuple[LowRankWeights, float]]) -> list[tuple[LowRankWeights, float]]:
+    """Matrices as the 1x1 convolutions that they are in other adapters: files have either for one layer."""
+    kernels = {tuple(w.lora_A.shape[2:]) for w, _ in found}
+    if kernels != {(), (1, 1)}:
+        return found
+    wide = [
+        (w.lora_A.reshape(*w.lora_A.shape[:2], 1, 1), w.lora_B.reshape(*w.lora_B.shape[:2], 1, 1)) for w, _ in found
+    ]
+    return [(replace(w, lora_A=a, lora_B=b), f) for (w, f), (a, b) in zip(found, wide, strict=True)]
 
 
 def _with_the_same_rows(found: list[tuple[LowRankWeights, float]]) -> list[tuple[LowRankWeights, float]]:

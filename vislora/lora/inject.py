@@ -326,8 +326,8 @@ class Adapters:
             there = module_named(self.model, path)
             if part is not (getattr(there, "lora", None) if path in held.layers else there):
                 raise AdapterError(
-                    f"{path} was replaced, or adapted by another Adapters object, since adapter {self.active!r} was "
-                    "put in; put it back as it was, or begin again with a new model"
+                    f"{path} was replaced, or adapted by another Adapters object or PEFT, since adapter "
+                    f"{self.active!r} was put in; take that out first, or begin again with a new model"
                 )
 
     def _check_unmixed(self) -> None:

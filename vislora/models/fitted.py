@@ -14,7 +14,7 @@ def fitted(adapter: Adapter, models: nn.Module, what: str) -> Adapter:
     """The same adapter for `models`, in which every layer that it names will be called.
 
     Args:
-        adapter: its names begin with a component.
+        adapter: in the names of files; see `vislora.formats.components.named_by_component`.
         models: its children are named as a pipeline's components.
         what: the pipeline's class, for messages.
 
@@ -35,12 +35,8 @@ def _name(name: str, models: nn.Module, what: str) -> str:
     model = submodule(models, component)
     if model is None:
         raise AdapterError(f"the adapter has layers for {component}, which {what} doesn't have")
-    if component.startswith("text_encoder"):  # transformers 5.6 took CLIP's level text_model away
-        has_level = hasattr(model, "text_model")
-        if module.startswith("text_model.") and not has_level:
-            module = module.removeprefix("text_model.")
-        elif module.startswith("encoder.layers.") and has_level:
-            module = f"text_model.{module}"
+    if component.startswith("text_encoder") and not hasattr(model, "text_model"):
+        module = module.removeprefix("text_model.")  # a level that transformers 5.6 took away
     return f"{component}.{module}"
 
 
