@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -422,6 +424,21 @@ def test_an_adapter_on_random_weights_finds_them_again_by_its_seed(photos, tmp_p
         (run.artifact / "vislora.json").write_text(json.dumps(about | change))
         with pytest.raises(AdapterError, match=message):
             load_recognizer(run.artifact)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_says_how_to_go_on(photos, tmp_path):
+    words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos}"]
+    words += ["trainer.epochs=100000", "trainer.checkpoint_every=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "vislora.train", *words]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while running.poll() is None and not any((tmp_path / "run" / "checkpoints").glob("step_*")):
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == f"vislora: stopped; go on with trainer.resume={tmp_path / 'run'}"
+    assert "Traceback" not in said
 
 
 def test_a_setting_of_the_model_that_is_unknown_is_named_by_every_command(run, tmp_path):
