@@ -11,7 +11,7 @@ from PIL import Image
 
 from vislora.data.images import Facts, Place, Problem, read_image
 from vislora.data.inspection import inspect_files
-from vislora.errors import DataError
+from vislora.errors import DataError, first_three
 
 
 class Pictures(Protocol):
@@ -130,9 +130,12 @@ def splits_of_files(
         places: of the pictures that lie in larger files, and whose paths are but names.
 
     Raises:
-        DataError: a class without a usable file to train on, or no such file at all.
+        DataError: a file of another class, a class without a usable file to train on, or no such file at all.
     """
     column = {name: k for k, name in enumerate(classes)}
+    for split, pairs in files.items():
+        if odd := next((pair for pair in pairs if pair[1] not in column), None):
+            raise DataError(f"{split}: class {odd[1]!r} of {odd[0]} isn't among those of train: {first_three(classes)}")
     places = places or {}
     found = inspect_files([path for pairs in files.values() for path, _ in pairs], places)
     splits: dict[str, ImageSplit] = {}
