@@ -12,7 +12,7 @@ import vislora
 from vislora.config import PipelineConfig
 from vislora.drawing import Sampling, draw
 from vislora.models.diffusion import load_pipeline
-from vislora.report.samples import save_grid
+from vislora.report.sheets import save_grid
 
 PROMPTS = [
     "a northern cardinal on a branch, facing left",

@@ -30,7 +30,7 @@ from vislora.data.order import mix
 from vislora.drawing import Sampling, draw
 from vislora.models.diffusion import load_pipeline
 from vislora.recognizer import load_recognizer
-from vislora.report.samples import save_grid
+from vislora.report.sheets import save_grid
 from vislora.train import train
 
 DIFFICULTY = 0.1

@@ -85,10 +85,11 @@ def test_sweep_draws_every_seed_at_every_scale_and_a_sheet(base, style, tmp_path
 def test_sheet_has_the_pictures_in_its_cells(base, tmp_path):
     drawn = run(tmp_path, f"model.name={base}", "prompt=[one,two]", "seeds=[1,2]")
     sheet = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
-    side = 160 + 4
+    gap, side = 6, 160 + 6
     for picture in drawn:
         column, row = ["one", "two"].index(picture.settings["prompt"]), picture.settings["seed"] - 1
-        cell = sheet[row * side : row * side + 160, column * side : column * side + 160]
+        top, left = gap + row * side, gap + column * side
+        cell = sheet[top : top + 160, left : left + 160]
         enlarged = Image.open(picture.file).resize((160, 160), Image.Resampling.BICUBIC)
         assert np.array_equal(cell, np.asarray(enlarged))
 

@@ -45,7 +45,7 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
 
     from vislora.formats.detect import read_adapter
     from vislora.pipeline import apply
-    from vislora.report.samples import save_grid
+    from vislora.report.sheets import save_grid
 
     files, scales = config.adapter.files, config.scales or [config.adapter.scale]
     adapters = [read_adapter(file) for file in files]

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vislora.data.images import scaled
 from vislora.data.splits import ImageSplit
 from vislora.errors import DataError
 from vislora.inference import Inference
 from vislora.metrics.recognition import Evaluation, Mistake, Predictions, evaluate_predictions, worst_mistakes
 from vislora.recognizer import Recognizer
-from vislora.report.sheets import fitted
 
 
 def evaluate_split(recognizer: Recognizer, split: ImageSplit, inference: Inference) -> Evaluation:
@@ -61,7 +61,7 @@ def show_mistakes(predictions: Predictions, split: ImageSplit, count: int) -> li
             true=names[predictions.labels[i]],
             predicted=names[best.indices[i]],
             probability=best.values[i].item(),
-            picture=fitted(split.image(i), 192),
+            picture=scaled(split.image(i), 192),
         )
         for i in worst_mistakes(predictions, count)
     ]

@@ -137,6 +137,13 @@ def thumbnail(picture: Image.Image) -> bytes:
     return picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS).tobytes()
 
 
+def scaled(picture: Image.Image, side: int) -> Image.Image:
+    """Scaled, up or down, so that its longer side is `side` pixels."""
+    factor = side / max(picture.size)
+    size = tuple(max(1, round(factor * length)) for length in picture.size)
+    return picture.resize(size, Resampling.LANCZOS if factor < 1 else Resampling.BICUBIC)
+
+
 class _UnreadableError(DataError):
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(what)

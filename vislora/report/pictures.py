@@ -19,7 +19,7 @@ from vislora.metrics.updates import LayerUpdate
 from vislora.report.before_after import file_name, write_pairs
 from vislora.report.figures import save
 from vislora.report.picture_sections import PICTURES, told
-from vislora.report.samples import save_grid
+from vislora.report.sheets import save_grid
 from vislora.report.sweep import draw_sweep
 from vislora.report.updates import write_updates
 from vislora.report.write import write_scores_report

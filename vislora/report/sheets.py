@@ -1,4 +1,4 @@
-"""Pictures in rows with a caption under each."""
+"""Sheets of pictures, with lines of text under them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
+
+from vislora.data.images import scaled
+from vislora.files import replacing
 
 _GAP, _LINE = 6, 15
 # Pillow's own font has no arrows, and few scripts
@@ -23,26 +26,44 @@ class Tile:
 def contact_sheet(tiles: Sequence[Tile], columns: int, side: int = 144) -> Image.Image:
     """The tiles on white, `columns` of them in a row, each picture fitted into a square of `side` pixels."""
     font = ImageFont.truetype(FONT, 11)
-    lines = max(len(tile.lines) for tile in tiles)
-    wide, high = side + _GAP, side + _GAP + lines * _LINE
     columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * wide + _GAP, rows * high + _GAP), "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, tile in enumerate(tiles):
-        left, top = _GAP + i % columns * wide, _GAP + i // columns * high
-        picture = fitted(tile.picture, side)
-        sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
-        for n, text in enumerate(tile.lines):
-            pen.text((left, top + side + 1 + n * _LINE), _shortened(text, side, font), "black", font)
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [side + _GAP + max(len(tile.lines) for tile in row) * _LINE for row in rows]
+    sheet = Image.new("RGB", (columns * (side + _GAP) + _GAP, sum(heights) + _GAP), "white")
+    pen, top = ImageDraw.Draw(sheet), _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            left, picture = _GAP + column * (side + _GAP), scaled(tile.picture, side)
+            sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+            for n, text in enumerate(tile.lines):
+                pen.text((left, top + side + 1 + n * _LINE), _shortened(text, side, font), "black", font)
+        top += height
     return sheet
 
 
-def fitted(picture: Image.Image, side: int) -> Image.Image:
-    """Scaled, up or down, so that its longer side is `side` pixels."""
-    factor = side / max(picture.size)
-    size = tuple(max(1, round(factor * length)) for length in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC)
+def save_grid(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], file: Path) -> None:
+    """A sheet with a column for each caption, told in up to three lines under the last row; small pictures are
+    enlarged."""
+    side = max(rows[0][0].size)
+    side *= max(1, 160 // side)
+    lines = [_wrapped(caption, side, 3) for caption in captions]
+    told = [[()] * len(captions)] * (len(rows) - 1) + [lines]
+    tiles = [Tile(*pair) for row, under in zip(rows, told, strict=True) for pair in zip(row, under, strict=True)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        contact_sheet(tiles, len(captions), side).save(part, format="PNG")
+
+
+def _wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
+    """At most so many lines, the last of which may be too long."""
+    font, lines = ImageFont.truetype(FONT, 11), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1] and len(lines) < most:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return tuple(lines)
 
 
 def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

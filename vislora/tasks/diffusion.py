@@ -32,7 +32,7 @@ from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
 from vislora.precision import autocast_dtype
 from vislora.report.before_after import write_pairs
-from vislora.report.samples import save_grid
+from vislora.report.sheets import save_grid
 from vislora.report.updates import write_updates
 from vislora.tasks.prior import with_prior
 from vislora.tasks.task import Outcome, Task

@@ -1,0 +1,28 @@
+"""Sheets of pictures."""
+
+import numpy as np
+from PIL import Image
+
+from vislora.report.sheets import Tile, contact_sheet, save_grid
+
+
+def test_captions_have_letters_of_many_scripts(tmp_path):
+    """What a font lacks is one and the same box."""
+    seen = []
+    for letter in "éñяжω→":
+        save_grid([[Image.new("RGB", (40, 40), "white")]], [letter], tmp_path / "sheet.png")
+        seen.append(np.asarray(Image.open(tmp_path / "sheet.png")).tobytes())
+    assert len(set(seen)) == 6
+
+
+def test_captions_of_many_words_end_in_an_ellipsis_and_rows_are_as_tall_as_their_lines(tmp_path):
+    white = Image.new("RGB", (40, 40), "white")
+    sheets = {}
+    for words in (3, 40, 400):
+        save_grid([[white, white], [white, white]], ["one", "word " * words], tmp_path / f"{words}.png")
+        sheets[words] = np.asarray(Image.open(tmp_path / f"{words}.png"))
+    assert sheets[3].shape[0] < sheets[40].shape[0]
+    assert sheets[3].shape[1] == sheets[40].shape[1] == 2 * (160 + 6) + 6
+    assert np.array_equal(sheets[40], sheets[400])
+    tiles = [Tile(white, ("above",)), Tile(white, ()), Tile(white, ("a", "b", "c"))]
+    assert contact_sheet(tiles, 1, 40).height == 3 * (40 + 6) + 4 * 15 + 6
