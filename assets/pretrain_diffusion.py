@@ -31,7 +31,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vislora.checkpoint import find_checkpoint, load_trainable_state
+from vislora.checkpoint import Checkpoint, load_trainable_state
 from vislora.compose import configure
 from vislora.config import BirdsData, Precision
 from vislora.data.birds import SPECIES, caption, seeded_scene
@@ -258,7 +258,7 @@ def main() -> None:
         start_as(pipe, *options.start_as.split("="))
     model = Denoiser(pipe, text=True)
     if options.export:
-        load_trainable_state(model, load_file(find_checkpoint(options.export) / "ema.safetensors"))
+        load_trainable_state(model, load_file(Checkpoint.open(options.export).folder / "ema.safetensors"))
         export(pipe)
         return
     pipe.unet.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vislora.checkpoint import find_checkpoint
+from vislora.checkpoint import Checkpoint
 from vislora.compose import configure
 from vislora.errors import ConfigError
 from vislora.models.prefix import Prefix
@@ -130,7 +130,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not(photos, uncached
     with pytest.raises(KeyboardInterrupt):
         run(photos, tmp_path / "stopped", *words)
     monkeypatch.setattr(Trainer, "_step", step)
-    assert find_checkpoint(tmp_path / "stopped").name == "step_00000004"
+    assert Checkpoint.open(tmp_path / "stopped").folder.name == "step_00000004"
     out = run(photos, tmp_path / "resumed", *words, f"trainer.resume={tmp_path / 'stopped'}")
     assert same(exported(out), exported(uncached))
     with pytest.raises(ConfigError, match=r"trainer\.prefix_cache was 'memory' and is now 'off'"):

@@ -179,6 +179,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(split, tmp_path, file):
         make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first")).fit()
 
 
+@pytest.mark.parametrize("state", ["{}", "[]", "no JSON", '{"run": {}, "progress": {"stage": 3}, "scaler": null}'])
+def test_a_damaged_state_is_refused_by_name(split, tmp_path, state):
+    make_trainer(split, tmp_path, epochs=1).fit()
+    (file,) = (tmp_path / "checkpoints").glob("step_*/state.json")
+    file.write_text(state)
+    with pytest.raises(ConfigError, match=r"state\.json can't be read"):
+        make_trainer(split, tmp_path, epochs=1, resume=str(tmp_path)).fit()
+
+
 def test_a_checkpoint_of_other_classes_is_refused(split, tmp_path):
     make_trainer(split, tmp_path / "first", epochs=1).fit()
     other = make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first"))

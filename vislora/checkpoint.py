@@ -7,7 +7,7 @@ optimizer's state by parameter name, the random generators of each process by ra
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,62 +109,77 @@ def save_checkpoint(
                 shutil.rmtree(old)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The newest checkpoint of a run folder, or the checkpoint itself.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint to go on from.
 
-    Raises:
-        ConfigError: there is none.
+    Attributes:
+        folder: with its tensors.
+        run: the settings that a resumed run must share.
+        progress: how far the run was.
+        scaler: the gradient scaler's state; None without one.
     """
-    if (path / "state.json").is_file():
-        return path
-    found = sorted((path / "checkpoints").glob("step_*"))
-    if not found:
-        raise ConfigError(f"trainer.resume={path}: no checkpoint there; give a run folder or one of its checkpoints")
-    return found[-1]
 
+    folder: Path
+    run: dict[str, Any]
+    progress: Progress
+    scaler: dict[str, Any] | None
 
-def read_state(checkpoint: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's state.json says, for a run of these settings to go on from.
+    @staticmethod
+    def open(path: Path) -> "Checkpoint":
+        """The newest checkpoint of a run folder, or the checkpoint itself.
 
-    Raises:
-        ConfigError: it can't be read, or is of a run of other settings.
-    """
-    try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{checkpoint / 'state.json'} can't be read: {error}") from None
-    for key, value in run.items():
-        if state["run"].get(key) != value:
+        Raises:
+            ConfigError: there is none, or it can't be read.
+        """
+        found = [path] if (path / "state.json").is_file() else sorted((path / "checkpoints").glob("step_*"))
+        if not found:
             raise ConfigError(
-                f"can't resume {checkpoint}: {key} was {state['run'].get(key)!r} and is now {value!r}; "
-                "only with the same settings does a run go on as if it had not stopped"
+                f"trainer.resume={path}: no checkpoint there; give a run folder or one of its checkpoints"
             )
-    return state
+        file = found[-1] / "state.json"
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            return Checkpoint(found[-1], dict(state["run"]), Progress(**state["progress"]), state["scaler"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{file} can't be read: {error!r}; the run can't go on from this checkpoint") from None
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run that made it."""
+        return self.folder.parent.parent
+
+    def check(self, run: dict[str, Any]) -> None:
+        """Refuse to go on with other settings.
+
+        Raises:
+            ConfigError: one differs.
+        """
+        for key, value in run.items():
+            if self.run.get(key) != value:
+                raise ConfigError(
+                    f"can't resume {self.folder}: {key} was {self.run.get(key)!r} and is now {value!r}; "
+                    "only with the same settings does a run go on as if it had not stopped"
+                )
 
 
 def load_checkpoint(
-    checkpoint: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    ema: Ema | None,
-    accelerator: Accelerator,
-    run: dict[str, Any],
+    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, ema: Ema | None, accelerator: Accelerator
 ) -> Progress:
     """Continue from a checkpoint: parameters, optimizer, scaler and this process's random generators.
 
     Raises:
-        ConfigError: the run's settings differ from the checkpoint's, or the number of processes does; or a file of it
-            can't be read.
+        ConfigError: a file of it can't be read, or is of another model.
     """
-    state = read_state(checkpoint, run)
-    load_trainable_state(model, _read(checkpoint / "model.safetensors"))
-    _load_optimizer_tensors(model, optimizer, _read(checkpoint / "optimizer.safetensors"))
+    folder = checkpoint.folder
+    load_trainable_state(model, _read(folder / "model.safetensors"))
+    _load_optimizer_tensors(model, optimizer, _read(folder / "optimizer.safetensors"))
     if ema is not None:
-        ema.load(_read(checkpoint / "ema.safetensors"))
-    if accelerator.scaler is not None and state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    _set_generators(_read(checkpoint / f"generators_{accelerator.process_index}.safetensors"), accelerator.device)
-    return Progress(**state["progress"])
+        ema.load(_read(folder / "ema.safetensors"))
+    if accelerator.scaler is not None and checkpoint.scaler is not None:
+        accelerator.scaler.load_state_dict(checkpoint.scaler)
+    _set_generators(_read(folder / f"generators_{accelerator.process_index}.safetensors"), accelerator.device)
+    return replace(checkpoint.progress)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -176,7 +191,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}|{key}": torch.as_tensor(value).contiguous()
+        f"{name}|{key}": torch.as_tensor(value)
         for name, p in model.named_parameters()
         for key, value in optimizer.state.get(p, {}).items()
     }

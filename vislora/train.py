@@ -93,7 +93,7 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     import torch
     from accelerate.utils import broadcast_object_list
 
-    from vislora.checkpoint import find_checkpoint, read_state
+    from vislora.checkpoint import Checkpoint
     from vislora.logs import MetricLog, start_trackers, trackers
     from vislora.precision import new_accelerator, own_device, resolve_precision
     from vislora.report.preflight import headline
@@ -105,17 +105,17 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     _make_paths_absolute(config)
     precision = resolve_precision(config.trainer.precision, own_device())
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
-    resumed = None if config.trainer.resume is None else find_checkpoint(Path(config.trainer.resume))
-    if holds_run(out) and (resumed is None or resumed.parent.parent.resolve() != out.resolve()):
+    resumed = None if config.trainer.resume is None else Checkpoint.open(Path(config.trainer.resume))
+    if holds_run(out) and (resumed is None or resumed.run_folder.resolve() != out.resolve()):
         raise ConfigError(f"{out} holds a run already; choose another folder, or go on with trainer.resume={out}")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)
     if resumed is not None:
-        read_state(resumed, run)  # an error before the data is read, where the settings tell already
+        resumed.check(run)  # an error before the data is read, where the settings tell already
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
     run["data (its files, and their labels or captions)"] = task.contents[:12]
     if resumed is not None:
-        read_state(resumed, run)
+        resumed.check(run)
     if task.validation is None and (validated or config.trainer.patience is not None):
         wish = "a search" if validated else f"trainer.patience={config.trainer.patience}"
         raise ConfigError(

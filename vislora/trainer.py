@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vislora.checkpoint import (
+    Checkpoint,
     Progress,
-    find_checkpoint,
     load_checkpoint,
     load_trainable_state,
     save_checkpoint,
@@ -150,9 +150,10 @@ class Trainer:
     def _start(self, optimizer: torch.optim.Optimizer, ema: Ema | None) -> Progress:
         if self.config.resume is None:
             return Progress()
-        checkpoint = find_checkpoint(Path(self.config.resume))
-        progress = load_checkpoint(checkpoint, self.model, optimizer, ema, self.accelerator, self.run)
-        earlier = checkpoint.parent.parent
+        checkpoint = Checkpoint.open(Path(self.config.resume))
+        checkpoint.check(self.run)
+        progress = load_checkpoint(checkpoint, self.model, optimizer, ema, self.accelerator)
+        earlier = checkpoint.run_folder
         best = earlier / "checkpoints" / "best.safetensors"
         if self.config.keep is Keep.best and progress.best is not None and not best.is_file():
             raise ConfigError(
