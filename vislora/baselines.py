@@ -69,10 +69,8 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, T
     held = _held_out(labels)
     penalty = _PENALTIES[0]
     if held.any() and not held.all():
-        fitted = [(p, *logistic_regression(x[~held], labels[~held], len(seen), p)) for p in _PENALTIES]
-        penalty = min(fitted, key=lambda fit: F.cross_entropy(F.linear(x[held], fit[1], fit[2]), labels[held]).item())[
-            0
-        ]
+        fits = {p: logistic_regression(x[~held], labels[~held], len(seen), p) for p in _PENALTIES}
+        penalty = min(fits, key=lambda p: F.cross_entropy(F.linear(x[held], *fits[p]), labels[held]).item())
     found, offset = logistic_regression(x, labels, len(seen), penalty)
     # a class without images is likeliest at minus infinity, where no figure could be computed
     bias = x.new_full((classes,), F.linear(x, found, offset).min().item() - 50.0)

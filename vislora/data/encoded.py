@@ -25,7 +25,7 @@ class Encoder(Protocol):
     """A pipeline's autoencoder and text encoders.
 
     Attributes:
-        image_key, text_key: hashes of their weights.
+        image_key, text_key: hashes of their weights and settings.
     """
 
     image_key: str

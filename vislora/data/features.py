@@ -100,7 +100,7 @@ def compute_features(
             for part in rows.split(1024):  # each row is zero in all processes but one
                 part.copy_(accelerator.reduce(part.to(accelerator.device), "sum"))
         return Features(rows, labels)
-    path = cache_dir() / "prefix" / f"{_key_of_pictures(pictures, f'{key} {shape}', accelerator)}.features"
+    path = cache_dir() / "prefix" / f"{_key_of_pictures(pictures, f'{key} {shape}')}.features"
     # another run may be filling, or finish, the same file: this one's part is its own, and one process decides
     (part,) = broadcast_object_list([None if path.is_file() else path.with_name(f"{path.name}.{uuid4().hex}.part")])
     if part is not None:
@@ -136,7 +136,7 @@ def _fill(
                 rows[index, variant] = prefix.features(seen).to("cpu", rows.dtype)
 
 
-def _key_of_pictures(pictures: DataLoader, key: str, accelerator: Accelerator) -> str:
+def _key_of_pictures(pictures: DataLoader, key: str) -> str:
     mine = [
         (i, hashlib.sha256(image.numpy()).hexdigest())
         for images, _, index in pictures

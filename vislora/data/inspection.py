@@ -35,10 +35,9 @@ def inspect_files(paths: Sequence[Path], places: Mapping[Path, Place] | None = N
     fresh = [path for path, facts in found.items() if facts is None]
     with tqdm(total=len(fresh), desc="checking images", unit="", delay=2, leave=False, disable=None) as bar:
         for batch in _inspected([(path, places.get(path)) for path in fresh]):
-            for facts, path in batch:
-                found[path] = facts
             by_folder: dict[Path, dict[Path, Facts]] = {}
             for facts, path in batch:
+                found[path] = facts
                 if facts.usable and states[path] is not None:
                     by_folder.setdefault(path.absolute().parent, {})[path] = facts
             for folder, usable in by_folder.items():

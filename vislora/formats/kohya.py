@@ -48,11 +48,10 @@ def write_kohya(adapter: Adapter, path: Path) -> Path:
     for name, weights in adapter.layers.items():
         key = to_kohya(name, sdxl=version == 3)
         up = weights.lora_B if alphas[name] == alpha else weights.lora_B * (alphas[name] / alpha)
-        tensors[f"{key}.lora_down.weight"] = weights.lora_A.contiguous()
-        tensors[f"{key}.lora_up.weight"] = up.contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(alpha)
+        parts = {"down": weights.lora_A, "up": up, "alpha": torch.tensor(alpha)}
         if weights.magnitude is not None:
-            tensors[f"{key}.dora_scale"] = weights.magnitude.view(-1, *[1] * (weights.lora_A.dim() - 1)).contiguous()
+            parts["magnitude"] = weights.magnitude.view(-1, *[1] * (weights.lora_A.dim() - 1))
+        tensors |= {f"{key}{_ENDS[part]}": tensor.contiguous() for part, tensor in parts.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, file, _header(adapter, tensors, alpha, version, file.stem))
     check_written(adapter, file, read_kohya)

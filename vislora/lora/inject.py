@@ -157,16 +157,16 @@ class Adapters:
         held = [Held({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
         if biased := [name for name, one in zip(assignment.names, held, strict=True) if one.biases]:
             raise AdapterError(f"adapter {biased[0]!r} trains biases, which can't differ within a batch")
-        whole = _all(one.trained for one in held)
-        for path in _all(one.layers for one in held):
+        adapted, whole = _all(one.layers for one in held), _all(one.trained for one in held)
+        for path in adapted:
             if around := [module for module in whole if inside(path, module)]:
                 raise AdapterError(
                     f"{path} is adapted by one adapter and part of {around[0]}, which another trains in full; they "
                     "can't share a batch"
                 )
         self.deactivate()
-        layers = {path: [one.layers.get(path) for one in held] for path in _all(one.layers for one in held)}
-        trained = {path: [one.trained.get(path) for one in held] for path in _all(one.trained for one in held)}
+        layers = {path: [one.layers.get(path) for one in held] for path in adapted}
+        trained = {path: [one.trained.get(path) for one in held] for path in whole}
         for path, modules in trained.items():
             base = module_named(self.model, path)
             for own in filter(None, modules):

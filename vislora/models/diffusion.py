@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -177,8 +178,6 @@ def settings_of(config: Mapping[str, Any]) -> list[str]:
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
     """Without what diffusers and transformers print and warn of while they load."""
-    import warnings
-
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

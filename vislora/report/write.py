@@ -12,8 +12,8 @@ from vislora.report.page import write_page
 from vislora.report.sections import RUN, SCORES, Maker, gather
 
 
-def write_run_report(run: Path) -> Path:
-    """Draw a training's curves into figures/, and write report.html; returns its path."""
+def write_run_report(run: Path) -> None:
+    """Draw a training's curves into figures/, and write report.html."""
     file = run / METRICS
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     (run / "figures").mkdir(exist_ok=True)
@@ -22,12 +22,9 @@ def write_run_report(run: Path) -> Path:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     subtitle = f"{summary['model']}, {summary['adapter']}; vislora {summary['vislora']}, {summary['finished']}"
     write_page(run / "report.html", f"Training {run.parent.name} {run.name}", subtitle, gather(run, RUN))
-    return run / "report.html"
 
 
-def write_scores_report(out: Path, names: Sequence[str], subtitle: str, makers: Sequence[Maker] = SCORES) -> Path:
-    """Write report.html of an evaluation of adapters by these names, in the sections that `makers` make; returns its
-    path."""
+def write_scores_report(out: Path, names: Sequence[str], subtitle: str, makers: Sequence[Maker] = SCORES) -> None:
+    """Write report.html of an evaluation of adapters by these names, in the sections that `makers` make."""
     title = f"Evaluation of {first_three(names)}"
     write_page(out / "report.html", title, subtitle, gather(out, makers))
-    return out / "report.html"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.lora.names import fits
+from vislora.lora.names import fits, inside
 
 
 def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str] = ()) -> list[str]:
@@ -31,8 +31,9 @@ def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str]
         if not found:
             raise AdapterError(_nothing_found(model, word))
         chosen |= found
-    inside = tuple(f"{name}." for name in [*chosen, *besides])
-    outermost = [n for n in with_parameters if n in chosen and n not in besides and not n.startswith(inside)]
+    whole = [*chosen, *besides]
+    outermost = [n for n in chosen if n not in besides and not any(inside(n, other) for other in whole if other != n)]
+    outermost.sort(key=list(with_parameters).index)
     for name in outermost:
         if confused := [n for n in with_parameters if n.endswith(name) and n not in {*outermost, *besides}]:
             raise AdapterError(
