@@ -108,6 +108,17 @@ def test_every_setting_in_a_command_of_the_readme_is_one():
         configure(module.removeprefix("vislora."), given)
 
 
+def test_the_example_of_an_attention_class_runs(tmp_path):
+    (example,) = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    run([sys.executable, "-c", example], tmp_path)
+
+
+def test_every_path_that_the_documents_name_exists():
+    for document in (ROOT / "docs").glob("*.md"):
+        for path in re.findall(r"`((?:vislora|conf|recipes|benchmarks)/[\w/.]+)`", document.read_text()):
+            assert (ROOT / path).exists(), f"{document.name}: {path}"
+
+
 @pytest.mark.slow
 def test_the_readmes_python_example_runs(tmp_path):
     text = (ROOT / "README.md").read_text()
