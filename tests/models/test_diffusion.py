@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from vislora.config import PipelineConfig
 from vislora.errors import ModelError
-from vislora.models.diffusion import load_pipeline
+from vislora.models.diffusion import load_pipeline, resolution
 
 PARTS = {
     "unet": ("unet/diffusion_pytorch_model.safetensors", "mid_block.attentions.0.proj_out.weight"),
@@ -62,3 +62,14 @@ def test_a_processor_whose_class_is_gone_is_left_out(folder, tmp_path):
     index |= {"feature_extractor": ["transformers", "CLIPFeatureExtractor"]}
     (old / "model_index.json").write_text(json.dumps(index))
     assert load_pipeline(PipelineConfig(str(old))).feature_extractor is None
+
+
+@pytest.mark.parametrize("make", [tiny.stable_diffusion, tiny.stable_diffusion_xl, tiny.stable_diffusion_3, tiny.flux])
+def test_the_pictures_size_is_the_pipelines_and_told_without_its_weights(make, tmp_path):
+    pipe = make(tmp_path / "made")
+    pipe.save_pretrained(tmp_path / "saved")
+    for weights in (tmp_path / "saved").rglob("*.safetensors"):
+        weights.unlink()
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    latents = getattr(denoiser.config, "sample_size", None) or pipe.default_sample_size
+    assert resolution(PipelineConfig(str(tmp_path / "saved"))) == latents * pipe.vae_scale_factor
