@@ -179,6 +179,12 @@ def test_a_damaged_checkpoint_is_refused_by_name(split, tmp_path, file):
         make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first")).fit()
 
 
+def test_an_unfinished_checkpoint_is_cleared_away(split, tmp_path):
+    (tmp_path / "checkpoints" / ".step_00000001.part").mkdir(parents=True)
+    make_trainer(split, tmp_path, epochs=1).fit()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_00000004", "best.safetensors"}
+
+
 @pytest.mark.parametrize("state", ["{}", "[]", "no JSON", '{"run": {}, "progress": {"stage": 3}, "scaler": null}'])
 def test_a_damaged_state_is_refused_by_name(split, tmp_path, state):
     make_trainer(split, tmp_path, epochs=1).fit()

@@ -93,9 +93,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         except _OF_FILES as error:
             _refuse(_explained(error))
         except KeyboardInterrupt:
-            go_on = f"; go on with trainer.resume={out}" if any(out.glob("checkpoints/step_*")) else ""
-            print(f"\nvislora: stopped{go_on}", file=sys.stderr)
-            sys.exit(130)  # as shells have it
+            _stop(f"; go on with trainer.resume={out}" if any(out.glob("checkpoints/step_*")) else "")
         finally:
             # Hydra makes the folder at once: it stays empty after a refusal, and in all processes but the first
             if out != Path.cwd() and out.is_dir() and not any(out.iterdir()):
@@ -112,6 +110,8 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         _refuse(error)
     except (HydraException, OmegaConfBaseException, YAMLError, *_OF_FILES) as error:
         _refuse(_explained(error))
+    except KeyboardInterrupt:
+        _stop()
 
 
 def configure(name: str, overrides: Sequence[str] = ()) -> Any:
@@ -241,6 +241,11 @@ def _check_keys(config: DictConfig, prefix: str) -> None:
 def _refuse(error: VisloraError) -> None:
     print(f"vislora: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def _stop(more: str = "") -> None:
+    print(f"\nvislora: stopped{more}", file=sys.stderr)
+    sys.exit(130)  # as shells have it
 
 
 def _explained(error: Exception) -> ConfigError:

@@ -727,11 +727,11 @@ class BlendConfig:
     out: str = MISSING
 
     def __post_init__(self) -> None:
-        _check_ranges(self, rank=(1, math.inf), head=(0, len(self.adapter) - 1))
         if len(self.adapter) < 2 or len(self.weights) != len(self.adapter):
             raise ConfigError(
                 f"weights={[*self.weights]} for {len(self.adapter)} adapters: give two or more, and a number for each"
             )
+        _check_ranges(self, rank=(1, math.inf), head=(0, len(self.adapter) - 1))
         if self.rank is not None and self.how is not Blending.svd:
             raise ConfigError(f"rank={self.rank} belongs to how=svd; {self.how.value} has its own")
 

@@ -50,6 +50,17 @@ def test_pictures_are_read_at_their_places_in_any_order(tmp_path):
     assert named.train.labels == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize("classes", [["2", "1", "0"], ["0", "1", "2"], ["a", "b", "c"]])
+def test_label_that_train_lacks_is_refused_whatever_classes_are_called(tmp_path, classes):
+    for name, labels in {"train": (0, 1), "val": (2, 0)}.items():
+        files = {
+            f"{i}.{end}": png(i) if end == "png" else b"%d" % k for i, k in enumerate(labels) for end in ("png", "cls")
+        }
+        pack(tmp_path / f"{name}.tar", files)
+    with pytest.raises(DataError, match="val: class '2' of .* isn't among those of train"):
+        load_splits(ShardsData(root=str(tmp_path), train="train.tar", val="val.tar", classes=classes), 0)
+
+
 def test_links_and_paths_that_lead_elsewhere_are_not_followed(tmp_path):
     path = pack(tmp_path / "train.tar", {"../../x.png": png(1), "../../x.cls": b"a", "y.png": png(2), "y.cls": b"b"})
     with tarfile.open(path, "a") as archive:

@@ -36,6 +36,11 @@ def test_semicolons_and_tabs_part_columns_too(root, delimiter):
     assert len(splits.train) == 2
 
 
+def test_columns_are_parted_by_what_stands_outside_of_quotes(root):
+    assert load(root, 'image,label,"note; x; y; z"\n0.png,a,1\n1.png,b,2\n').classes == ("a", "b")
+    assert load(root, 'image;label;"a, b, c, d"\n0.png;a;1\n1.png;b;2\n').classes == ("a", "b")
+
+
 def test_empty_cells_beyond_the_columns_do_no_harm(root):
     assert load(root, "image,label,,\n0.png,a,,,,\n1.png,b,,\n").classes == ("a", "b")
 

@@ -1,6 +1,7 @@
 """read_adapter knows each format by its content; write_adapter writes each, and PEFT opens its folders."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny_diffusion as tiny
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vislora.errors import AdapterError
+from vislora.formats.components import named_by_component, with_component
 from vislora.formats.detect import read_adapter, write_adapter
 from vislora.formats.peft import TENSORS, write_peft
 from vislora.lora import Adapter, LowRankWeights
@@ -81,6 +83,50 @@ def test_other_programs_names_are_told_with_what_to_do(tmp_path, key, whose):
     save_file({key: torch.ones(2, 2)}, tmp_path / "a.safetensors")
     with pytest.raises(AdapterError, match=rf"{whose}.* can't be read; where diffusers can"):
         read_adapter(tmp_path / "a.safetensors")
+
+
+def test_one_layer_under_two_names_is_refused():
+    low = LowRankWeights(torch.ones(2, 4), torch.ones(4, 2), 2, 3.0, 4)
+    names = ("encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.0.self_attn.q_proj")
+    twice = Adapter({f"text_encoder.{name}": replace(low) for name in names})
+    with pytest.raises(AdapterError, match=r"text_encoder\.text_model.*q_proj by two names; which one counts"):
+        named_by_component(twice)
+
+
+@pytest.mark.parametrize(
+    ("bare", "named"),
+    [
+        ("conv_in", "unet.conv_in"),
+        ("time_embedding.linear_1", "unet.time_embedding.linear_1"),
+        ("x_embedder", "transformer.x_embedder"),
+        ("encoder.layers.3.mlp.fc1", "text_encoder.text_model.encoder.layers.3.mlp.fc1"),
+    ],
+)
+def test_layers_without_a_component_get_the_only_one_they_can_belong_to(bare, named):
+    assert with_component(bare) == named
+
+
+def test_a_classifiers_encoder_is_no_text_encoder():  # torchvision's ViT
+    with pytest.raises(AdapterError, match="names no component"):
+        with_component("encoder.layers.encoder_layer_0.mlp.0")
+
+
+def test_components_in_pefts_folders_are_in_the_models_own_names(tmp_path):
+    low = LowRankWeights(torch.ones(2, 4), torch.ones(4, 2), 2, 3.0, 4)
+    layers = {"unet.conv_in": low, "text_encoder.text_model.encoder.layers.0.mlp.fc1": low}
+    trained = {"text_encoder.text_model.final_layer_norm": {"weight": torch.ones(4)}}
+    write_adapter(Adapter(layers, trained), "peft", tmp_path)
+    level = "text_model." if hasattr(tiny.clip(), "text_model") else ""
+    keys = {key.removeprefix("base_model.model.") for key in load_file(tmp_path / "text_encoder" / TENSORS)}
+    mlp = f"{level}encoder.layers.0.mlp.fc1"
+    assert keys == {f"{mlp}.lora_A.weight", f"{mlp}.lora_B.weight", f"{level}final_layer_norm.weight"}
+
+
+def test_the_largest_dropout_of_the_components_counts(tmp_path):
+    low = LowRankWeights(torch.ones(2, 4), torch.ones(4, 2), 2, 3.0, 4)
+    for component, dropout in (("text_encoder", 0.0), ("unet", 0.3)):
+        write_peft(Adapter({"down_blocks": low}, dropout=dropout), tmp_path / component)
+    assert read_adapter(tmp_path).dropout == 0.3
 
 
 @pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])

@@ -7,6 +7,7 @@ import timm
 import torch
 import torch.nn.utils.prune
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from vislora.errors import AdapterError
 from vislora.lora import Adapter, Adapters, LoraLinear, LoraSettings, LowRankWeights, TargetLayer
@@ -276,6 +277,70 @@ def test_what_is_set_aside_follows_to_another_dtype(images, dtype):
     adapters.remove("birds")
     adapters.remove("others")
     assert same_bits(state(model), {key: value.to(dtype) for key, value in base.items()})
+
+
+def test_adapters_of_one_batch_follow_to_another_dtype(images):
+    model = vit()
+    adapters = with_adapter(model)
+    adapters.add("cats", BOTH_QKV, SETTINGS, ["head"])
+    train(model, 3)
+    wanted = {}
+    for name in ("birds", "cats"):
+        adapters.activate(name)
+        wanted[name] = model(images).double()
+    model.double()
+    with adapters.per_sample(["birds", "cats", None]):
+        found = model(images.double())
+    torch.testing.assert_close(found[0], wanted["birds"][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], wanted["cats"][1], rtol=1e-4, atol=1e-4)
+
+
+def test_base_keeps_its_dtype_where_only_what_is_trained_gets_another(images):
+    """As `diffusers.training_utils.cast_training_params` does it."""
+    model = vit().bfloat16()
+    base, adapters = state(model), Adapters(model)
+    adapters.add("birds", BOTH_QKV, LoraSettings(4, 6.0, bias="lora_only"), ["head"])
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    adapters.add("cats", BOTH_QKV, SETTINGS, ["head"])
+    adapters.activate("birds")
+    assert model.head.weight.dtype == torch.float32
+    adapters.remove("birds")
+    adapters.remove("cats")
+    assert same_bits(state(model), base)
+    model(images.bfloat16())
+
+
+def test_modules_with_buffers_and_states_of_their_own_follow_too():
+    class Head(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(48, 5)
+            self.register_buffer("unsaved", torch.ones(5), persistent=False)
+
+        def get_extra_state(self) -> dict:
+            return {"version": 2}
+
+        def set_extra_state(self, state: dict) -> None:
+            pass
+
+    model = vit()
+    model.head = Head()
+    adapters = with_adapter(model)
+    model.double()
+    adapters.remove("birds")
+    assert model.head.unsaved.dtype == model.head.weight.dtype == torch.float64
+
+
+def test_module_trained_in_full_may_be_wrapped(images):
+    model = vit()
+    before, adapters = state(model), with_adapter(model)
+    wanted = adapters.adapter("birds")
+    model.head = checkpoint_wrapper(model.head)
+    assert adapters.adapter("birds").equals(wanted)
+    model(images)
+    adapters.remove("birds")
+    assert same_bits(state(model), before)
 
 
 def test_merging_a_float64_model_loses_nothing():
@@ -553,15 +618,21 @@ def test_adapter_of_another_adapters_object_stays_as_it_was_when_one_is_refused(
         first.activate("birds")
     assert torch.equal(model(images), wanted)
     assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
+    with pytest.raises(AdapterError, match="by another Adapters object"):
+        first.add("dogs", BOTH_QKV, SETTINGS)
+    assert first.names == ["birds"]
     second.remove("cats")
-    first.activate("birds")
+    first.remove("birds")
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("path", ["blocks.0.attn.qkv", "head"])
-@pytest.mark.parametrize("step", ["merge", "merge_and_unload", "deactivate", "remove", "adapter"])
+@pytest.mark.parametrize("step", ["merge", "merge_and_unload", "deactivate", "remove", "adapter", "unmerge"])
 def test_layer_that_was_replaced_beside_an_adapter_is_named_and_left_alone(path, step):
     model = vit()
     adapters = with_adapter(model)
+    if step == "unmerge":
+        adapters.merge()
     new = nn.Linear(48, 144 if path.endswith("qkv") else 7)
     weight, old = new.weight.clone(), model.get_submodule(path)
     model.set_submodule(path, new)
@@ -605,6 +676,11 @@ def test_hooks_of_a_module_act_on_the_adapters_copy_too(images):
     handle.remove()
     model(images)
     assert len(recorder.seen) == 3
+    named = []
+    model.head.register_forward_hook(lambda module, args, kwargs, output: named.append(kwargs), with_kwargs=True)
+    adapters.deactivate()
+    model(images)
+    assert named == [{}]
 
 
 def test_second_adapters_object_on_a_merged_model_is_refused():

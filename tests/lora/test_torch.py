@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_module
 from torch.func import functional_call, grad, jvp, vmap
 
 from vislora.errors import AdapterError
-from vislora.lora import Adapters, LoraSettings, TargetLayer, frozen_weight
+from vislora.lora import Adapters, LoraSettings, TargetLayer, frozen_weight, prove_alive
 from vislora.targets.timm import find_targets
 
 KINDS = {"lora": {}, "dora": {"dora": True}, "rows": {"rows": ((0, 8), (16, 24))}}
@@ -78,12 +79,15 @@ def test_forward_mode_derivative_is_that_of_the_formula(kind, rows):
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_exported_program_takes_any_number_of_samples(kind):
-    model = adapted(**kind).eval()
-    batch = torch.export.Dim("batch", min=2, max=4096)
-    program = torch.export.export(model, (torch.randn(3, 24),), dynamic_shapes=({0: batch},)).module()
-    for count in (2, 1000):
-        x = torch.randn(count, 24)
-        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-4)
+    wide = nn.Sequential(nn.Linear(512, 512))  # for which few samples and many are computed in other ways
+    Adapters(wide).add("it", [TargetLayer("0")], LoraSettings(3, 6.0, dora="dora" in kind))
+    nn.init.normal_(wide[0].lora.lora_B)
+    for model, width in ((adapted(**kind), 24), (wide, 512)):
+        batch = torch.export.Dim("batch", min=2, max=4096)
+        program = torch.export.export(model.eval(), (torch.randn(3, width),), dynamic_shapes=({0: batch},)).module()
+        for count in (2, 1000):
+            x = torch.randn(count, width)
+            torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_is_part_of_one_compiled_graph():
@@ -113,7 +117,7 @@ def test_weight_beside_an_adapter_that_wants_a_gradient_is_refused(kind, layer):
     for rows in (1, 200):
         model, x = adapted(**kind), torch.randn(rows, 24)
         frozen_weight(model[layer]).requires_grad_(True)
-        with pytest.raises(AdapterError, match="weight of an adapted layer requires a gradient, and gets none"):
+        with pytest.raises(AdapterError, match="weight of an adapted layer requires a gradient, which isn't computed"):
             model(x)
         with torch.no_grad():
             model(x)
@@ -132,10 +136,11 @@ def test_sharded_model_has_the_same_output_and_gradients(name, size, dora, mesh)
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=size, depth=2, num_classes=5).eval()
     targets = find_targets(model, ["q", "v", "o"])
-    Adapters(model).add("it", targets, LoraSettings(4, 8.0, dora=dora), trained=["head"])
+    adapters = Adapters(model)
+    adapters.add("it", targets, LoraSettings(4, 8.0, dora=dora), trained=["head"])
     for layer in (model.get_submodule(target.name) for target in targets):
         nn.init.normal_(layer.lora.lora_B, std=0.1)
-    whole, x = copy.deepcopy(model), torch.randn(2, 3, size, size)
+    (whole, its_adapters), x = copy.deepcopy((model, adapters)), torch.randn(2, 3, size, size)
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -148,3 +153,17 @@ def test_sharded_model_has_the_same_output_and_gradients(name, size, dora, mesh)
     for parameter, p in model.named_parameters():
         if p.requires_grad:
             torch.testing.assert_close(p.grad.full_tensor(), expected[parameter])
+    assert adapters.adapter("it").equals(its_adapters.adapter("it"))
+    with pytest.raises(AdapterError, match="is sharded, and shards can't be merged; merge in a whole model"):
+        adapters.merge()
+    with pytest.raises(AdapterError, match="of a sharded model they are gathered elsewhere; prove it before"):
+        prove_alive(model, lambda: model(x))
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_weight_sharded_otherwise_is_refused_where_it_is_read(mesh):
+    layer = nn.Linear(8, 8)
+    Adapters(nn.Sequential(layer)).add("it", [TargetLayer("0")], LoraSettings(2, 4.0))
+    distribute_module(layer, mesh)
+    with pytest.raises(AdapterError, match="the weight of a LoraLinear is sharded"):
+        nn.functional.linear(torch.randn(3, 8), layer.weight)

@@ -64,6 +64,15 @@ def test_a_processor_whose_class_is_gone_is_left_out(folder, tmp_path):
     assert load_pipeline(PipelineConfig(str(old))).feature_extractor is None
 
 
+def test_a_size_that_the_configs_dont_tell_is_asked_for(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "vae" / "config.json").read_text())
+    del config["block_out_channels"]
+    (other / "vae" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"isn't in its configs; give data\.size"):
+        resolution(PipelineConfig(str(other)))
+
+
 @pytest.mark.parametrize("make", [tiny.stable_diffusion, tiny.stable_diffusion_xl, tiny.stable_diffusion_3, tiny.flux])
 def test_the_pictures_size_is_the_pipelines_and_told_without_its_weights(make, tmp_path):
     pipe = make(tmp_path / "made")

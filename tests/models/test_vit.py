@@ -26,9 +26,10 @@ def test_pictures_are_prepared_as_timm_has_it(tmp_path):
     model = timm.create_model("test_vit", pretrained_cfg_overlay=wanted)
     mine = preprocessing(model).to_dict()
     assert wanted.items() <= mine.items()
-    save_vit(model, tmp_path / "model", {"preprocessing": mine})
+    own = {"crop_mode": "border", "crop_pct": 0.8, "interpolation": "bicubic"}
+    save_vit(model, tmp_path / "model", {"preprocessing": mine | own})
     saved = timm.create_model(f"local-dir:{tmp_path / 'model'}")
-    assert wanted.items() <= resolve_data_config({}, model=saved).items()
+    assert own.items() <= resolve_data_config({}, model=saved).items()
 
 
 def test_pictures_that_arent_square_are_refused():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def csv_table(file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
             CSV or is longer than the first line.
     """
     lines = text_lines(file)
-    delimiter = max(",;\t", key=lines[0].count)
+    delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", lines[0]).count)
     reader = csv.DictReader((f"{line}\n" for line in lines), strict=True, delimiter=delimiter)
 
     columns = list(reader.fieldnames or ())

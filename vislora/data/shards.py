@@ -44,7 +44,10 @@ def image_shards(config: ShardsData) -> Splits:
     if config.classes is not None and not (numbers and all(int(label) < len(config.classes) for label in labels)):
         raise DataError(f"data.classes names {len(config.classes)} classes, and the shards' labels are {listed[:8]}…")
     names = {label: label if config.classes is None else config.classes[int(label)] for label in listed}
-    files = {split: [(one.name, names.get(one.label, one.label)) for one in found] for split, found in samples.items()}
+    for split, found in samples.items():  # by their labels: a class may be called like another's number
+        if strange := next((sample for sample in found if sample.label not in names), None):
+            raise DataError(f"{split}: class {strange.label!r} of {strange.name} isn't among those of train")
+    files = {split: [(sample.name, names[sample.label]) for sample in found] for split, found in samples.items()}
     files, left_out = leave_out(files, config.quarantine, root)
     places = {sample.name: sample.place for found in samples.values() for sample in found}
     classes = tuple(names.values()) if config.classes is None else tuple(config.classes)

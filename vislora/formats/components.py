@@ -5,6 +5,7 @@ An adapter of a diffusion pipeline is one `Adapter` whose layers are named by co
 CLIP's layers lie below `text_model` in files, and in models before transformers 5.6, which took that level away.
 """
 
+import re
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -24,7 +25,7 @@ _BARE = {
     ),
     "text_model": "text_encoder",
 }
-_LEVEL, _CLIP = "text_model.", "encoder.layers."
+_LEVEL, _CLIP = "text_model.", re.compile(r"encoder\.layers\.\d+\.(self_attn|mlp)\.")
 
 
 def is_pipelines(adapter: Adapter) -> bool:
@@ -43,7 +44,7 @@ def named_by_component(adapter: Adapter) -> Adapter:
     for kind, found in named.items():
         for name, value in getattr(adapter, kind).items():
             if found.setdefault(own := with_component(name), value) is not value:
-                raise AdapterError(f"the adapter has {own} twice, once as {name}; which one counts?")
+                raise AdapterError(f"the adapter has {own} by two names; which one counts?")
     return replace(adapter, **named)
 
 
@@ -54,11 +55,11 @@ def with_component(name: str) -> str:
         AdapterError: a name that tells no component.
     """
     first, _, module = name.partition(".")
-    if first.startswith("text_encoder") and module.startswith(_CLIP):
+    if first.startswith("text_encoder") and _CLIP.match(module):
         return f"{first}.{_LEVEL}{module}"
     if first in COMPONENTS:
         return name
-    if name.startswith(_CLIP):
+    if _CLIP.match(name):
         return f"text_encoder.{_LEVEL}{name}"
     if first in _BARE:
         return f"{_BARE[first]}.{name}"
@@ -87,20 +88,13 @@ def as_in_files(adapter: Adapter) -> Adapter:
 
 def of_models(adapter: Adapter) -> dict[str, Adapter]:
     """An adapter for each component, in the names of its model as it is made here."""
-    without_level = tuple(map(int, version("transformers").split(".")[:2])) >= (5, 6)
-
-    def own(name: str) -> str:
-        return name.removeprefix(_LEVEL) if without_level and name.startswith(_LEVEL + _CLIP) else name
-
-    return {
-        component: replace(
-            part,
-            layers={own(name): weights for name, weights in part.layers.items()},
-            trained={own(name): state for name, state in part.trained.items()},
-            biases={own(name): bias for name, bias in part.biases.items()},
-        )
-        for component, part in by_component(adapter).items()
-    }
+    parts = by_component(adapter)
+    if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 6):
+        for component in (name for name in parts if name.startswith("text_encoder")):
+            kinds = {kind: getattr(parts[component], kind) for kind in ("layers", "trained", "biases")}
+            own = {kind: {n.removeprefix(_LEVEL): v for n, v in found.items()} for kind, found in kinds.items()}
+            parts[component] = replace(parts[component], **own)
+    return parts
 
 
 def by_component(adapter: Adapter) -> dict[str, Adapter]:

@@ -63,6 +63,11 @@ def unadapted(model: nn.Module, path: str) -> nn.Module:
     return layer
 
 
+def carries(layer: nn.Module, low: nn.Module) -> bool:
+    """Whether a layer is of a class that is known here and has these pairs, at work or merged."""
+    return (type(layer) in _PLAIN or type(layer) in _ADAPTED) and layer._modules.get("lora") is low
+
+
 def adapt(layer: nn.Module) -> None:
     """Let a layer compute with its `lora`."""
     kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA

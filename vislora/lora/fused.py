@@ -181,8 +181,8 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """
     if weight.requires_grad and torch.is_grad_enabled():
         raise AdapterError(
-            f"the {list(weight.shape)} weight of an adapted layer requires a gradient, and gets none beside an "
-            "adapter; freeze it, or train the layer in full instead of adapting it"
+            f"the {list(weight.shape)} weight of an adapted layer requires a gradient, which isn't computed "
+            "beside an adapter; freeze it, or train the layer in full instead of adapting it"
         )
     if autocasts(x.device.type) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)

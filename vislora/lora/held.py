@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adaptable import adaptable
+from vislora.lora.adaptable import adaptable, unadapted
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.low_rank import LowRank, alpha_at
 from vislora.lora.names import fits, inside, module_named, parameter_named
-from vislora.lora.reads import frozen_weight
+from vislora.lora.reads import frozen_weight, is_sharded
 from vislora.lora.settings import LoraSettings, TargetLayer
 
 _BIASES = ("bias", "in_proj_bias")  # the second of an nn.MultiheadAttention's q, k and v
@@ -26,6 +26,7 @@ class Held:
     layers: dict[str, LowRank]
     trained: dict[str, nn.Module]
     biases: dict[str, nn.Parameter]
+    dtype: torch.dtype | None = None  # of the frozen weights when the adapter was last in its place
 
     @classmethod
     def new(
@@ -63,25 +64,39 @@ class Held:
             weight = frozen_weight(module_named(model, path))
             out = weight.shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
-            a, b = (matrix.detach().cpu().clone() for matrix in low.acting())
+            a, b = (_value(matrix) for matrix in low.acting())
             rank = b.shape[1]  # PiSSA's start doubles it
             alpha = alpha_at(rank, low.alpha, low.rank, low.rslora)
-            magnitude = None if low.magnitude is None else low.all_magnitudes(weight).detach().cpu()
+            magnitude = None if low.magnitude is None else _value(low.all_magnitudes(weight))
             layers[path] = LowRankWeights(a, b, rank, alpha, out, low.rslora, rows, magnitude)
         trained = {
-            path: {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+            path: {key: _value(value) for key, value in module.state_dict().items()}
             for path, module in self.trained.items()
         }
-        biases = {path: bias.detach().cpu().clone() for path, bias in self.biases.items()}
+        biases = {path: _value(bias) for path, bias in self.biases.items()}
         dropout = max((low.dropout for low in self.layers.values()), default=0.0)
         return Adapter(layers, trained, dropout, biases=biases)
+
+    def follow(self, model: nn.Module) -> None:
+        """Take the copies that were set aside to where the model has gone meanwhile: its device, and its dtype."""
+        now = frozen_dtype(model, self.layers)
+        before = self.dtype or now
+        for path, module in self.trained.items():
+            follow(module, next(module_named(model, path).parameters()).device, before, now)
+        for path, bias in self.biases.items():
+            own = now if bias.dtype == before else bias.dtype
+            bias.data = bias.data.to(parameter_named(model, path).device, own)
+        self.dtype = now
 
     def check(self, model: nn.Module) -> None:
         """Refuse to be put into the model.
 
         Raises:
-            AdapterError: two parts are one in the model, or a part has nothing to train.
+            AdapterError: a layer has an adapter of another `Adapters` object, two parts are one in the model, or a part
+                has nothing to train.
         """
+        for path in self.layers:
+            unadapted(model, path)
         for path, module in self.trained.items():
             if next(module.parameters(), None) is None:
                 raise AdapterError(f"{path} has no parameters to train; a model made with num_classes=0 has no head")
@@ -94,19 +109,34 @@ class Held:
                 raise AdapterError(f"{first} and {path} are one module; name it once")
 
 
-def follow(kept: nn.Module, placed: nn.Module) -> None:
-    """Take a module that was set aside to the device and the dtypes that the one in its place has come to meanwhile."""
-    there, first = placed.state_dict(), next(placed.parameters())
-    kept.to(first.device)
-    for name, tensor in kept.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(there.get(name, first).dtype)
+def _value(tensor: Tensor) -> Tensor:
+    whole = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return whole.detach().cpu().clone()
+
+
+def frozen_dtype(model: nn.Module, layers: Iterable[str]) -> torch.dtype:
+    """That of the frozen weights, by which it is told that the model was converted: what is trained may have a dtype of
+    its own."""
+    return frozen_weight(module_named(model, next(iter(layers)))).dtype
+
+
+def follow(kept: nn.Module, device: torch.device, before: torch.dtype, now: torch.dtype) -> None:
+    """Take a module that was set aside to where the model has gone meanwhile."""
+    kept.to(device)
+    if before != now:
+        for tensor in [*kept.parameters(), *kept.buffers()]:
+            if tensor.dtype == before:
+                tensor.data = tensor.data.to(now)
 
 
 def _copied(module: nn.Module) -> nn.Module:
     """A copy that shares the module's hooks: what they belong to is the user's, and is not copied with them."""
-    hooks = [value for part in module.modules() for key, value in vars(part).items() if key.endswith("_hooks")]
-    return copy.deepcopy(module, {id(value): value for value in hooks})
+    memo = {}
+    for part in module.modules():
+        for key, value in vars(part).items():
+            if "_hooks" in key and ("forward" in key or "backward" in key):
+                memo[id(value)] = value
+    return copy.deepcopy(module, memo)
 
 
 def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adaptable import adapt, restore_class, unadapted
+from vislora.lora.adaptable import adapt, carries, restore_class, unadapted
 from vislora.lora.adapter import Adapter
 from vislora.lora.algebra import blend
-from vislora.lora.held import Held, follow
+from vislora.lora.held import Held, follow, frozen_dtype
 from vislora.lora.low_rank import LowRank
 from vislora.lora.mixed import Assignment, mixed
 from vislora.lora.names import inside, module_named, parameter_named, set_parameter
-from vislora.lora.reads import frozen_weight, set_frozen_weight
+from vislora.lora.reads import frozen_weight, is_sharded, set_frozen_weight
 from vislora.lora.settings import LoraSettings, TargetLayer
 
 
@@ -32,6 +32,7 @@ class Adapters:
         self._held: dict[str, Held] = {}
         self._base_modules: dict[str, nn.Module] = {}  # replaced by an adapter's own copies while it is active
         self._base_biases: dict[str, nn.Parameter] = {}  # likewise
+        self._base_dtype: torch.dtype | None = None  # of the frozen weights when those were set aside
         self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
         self._mixing = False  # each sample has its own adapter
         self._flags: dict[str, bool] = {}  # requires_grad of the model's parameters without adapters
@@ -89,6 +90,8 @@ class Adapters:
         held = self._get(name)
         self.deactivate()
         layers = {path: unadapted(self.model, path) for path in held.layers}
+        held.follow(self.model)
+        self._base_dtype = held.dtype
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
             layer = layers[path]
@@ -98,12 +101,9 @@ class Adapters:
         for path, module in held.trained.items():
             base = module_named(self.model, path)
             self._base_modules[path] = base
-            follow(module, base)
             self.model.set_submodule(path, module.train(base.training).requires_grad_(True))
         for path, bias in held.biases.items():
-            base = parameter_named(self.model, path)
-            self._base_biases[path] = base
-            bias.data = bias.data.to(base.device, base.dtype)
+            self._base_biases[path] = parameter_named(self.model, path)
             set_parameter(self.model, path, bias.requires_grad_(True))
         self.active = name
 
@@ -119,17 +119,19 @@ class Adapters:
         self._check_in_place()
         if self._base_weights:
             self.unmerge()
-        for path in self._held[self.active].layers:
+        held = self._held[self.active]
+        now = held.dtype = frozen_dtype(self.model, held.layers)
+        for path in held.layers:
             layer = module_named(self.model, path)
             restore_class(layer)
             del layer.lora
         for path, module in self._base_modules.items():
             own = module_named(self.model, path)
-            follow(module, own)
+            follow(module, next(own.parameters()).device, self._base_dtype, now)
             self.model.set_submodule(path, module.train(own.training))
         for path, bias in self._base_biases.items():
-            own = parameter_named(self.model, path)
-            bias.data = bias.data.to(own.device, own.dtype)
+            device = parameter_named(self.model, path).device
+            bias.data = bias.data.to(device, now if bias.dtype == self._base_dtype else bias.dtype)
             set_parameter(self.model, path, bias)
         self._base_modules.clear()
         self._base_biases.clear()
@@ -167,11 +169,12 @@ class Adapters:
         self.deactivate()
         layers = {path: [one.layers.get(path) for one in held] for path in adapted}
         trained = {path: [one.trained.get(path) for one in held] for path in whole}
-        for path, modules in trained.items():
-            base = module_named(self.model, path)
-            for own in filter(None, modules):
-                follow(own, base)
-            trained[path] = [base if own is None else own for own in modules]
+        for name in filter(None, assignment.names):
+            self._get(name).follow(self.model)
+        trained = {
+            path: [module_named(self.model, path) if own is None else own for own in modules]
+            for path, modules in trained.items()
+        }
         self.model.requires_grad_(False)
         self._mixing = True
         try:
@@ -245,14 +248,17 @@ class Adapters:
         The base weights are kept aside. The model computes without a low-rank path until `unmerge`.
 
         Raises:
-            AdapterError: no adapter is active, it is merged already, or a part of it isn't in its place any more.
+            AdapterError: no adapter is active, it is merged already, the model is sharded, or a part of the adapter
+                isn't in its place any more.
         """
         if self.active is None or self._base_weights:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
         self._check_in_place()
+        layers = {path: module_named(self.model, path) for path in self._held[self.active].layers}
+        if sharded := [path for path, layer in layers.items() if is_sharded(frozen_weight(layer))]:
+            raise AdapterError(f"{sharded[0]} is sharded, and shards can't be merged; merge in a whole model")
         for path, low in self._held[self.active].layers.items():
-            layer = module_named(self.model, path)
-            weight = frozen_weight(layer)
+            layer, weight = layers[path], frozen_weight(layers[path])
             self._base_weights[path] = weight
             # a parameter of its own: the base's may be another layer's too
             set_frozen_weight(layer, nn.Parameter(low.merged(weight).to(weight.dtype), requires_grad=False))
@@ -262,10 +268,11 @@ class Adapters:
         """Undo `merge`: the base weights come back bit for bit, the adapter acts beside them again.
 
         Raises:
-            AdapterError: nothing is merged.
+            AdapterError: nothing is merged, or a part of the adapter isn't in its place any more.
         """
         if not self._base_weights:
             raise AdapterError("nothing to unmerge")
+        self._check_in_place()
         for path, weight in self._base_weights.items():
             layer = module_named(self.model, path)
             merged = frozen_weight(layer)
@@ -324,7 +331,9 @@ class Adapters:
         held = self._held[self.active]
         for path, part in [*held.layers.items(), *held.trained.items()]:
             there = module_named(self.model, path)
-            if part is not (getattr(there, "lora", None) if path in held.layers else there):
+            # a module trained in full may be wrapped, as for checkpointing
+            in_place = carries(there, part) if path in held.layers else any(m is part for m in there.modules())
+            if not in_place:
                 raise AdapterError(
                     f"{path} was replaced, or adapted by another Adapters object or PEFT, since adapter "
                     f"{self.active!r} was put in; take that out first, or begin again with a new model"

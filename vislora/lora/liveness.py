@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention
+from vislora.lora.reads import is_sharded
 
 # A parameter with nothing above this is a gate that starts (almost) closed: a zero head, a LayerScale of 1e-6, through
 # which float16 gradients underflow to zero.
@@ -39,6 +40,8 @@ def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not layers:
         raise AdapterError("nothing to prove: the model has no active, unmerged adapter")
+    if any(is_sharded(layer.lora.lora_B) for layer in layers.values()):
+        raise AdapterError("gradients prove it, and of a sharded model they are gathered elsewhere; prove it before")
     if torch.is_inference_mode_enabled():
         raise AdapterError("gradients prove it, and torch.inference_mode has none; prove it outside")
     if not any(layer.lora.multiplier for layer in layers.values()):

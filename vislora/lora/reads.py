@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from vislora.errors import AdapterError
@@ -52,8 +51,14 @@ def adapted_weight(layer: nn.Module) -> Tensor:
     if torch.compiler.is_compiling():  # a compiler fuses the sum with its use, and traces no tensor subclass
         return summed_weight(layer)
     frozen = frozen_weight(layer)
-    if isinstance(frozen, DTensor):  # FSDP looks at what it shards; while the layer computes, the weight is whole
-        return frozen
+    if is_sharded(frozen):
+        if getattr(
+            layer, "_is_fsdp_managed_module", False
+        ):  # it looks at its shards; layers compute with whole weights
+            return frozen
+        raise AdapterError(
+            f"the weight of a {type(layer).__name__} is sharded; a model can be by FSDP2's fully_shard alone"
+        )
     weight = frozen.detach().as_subclass(AdaptedWeight)
     weight.layer = layer
     return weight
@@ -107,6 +112,11 @@ def summed_weight(layer: nn.Module) -> Tensor:
         )
     with without_autocast(frozen.device.type):
         return low.merged(frozen).to(frozen.dtype)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process has but a part of it: a DTensor, which torch may be built without."""
+    return hasattr(tensor, "full_tensor")
 
 
 def transformed() -> bool:

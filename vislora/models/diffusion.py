@@ -71,13 +71,16 @@ def resolution(config: PipelineConfig) -> int:
     """Pixels of a side of the square that a pipeline was made for, told without its weights.
 
     Raises:
-        ModelError: as `load_pipeline`.
+        ModelError: as `load_pipeline`; or its configs don't tell.
     """
     with quiet_imports():
         from diffusers import AutoencoderKL, DiffusionPipeline
     denoiser = "unet" if "unet" in _settings_in(config, DiffusionPipeline) else "transformer"
     side = _settings_in(config, AutoencoderKL, denoiser).get("sample_size") or _LATENTS_OF_FLUX
-    return side * 2 ** (len(_settings_in(config, AutoencoderKL, "vae")["block_out_channels"]) - 1)
+    levels = _settings_in(config, AutoencoderKL, "vae").get("block_out_channels")
+    if not isinstance(side, int) or not isinstance(levels, list):
+        raise ModelError(f"the size of the pictures that {config.name} draws isn't in its configs; give data.size")
+    return side * 2 ** (len(levels) - 1)
 
 
 def _settings_in(config: PipelineConfig, cls: Any, component: str | None = None) -> dict[str, Any]:

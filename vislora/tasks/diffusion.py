@@ -53,8 +53,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
     pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
     noises = schedule(pipe.scheduler, device)
-    side = resolution(config.model) if data.size is None else data.size
-    _check_side(pipe, data, side)
+    side = _side(pipe, config)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
         learned, weights, shown = with_prior(pipe, splits, data, device)
@@ -139,13 +138,15 @@ def _before_and_after(
     return found[0], found[1]
 
 
-def _check_side(pipe: Any, data: CaptionedData, side: int) -> None:
-    multiple = family_of(pipe).multiple
+def _side(pipe: Any, config: TrainConfig) -> int:
+    multiple, data = family_of(pipe).multiple, config.data
+    side = resolution(config.model) if data.size is None else data.size
     if side < multiple or side % multiple:
         raise ConfigError(f"data.size={side}: expected a multiple of {multiple} pixels")
     longest = max(max(size) for size in bucket_sizes(side)) if data.buckets else side
     if (most := longest_side(pipe)) is not None and longest > most:
         raise ConfigError(f"data.size={side} has sides of {longest} pixels; {type(pipe).__name__} can't go over {most}")
+    return side
 
 
 def _sizes(captioned: Captioned, facts: Mapping[str, Facts], data: CaptionedData, side: int) -> list[Size]:
