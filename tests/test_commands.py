@@ -279,6 +279,26 @@ def test_a_training_goes_on_from_an_adapter(run, photos, weights, tmp_path):
         train(configure("train", [*words, f"model.weights={tmp_path / 'else.safetensors'}"]), tmp_path / "else")
 
 
+def test_a_run_goes_on_only_with_the_weights_and_the_adapter_that_it_began_with(run, photos, weights, tmp_path):
+    own, start = (
+        shutil.copy(weights, tmp_path / "base.safetensors"),
+        shutil.copytree(run[0] / "adapter", tmp_path / "start"),
+    )
+    words = [*BASE, *TINY, *RUN, f"model.weights={own}", "data=imagefolder", f"data.root={photos}", "trainer.epochs=1"]
+    started = [*words, f"adapter.start={start}"]
+    for name, given in {"fresh": words, "started": started}.items():
+        train(configure("train", given), tmp_path / name)
+        train(configure("train", [*given, f"trainer.resume={tmp_path / name}"]), tmp_path / name)
+    save_file({key: 2 * value for key, value in load_file(weights).items()}, own)
+    with pytest.raises(ConfigError, match=r"base weights was '.*' and is now '"):
+        train(configure("train", [*words, f"trainer.resume={tmp_path / 'fresh'}"]), tmp_path / "fresh")
+    shutil.copy(weights, own)
+    settings = json.loads((start / "adapter_config.json").read_text())
+    (start / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 3}))
+    with pytest.raises(ConfigError, match=r"adapter\.start \(what it holds\) was '.*' and is now '"):
+        train(configure("train", [*started, f"trainer.resume={tmp_path / 'started'}"]), tmp_path / "started")
+
+
 def test_a_run_goes_on_only_with_the_pictures_that_it_began_with(photos, tmp_path):
     mine = shutil.copytree(photos, tmp_path / "photos")
     words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={mine}", "trainer.epochs=1"]

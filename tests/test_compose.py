@@ -161,6 +161,22 @@ def test_numbers_out_of_range_are_refused(command, override, expected):
         configure(name, [*needed, override])
 
 
+def test_clipping_to_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"optim\.clip_norm=0 would leave nothing of the gradient"):
+        configure("train", ["recipe=vit_birds", "optim.clip_norm=0"])
+    assert configure("train", ["recipe=vit_birds", "optim.clip_norm=null"]).optim.clip_norm is None
+
+
+def test_a_folder_may_be_called_like_a_setting(tmp_path):
+    here = tmp_path / "${x} \\${oc.env:HOME}"
+    here.mkdir()
+    command = [sys.executable, "-m", "vislora.blend", "adapter=[a,b]", "weights=[1,1]", "out=c"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here)
+    assert done.stderr == "vislora: a isn't there; an adapter is a .safetensors file, or a folder that holds one\n"
+    told = to_dict(ImageFolderData(root=str(here)))
+    assert data_from_dict(told).root == str(here)
+
+
 @pytest.mark.parametrize("override", ["data.root=x", "+data.root=x", "data.augment.hflip=1"])
 def test_settings_of_a_data_set_that_isnt_chosen_are_refused(override, tmp_path):
     with pytest.raises(ConfigError, match="is a setting of a data set, and none is chosen; give data=OPTION too"):

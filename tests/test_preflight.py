@@ -3,6 +3,8 @@ makes the next preflight, and the training, come out clean."""
 
 import json
 import os
+import re
+import resource
 import struct
 import subprocess
 import sys
@@ -231,6 +233,20 @@ def test_a_picture_with_two_captions_isnt_left_out_as_its_own_copy(tmp_path):
     result = run("model=diffusers", "model.name=x", "data=captions", f"data.root={tmp_path}", "data.size=64")
     assert [item.what for finding in result.findings for item in finding.items] == ["is listed twice"]
     assert result.leave_out == {}
+
+
+def test_a_disk_that_takes_no_more_is_told_in_one_sentence(clean, tmp_path):
+    limit = (64, 64)  # bytes of a file
+    words = ["data=imagefolder", f"data.root={clean}", f"hydra.run.dir={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vislora.preflight", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"VISLORA_CACHE": str(tmp_path / "cache")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"vislora: .* can't be used: File too large\n", done.stderr)
 
 
 def test_pictures_smaller_than_the_models_input_are_counted(clean):

@@ -4,6 +4,7 @@ A checkpoint is a folder that appears whole: it is written under another name fi
 optimizer's state by parameter name, the random generators of each process by rank.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from torch.optim import Optimizer
 from vislora.ema import Ema
 from vislora.errors import ConfigError
 from vislora.files import write_json, write_tensors
+
+_ENDS = 1024  # numbers of each end of a weight that `frozen_key` looks at
 
 
 @dataclass
@@ -43,6 +46,17 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: parameters that require a gradient, and buffers (running statistics)."""
     state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return state | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+
+
+def frozen_key(model: nn.Module) -> str:
+    """A hash that tells base weights apart: of both ends of every frozen parameter, which no training leaves alone."""
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            ends = torch.cat([p.detach().flatten()[:_ENDS], p.detach().flatten()[-_ENDS:]])
+            digest.update(f"{name} {p.dtype} {list(p.shape)}".encode())
+            digest.update(ends.cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ placed last in the defaults list, so that it overrides the groups before it and 
 own recipes come with Hydra's `--config-dir DIR`, holding recipe/NAME.yaml.
 """
 
+import errno
 import os
 import re
 import sys
@@ -57,8 +58,18 @@ _SCHEMAS = [
 ]
 
 _WITH_GROUP = ("train", "preflight")  # the commands of which adapter=… is a config group, and no path
-# Where a user's path leads, at any time
-_OF_FILES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+# Where a user's path leads, or what is left of the disk, at any time
+_OF_FILES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+}
 
 
 def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | None = None) -> None:
@@ -80,7 +91,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, overrides)]
 
     def run(config: DictConfig) -> object:
-        out = Path(HydraConfig.get().runtime.output_dir)
+        out = Path(HydraConfig.get().runtime._get_node("output_dir")._value())  # as it is: ${x} may be part of its name
         try:
             return body(_typed(config, adapter), out)
         except TrainingError as error:
@@ -90,7 +101,9 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
             raise  # to the sweeper: other settings may do
         except VisloraError as error:
             _refuse(error)
-        except _OF_FILES as error:
+        except OSError as error:
+            if error.errno not in _OF_FILES:
+                raise
             _refuse(_explained(error))
         except KeyboardInterrupt:
             _stop(f"; go on with trainer.resume={out}" if any(out.glob("checkpoints/step_*")) else "")
@@ -108,7 +121,11 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
                 GlobalHydra.instance().hydra.run(name, run, sys.argv[1:])
     except (ConfigError, TrainingError) as error:
         _refuse(error)
-    except (HydraException, OmegaConfBaseException, YAMLError, *_OF_FILES) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        _refuse(_explained(error))
+    except OSError as error:
+        if error.errno not in _OF_FILES:
+            raise
         _refuse(_explained(error))
     except KeyboardInterrupt:
         _stop()
@@ -133,8 +150,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
 
 def quoted(text: str) -> str:
     """A text as one value for Hydra, which would take commas, brackets and much else apart."""
-    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # or it would stand for another setting
-    return QuotedString(plain, Quote.single).with_quotes()
+    return QuotedString(settings.literal(text), Quote.single).with_quotes()
 
 
 def _readable(override: str) -> str:
@@ -251,8 +267,8 @@ def _stop(more: str = "") -> None:
 def _explained(error: Exception) -> ConfigError:
     """One sentence for what Hydra, OmegaConf and the file system tell in several lines."""
     text = str(error)
-    if isinstance(error, _OF_FILES):
-        return ConfigError(f"{error.filename} can't be used: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in _OF_FILES:
+        return ConfigError(f"{error.filename or 'the disk'} can't be used: {error.strerror}")
     if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")

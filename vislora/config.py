@@ -447,6 +447,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check_ranges(self, "optim.", **dict.fromkeys(("lr", "b_lr_ratio", "head_lr", "clip_norm"), (0, math.inf)))
         _check_ranges(self, "optim.", weight_decay=(0, math.inf), warmup=(0, 1))
+        if self.clip_norm == 0.0:
+            raise ConfigError("optim.clip_norm=0 would leave nothing of the gradient; without clipping it is null")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ConfigError(f"optim.betas={[*self.betas]}: expected two numbers from 0 to below 1")
 
@@ -785,7 +787,16 @@ def data_from_dict(values: Any) -> BaseData:
             f"data: {option!r} is no data set of this version of vislora; it has {', '.join(DATA_OPTIONS)}"
         )
     try:
-        own = {key: value for key, value in values.items() if key != "option"}
+        own = {key: literal(value) for key, value in values.items() if key != "option"}
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DATA_OPTIONS[option]), own))
     except OmegaConfBaseException as error:
         raise ConfigError(f"data={option}: {str(error).splitlines()[0]}") from None
+
+
+def literal(value: Any) -> Any:
+    """A value in which texts mean themselves: to OmegaConf ${x} in one stands for another setting."""
+    if isinstance(value, dict):
+        return {key: literal(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [literal(own) for own in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

@@ -40,7 +40,7 @@ from vislora.config import (
     data_from_dict,
     data_to_dict,
 )
-from vislora.errors import AdapterError, ConfigError
+from vislora.errors import AdapterError, ConfigError, DataError
 from vislora.names import short_names
 
 if TYPE_CHECKING:
@@ -153,7 +153,10 @@ def _score(
         if splits.val is None:
             raise ConfigError(f"calibrate=true: {title} has no validation split; give data.val_fraction")
         validation = predict_split(recognizer, splits.val, inference)
-        temperature = fit_temperature(validation.logits, validation.labels)
+        try:
+            temperature = fit_temperature(validation.logits, validation.labels)
+        except DataError as error:  # of this row alone
+            inference.accelerator.print(f"{name} on {title} isn't calibrated: {error}")
     predictions = predict_split(recognizer, split, inference)
     evaluation = evaluate_predictions(predictions, temperature, config.resamples, config.seed)
     evaluation = replace(evaluation, mistakes=show_mistakes(predictions, split, config.mistakes))

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +44,16 @@ def write_rows(rows: Iterable[Iterable[Any]], path: Path) -> None:
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, atomically."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file  # here, so that what only writes text needn't wait for torch
 
     with replacing(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+        except SafetensorError as error:
+            if found := re.search(r"os error (\d+)", str(error)):  # of a full disk, say
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+            raise
 
 
 @contextmanager

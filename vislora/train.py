@@ -22,7 +22,7 @@ from vislora import config as settings
 from vislora.compose import command
 from vislora.config import Precision, TrainConfig
 from vislora.errors import ConfigError
-from vislora.files import holds_run
+from vislora.files import holds_run, sha256
 
 if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
@@ -93,7 +93,7 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     import torch
     from accelerate.utils import broadcast_object_list
 
-    from vislora.checkpoint import Checkpoint
+    from vislora.checkpoint import Checkpoint, frozen_key
     from vislora.logs import MetricLog, start_trackers, trackers
     from vislora.precision import new_accelerator, own_device, resolve_precision
     from vislora.report.preflight import headline
@@ -114,6 +114,9 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
         resumed.check(run)  # an error before the data is read, where the settings tell already
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
     run["data (its files, and their labels or captions)"] = task.contents[:12]
+    run["base weights"] = frozen_key(task.model)[:12]
+    if (start := getattr(config.adapter, "start", None)) is not None:
+        run["adapter.start (what it holds)"] = _contents(Path(start))
     if resumed is not None:
         resumed.check(run)
     if task.validation is None and (validated or config.trainer.patience is not None):
@@ -217,6 +220,14 @@ def _make_paths_absolute(config: TrainConfig) -> None:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def _contents(adapter: Path) -> str:
+    """A hash of an adapter's file, or of the files in its folder."""
+    from vislora.data.cache import content_key
+
+    files = sorted(path for path in adapter.rglob("*") if path.is_file()) if adapter.is_dir() else [adapter]
+    return content_key(*(part for path in files for part in (path.name, sha256(path))))[:12]
 
 
 def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:

@@ -163,3 +163,19 @@ def test_faults_of_a_table_are_named_with_their_line(tree):
     write_table(tree / "labels.csv", good, ("file", "label", "split"))
     with pytest.raises(DataError, match="no column 'image'; it has file, label, split"):
         load_splits(config, 0)
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_picture(tree):
+    (tree / "train" / "cat" / "0.PNG").unlink()
+    (tree / "train" / "cat" / "0.PNG").symlink_to(tree / "nowhere.png")
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert len(splits.train) == 17
+    (problem,) = splits.problems
+    assert (problem.file, problem.kinds) == (tree / "train" / "cat" / "0.PNG", ("missing",))
+
+
+def test_a_class_that_is_called_like_a_split_is_told(tmp_path):
+    for name in ("train", "bus", "car"):
+        picture(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match="train holds pictures, and is taken for a split by its name"):
+        load_splits(ImageFolderData(root=str(tmp_path)), 0)

@@ -1,5 +1,6 @@
 """The datasets package's own sets, from a folder of pictures: no hub is needed."""
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -27,6 +28,27 @@ def test_splits_labels_and_pictures_are_those_of_the_set(folder):
     assert splits.test.labels == [0, 0, 1, 1]
     assert splits.test.image(2).getpixel((0, 0)) == (255, 255, 255)  # transparent
     assert splits.test.image(3).getpixel((0, 0)) == (100, 1, 0)
+
+
+def test_rows_without_a_label_are_left_out_and_named_and_withheld_splits_too(folder, tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    pictures = [str(folder / "train" / name / f"{i}.png") for name in ("ant", "bee") for i in range(3)]
+    (tmp_path / "told").mkdir()
+    for split, labels in {
+        "train": [0, None, 0, 1, 1, -1],
+        "test": [None] * 6,
+        "validation": [0, 0, 0, 1, 1, 1],
+    }.items():
+        rows = {"image": [None, *pictures[1:]] if split == "validation" else pictures, "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "told" / f"{split}.parquet")
+    splits = load_splits(HfData(name=str(tmp_path / "told")), 0)
+    assert splits.train.labels == [0, 0, 1, 1]
+    assert splits.train.names == [f"train/{i:06d}" for i in (0, 2, 3, 4)]
+    assert [str(problem.file) for problem in splits.problems] == ["train/000001", "train/000005"]
+    assert splits.train.image(3).getpixel((0, 0)) == (100, 1, 0)
+    assert splits.test is None
+    with pytest.raises(DataError, match="validation/000000 can't be decoded: the row holds no picture"):
+        splits.val.image(0)
 
 
 def test_what_is_lacking_is_named(folder):

@@ -57,7 +57,7 @@ def test_label_that_train_lacks_is_refused_whatever_classes_are_called(tmp_path,
             f"{i}.{end}": png(i) if end == "png" else b"%d" % k for i, k in enumerate(labels) for end in ("png", "cls")
         }
         pack(tmp_path / f"{name}.tar", files)
-    with pytest.raises(DataError, match="val: class '2' of .* isn't among those of train"):
+    with pytest.raises(DataError, match=r"val: class '2' of .* isn't among those of train"):
         load_splits(ShardsData(root=str(tmp_path), train="train.tar", val="val.tar", classes=classes), 0)
 
 

@@ -58,7 +58,17 @@ def test_the_fitted_temperature_is_a_minimum_of_scikit_learns_log_loss_and_undoe
     assert calibration(logits, labels, best).nll == pytest.approx(at[best], abs=1e-6)
 
 
-@pytest.mark.parametrize("logits", [5 * torch.eye(3), -torch.eye(3)])
-def test_where_none_or_all_are_wrong_no_temperature_fits(logits):
-    with pytest.raises(DataError, match="no temperature fits the 3 validation images"):
-        fit_temperature(logits, torch.arange(3))
+@pytest.mark.parametrize(
+    ("logits", "why"),
+    [
+        (5 * torch.eye(3), "none is classified wrongly"),
+        (-torch.eye(3), "by their logits the classes are no likelier than others"),
+        (torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.0], [9.0, 0.0, 0.0]]), "no likelier than others"),  # two are right
+    ],
+)
+def test_where_colder_or_hotter_is_always_better_no_temperature_fits(logits, why):
+    labels = torch.arange(3)
+    with pytest.raises(DataError, match=f"no temperature fits the 3 validation images: .*{why}"):
+        fit_temperature(logits, labels)
+    at = [log_loss(labels, (logits.double() / t).softmax(1), labels=[0, 1, 2]) for t in (0.5, 1.0, 2.0, 4.0, 1e3)]
+    assert at == sorted(at) or at == sorted(at, reverse=True)

@@ -32,6 +32,11 @@ def test_pictures_are_prepared_as_timm_has_it(tmp_path):
     assert own.items() <= resolve_data_config({}, model=saved).items()
 
 
+def test_other_than_three_channels_are_refused():
+    with pytest.raises(ModelError, match=r"model\.args\.in_chans=1: pictures have three channels here"):
+        build_vit(ModelConfig("test_vit", "random", args={"in_chans": 1}), 3)
+
+
 def test_pictures_that_arent_square_are_refused():
     model = timm.create_model("test_vit", img_size=(64, 32))
     with pytest.raises(

@@ -70,6 +70,7 @@ UNUSABLE = {  # what a file of each kind is
 _ODD = {
     "gone": (Level.check, "listed in the quarantine but not there", "correct the list, or delete their lines"),
     "quarantined": (Level.note, "left out as the quarantine says", ""),
+    "unlabelled": (Level.check, "pictures without a label, not read", "label them, if they belong there"),
     "aside": (Level.check, "pictures in no class folder or metadata table, not read", "add them, if they belong there"),
     "suffix": (Level.check, "files of another format than their suffix says", "rename them, other programs may fail"),
     "animated": (Level.check, "animated files, whose first frame is used", "leave out those where it shows nothing"),

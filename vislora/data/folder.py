@@ -28,9 +28,11 @@ def image_folder(config: ImageFolderData) -> Splits:
     folders = split_folders(root)
     classes = tuple(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
+        taken = folders["train"] != root and any(_is_picture(path) for path in folders["train"].iterdir())
+        what = "pictures, and is taken for a split by its name" if taken else f"{len(classes)} class folders"
         raise DataError(
-            f"{folders['train']} holds {len(classes)} class folders, and at least two are needed: "
-            "root/CLASS/*.jpg, or root/train/CLASS/*.jpg with val and test beside train"
+            f"{folders['train']} holds {what}; at least two class folders are needed: root/CLASS/*.jpg, or "
+            "root/train/CLASS/*.jpg with val and test beside train"
         )
     for child in (child for folder in folders.values() for child in _subfolders(folder)):
         if child.name not in classes:
@@ -106,5 +108,7 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _is_picture(path: Path) -> bool:
-    # names with a leading dot are what systems leave beside pictures: ._a.jpg, .thumbnails/
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    # Names with a leading dot are what systems leave beside pictures: ._a.jpg, .thumbnails/. A link that leads nowhere,
+    # as where a set was fetched in part, is a picture that is missing.
+    named_so = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return named_so and (path.is_file() or path.is_symlink())

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from vislora.config import Cub200Data, HfData, TorchvisionData
-from vislora.data.images import upright_rgb
+from vislora.data.images import Problem, upright_rgb
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import ImageSplit, Splits, splits_of_files
 from vislora.errors import DataError
@@ -117,15 +117,19 @@ def hub_set(config: HfData) -> Splits:
     except Exception as error:  # the package documents no common class
         because = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"data.name={config.name} can't be loaded: {because}") from error
-    splits = {}
+    splits: dict[str, ImageSplit] = {}
+    problems: list[Problem] = []
     for name, spellings in _HUB.items():
         if there := [spelling for spelling in spellings if spelling in parts]:
-            split = _hub_split(parts[there[0]], there[0], config)
-            if set(split.labels) != {-1}:  # how the hub says that the labels are withheld
+            split, unlabelled = _hub_split(parts[there[0]], there[0], config)
+            if split.labels:  # or they are withheld, as of many sets' test split
                 splits[name] = split
+                problems += [
+                    Problem(Path(row), f"{row} has no label", usable=False, kinds=("unlabelled",)) for row in unlabelled
+                ]
     if "train" not in splits:
         raise DataError(f"{config.name} has no labelled train split; it has {', '.join(parts)}")
-    return Splits(**splits)
+    return Splits(**splits, problems=problems)
 
 
 @dataclass(frozen=True)
@@ -237,10 +241,14 @@ class _Rows:
     column: str
 
     def __getitem__(self, index: int) -> Image.Image:
-        return upright_rgb(self.part[index][self.column])
+        picture = self.part[index][self.column]
+        if picture is None:
+            raise ValueError("the row holds no picture")
+        return upright_rgb(picture)
 
 
-def _hub_split(part: Any, title: str, config: HfData) -> ImageSplit:
+def _hub_split(part: Any, title: str, config: HfData) -> tuple[ImageSplit, list[str]]:
+    """The labelled rows, and the names of the others: the hub has -1 or nothing for a label that is withheld."""
     for key, column in {"image_column": config.image_column, "label_column": config.label_column}.items():
         if column not in part.column_names:
             there = ", ".join(part.column_names)
@@ -249,4 +257,9 @@ def _hub_split(part: Any, title: str, config: HfData) -> ImageSplit:
     if not hasattr(feature, "names"):
         raise DataError(f"{config.name}: column {config.label_column!r} holds {feature}, not class labels")
     names = [f"{title}/{index:06d}" for index in range(len(part))]
-    return ImageSplit(tuple(feature.names), list(part[config.label_column]), names, _Rows(part, config.image_column))
+    labels = [-1 if label is None else label for label in part[config.label_column]]
+    split = ImageSplit(tuple(feature.names), labels, names, _Rows(part, config.image_column))
+    labelled = [i for i, label in enumerate(labels) if label >= 0]
+    if len(labelled) < len(labels):
+        split = split.choose(labelled)
+    return split, [name for name, label in zip(names, labels, strict=True) if label < 0]

@@ -73,10 +73,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     logits = logits.double()
     true = logits.gather(1, labels[:, None])[:, 0]
     # the likelihood has one peak: these are its slopes at an infinite temperature, and at zero
-    if (true - logits.mean(1)).mean() <= 0 or (logits.amax(1) - true).mean() <= 0:
+    none_wrong = (logits.amax(1) - true).mean() <= 0
+    if none_wrong or (true - logits.mean(1)).mean() <= 0:
+        why = "none is classified wrongly" if none_wrong else "by their logits the classes are no likelier than others"
         raise DataError(
-            f"no temperature fits the {len(labels)} validation images, of which none or nearly all are classified "
-            "wrongly; validate on more images, or leave calibrate out"
+            f"no temperature fits the {len(labels)} validation images: {why}; validate on more, or leave calibrate out"
         )
 
     def nll(log_temperature: float) -> float:

@@ -34,6 +34,10 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     """
     name = f"{_LOCAL}{EMBEDDED}" if config.name == "embedded" else config.name
     arguments = dict(config.args) | {"num_classes": num_classes}
+    if arguments.get("in_chans", 3) != 3:
+        raise ModelError(
+            f"model.args.in_chans={arguments['in_chans']}: pictures have three channels here; leave it out"
+        )
     overlay: dict[str, Any] = {}
     if config.img_size is not None:
         arguments["img_size"] = config.img_size
