@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,16 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return state | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
 
 
-def frozen_key(model: nn.Module) -> str:
-    """A hash that tells base weights apart: of both ends of every frozen parameter, which no training leaves alone."""
+def frozen_key(models: Iterable[nn.Module]) -> str:
+    """A hash that tells base weights apart, in whatever precision they are loaded: of the first and the last 1,024
+    numbers of every frozen parameter, in bfloat16. A change of nothing but a matrix's middle isn't seen."""
     digest = hashlib.sha256()
-    for name, p in model.named_parameters():
-        if not p.requires_grad:
-            ends = torch.cat([p.detach().flatten()[:_ENDS], p.detach().flatten()[-_ENDS:]])
-            digest.update(f"{name} {p.dtype} {list(p.shape)}".encode())
-            digest.update(ends.cpu().view(torch.uint8).numpy())
+    for model in models:
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                ends = torch.cat([p.detach().flatten()[:_ENDS], p.detach().flatten()[-_ENDS:]])
+                digest.update(f"{name} {list(p.shape)}".encode())
+                digest.update(ends.cpu().bfloat16().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -170,9 +173,9 @@ class Checkpoint:
             ConfigError: one differs.
         """
         for key, value in run.items():
-            if self.run.get(key) != value:
+            if key in self.run and self.run[key] != value:  # an older version noted down less
                 raise ConfigError(
-                    f"can't resume {self.folder}: {key} was {self.run.get(key)!r} and is now {value!r}; "
+                    f"can't resume {self.folder}: {key} was {self.run[key]!r} and is now {value!r}; "
                     "only with the same settings does a run go on as if it had not stopped"
                 )
 

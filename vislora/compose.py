@@ -59,17 +59,8 @@ _SCHEMAS = [
 
 _WITH_GROUP = ("train", "preflight")  # the commands of which adapter=… is a config group, and no path
 # Where a user's path leads, or what is left of the disk, at any time
-_OF_FILES = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-}
+_OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_OF_DISKS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | None = None) -> None:
@@ -102,7 +93,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         except VisloraError as error:
             _refuse(error)
         except OSError as error:
-            if error.errno not in _OF_FILES:
+            if not _is_of_files(error):
                 raise
             _refuse(_explained(error))
         except KeyboardInterrupt:
@@ -124,7 +115,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _refuse(_explained(error))
     except OSError as error:
-        if error.errno not in _OF_FILES:
+        if not _is_of_files(error):
             raise
         _refuse(_explained(error))
     except KeyboardInterrupt:
@@ -267,8 +258,8 @@ def _stop(more: str = "") -> None:
 def _explained(error: Exception) -> ConfigError:
     """One sentence for what Hydra, OmegaConf and the file system tell in several lines."""
     text = str(error)
-    if isinstance(error, OSError) and error.errno in _OF_FILES:
-        return ConfigError(f"{error.filename or 'the disk'} can't be used: {error.strerror}")
+    if _is_of_files(error):
+        return ConfigError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}")
     if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
@@ -306,6 +297,10 @@ def _explained(error: Exception) -> ConfigError:
             "isn't in plain letters, as ['grün']"
         )
     return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _is_of_files(error: Exception) -> bool:
+    return isinstance(error, _OF_PATHS) or (isinstance(error, OSError) and error.errno in _OF_DISKS)
 
 
 def _unknown_key(key: str) -> ConfigError:

@@ -114,7 +114,7 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
         resumed.check(run)  # an error before the data is read, where the settings tell already
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
     run["data (its files, and their labels or captions)"] = task.contents[:12]
-    run["base weights"] = frozen_key(task.model)[:12]
+    run["base weights"] = frozen_key(task.base)[:12]
     if (start := getattr(config.adapter, "start", None)) is not None:
         run["adapter.start (what it holds)"] = _contents(Path(start))
     if resumed is not None:
@@ -223,10 +223,11 @@ def _absolute(path: str) -> str:
 
 
 def _contents(adapter: Path) -> str:
-    """A hash of an adapter's file, or of the files in its folder."""
+    """A hash of an adapter's file, or of those in its folder that `read_adapter` may read."""
     from vislora.data.cache import content_key
 
-    files = sorted(path for path in adapter.rglob("*") if path.is_file()) if adapter.is_dir() else [adapter]
+    own = [*adapter.glob("*"), *adapter.glob("*/*")] if adapter.is_dir() else [adapter]
+    files = sorted(path for path in own if path.suffix in (".json", ".safetensors"))
     return content_key(*(part for path in files for part in (path.name, sha256(path))))[:12]
 
 

@@ -131,3 +131,11 @@ def test_a_folder_that_isnt_there_or_holds_nothing_is_refused(tmp_path):
         read(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no usable picture"):
         read(tmp_path, prompt="x")
+
+
+def test_a_link_that_leads_nowhere_is_no_picture(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "old.png").symlink_to(tmp_path / "nowhere.png")
+    assert captions_folder(CaptionsData(root=str(tmp_path))).train.captions == ["a", "b"]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from vislora.config import HfData
+from vislora.data.findings import about_files
 from vislora.data.load import load_splits
 from vislora.errors import DataError
 
@@ -45,6 +46,8 @@ def test_rows_without_a_label_are_left_out_and_named_and_withheld_splits_too(fol
     assert splits.train.labels == [0, 0, 1, 1]
     assert splits.train.names == [f"train/{i:06d}" for i in (0, 2, 3, 4)]
     assert [str(problem.file) for problem in splits.problems] == ["train/000001", "train/000005"]
+    (told,) = about_files(splits.problems)
+    assert (told.kind, [item.name for item in told.items]) == ("unlabelled", ["train/000001", "train/000005"])
     assert splits.train.image(3).getpixel((0, 0)) == (100, 1, 0)
     assert splits.test is None
     with pytest.raises(DataError, match="validation/000000 can't be decoded: the row holds no picture"):

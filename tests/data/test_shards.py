@@ -61,6 +61,23 @@ def test_label_that_train_lacks_is_refused_whatever_classes_are_called(tmp_path,
         load_splits(ShardsData(root=str(tmp_path), train="train.tar", val="val.tar", classes=classes), 0)
 
 
+def test_quarantine_leaves_out_a_picture_of_a_strange_class(tmp_path):
+    for name, labels in {"train": (0, 1), "val": (0, 7)}.items():
+        pack(
+            tmp_path / f"{name}.tar",
+            {
+                f"{i}.{end}": png(i) if end == "png" else b"%d" % k
+                for i, k in enumerate(labels)
+                for end in ("png", "cls")
+            },
+        )
+    (tmp_path / "list.txt").write_text("val.tar/1.png\n")
+    found = load_splits(
+        ShardsData(root=str(tmp_path), train="train.tar", val="val.tar", quarantine=str(tmp_path / "list.txt")), 0
+    )
+    assert found.val.labels == [0]
+
+
 def test_links_and_paths_that_lead_elsewhere_are_not_followed(tmp_path):
     path = pack(tmp_path / "train.tar", {"../../x.png": png(1), "../../x.cls": b"a", "y.png": png(2), "y.cls": b"b"})
     with tarfile.open(path, "a") as archive:

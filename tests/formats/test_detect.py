@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny_diffusion as tiny
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -113,13 +114,17 @@ def test_a_classifiers_encoder_is_no_text_encoder():  # torchvision's ViT
 
 def test_components_in_pefts_folders_are_in_the_models_own_names(tmp_path):
     low = LowRankWeights(torch.ones(2, 4), torch.ones(4, 2), 2, 3.0, 4)
-    layers = {"unet.conv_in": low, "text_encoder.text_model.encoder.layers.0.mlp.fc1": low}
+    layers = {f"{name}.text_model.encoder.layers.0.mlp.fc1": low for name in ("text_encoder", "text_encoder_2")}
+    layers["unet.conv_in"] = low
     trained = {"text_encoder.text_model.final_layer_norm": {"weight": torch.ones(4)}}
     write_adapter(Adapter(layers, trained), "peft", tmp_path)
-    level = "text_model." if hasattr(tiny.clip(), "text_model") else ""
-    keys = {key.removeprefix("base_model.model.") for key in load_file(tmp_path / "text_encoder" / TENSORS)}
-    mlp = f"{level}encoder.layers.0.mlp.fc1"
-    assert keys == {f"{mlp}.lora_A.weight", f"{mlp}.lora_B.weight", f"{level}final_layer_norm.weight"}
+    kinds = {"text_encoder": transformers.CLIPTextModel, "text_encoder_2": transformers.CLIPTextModelWithProjection}
+    for component, kind in kinds.items():
+        level = "text_model." if hasattr(tiny.clip(kind), "text_model") else ""
+        keys = {key.removeprefix("base_model.model.") for key in load_file(tmp_path / component / TENSORS)}
+        mlp, norm = f"{level}encoder.layers.0.mlp.fc1", f"{level}final_layer_norm.weight"
+        own = {norm} if component == "text_encoder" else set()
+        assert keys == {f"{mlp}.lora_A.weight", f"{mlp}.lora_B.weight"} | own
 
 
 def test_the_largest_dropout_of_the_components_counts(tmp_path):

@@ -1,6 +1,7 @@
 """Putting adapters in, switching, merging and taking them out leaves nothing behind and loses nothing."""
 
 import copy
+import threading
 
 import pytest
 import timm
@@ -312,6 +313,34 @@ def test_base_keeps_its_dtype_where_only_what_is_trained_gets_another(images):
     model(images.bfloat16())
 
 
+@pytest.mark.parametrize("name", ["birds", None])
+def test_model_of_several_dtypes_is_converted_as_a_whole(images, name):
+    model = vit().bfloat16()
+    model.head.float()
+    adapters = with_adapter(model)
+    if name is None:
+        adapters.deactivate()
+    model.double()
+    adapters.activate("birds")
+    assert {p.dtype for p in model.head.parameters()} == {torch.float64}
+    adapters.remove("birds")
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def test_hooks_whose_owner_cant_be_copied_are_shared():
+    class Owner:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def hook(self, *args) -> None:
+            pass
+
+    model, owner = vit(), Owner()
+    model.head.register_load_state_dict_pre_hook(owner.hook)
+    model.head.register_forward_pre_hook(owner.hook)
+    with_adapter(model).remove("birds")
+
+
 def test_modules_with_buffers_and_states_of_their_own_follow_too():
     class Head(nn.Linear):
         def __init__(self) -> None:
@@ -341,6 +370,13 @@ def test_module_trained_in_full_may_be_wrapped(images):
     model(images)
     adapters.remove("birds")
     assert same_bits(state(model), before)
+    adapters.add("cats", BOTH_QKV, SETTINGS, ["head"])
+    own = model.head
+    model.head = nn.Sequential(own, nn.Linear(5, 2))  # another head, and not a wrapper
+    with pytest.raises(AdapterError, match="head was replaced"):
+        adapters.adapter("cats")
+    with pytest.raises(AdapterError, match="head was replaced"):
+        adapters.deactivate()
 
 
 def test_merging_a_float64_model_loses_nothing():

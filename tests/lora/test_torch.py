@@ -130,14 +130,14 @@ def mesh(tmp_path):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"pissa": True}], ids=["lora", "dora", "pissa"])
 @pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 32), ("eva02_tiny_patch14_224", 28)])
-def test_sharded_model_has_the_same_output_and_gradients(name, size, dora, mesh):
+def test_sharded_model_has_the_same_output_and_gradients(name, size, kind, mesh):
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=size, depth=2, num_classes=5).eval()
     targets = find_targets(model, ["q", "v", "o"])
     adapters = Adapters(model)
-    adapters.add("it", targets, LoraSettings(4, 8.0, dora=dora), trained=["head"])
+    adapters.add("it", targets, LoraSettings(4, 8.0, **kind), trained=["head"])
     for layer in (model.get_submodule(target.name) for target in targets):
         nn.init.normal_(layer.lora.lora_B, std=0.1)
     (whole, its_adapters), x = copy.deepcopy((model, adapters)), torch.randn(2, 3, size, size)
@@ -159,6 +159,19 @@ def test_sharded_model_has_the_same_output_and_gradients(name, size, dora, mesh)
     with pytest.raises(AdapterError, match="of a sharded model they are gathered elsewhere; prove it before"):
         prove_alive(model, lambda: model(x))
     torch.testing.assert_close(model(x), wanted)
+
+
+def test_layer_sharded_by_itself_gives_its_adapter_and_is_refused_where_its_class_would_change(mesh):
+    model = nn.Sequential(nn.Linear(8, 8))
+    adapters = Adapters(model)
+    adapters.add("it", [TargetLayer("0")], LoraSettings(2, 4.0))
+    wanted = adapters.adapter("it")
+    fully_shard(model[0], mesh=mesh)
+    assert adapters.adapter("it").equals(wanted)
+    with pytest.raises(
+        AdapterError, match="0 has become a FSDPLoraLinear, as fully_shard makes it of a layer by itself"
+    ):
+        adapters.remove("it")
 
 
 def test_weight_sharded_otherwise_is_refused_where_it_is_read(mesh):

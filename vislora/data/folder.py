@@ -1,7 +1,7 @@
 """Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone; the splits in any case."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def image_folder(config: ImageFolderData) -> Splits:
     aside = pictures_aside(root, files, "lies in no class folder")
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
-    return replace(splits, problems=[*splits.problems, *aside])
+    return replace(splits, problems=[*splits.problems, *aside, *lost_links(root)])
 
 
 def list_folder(config: ImageFolderData) -> Labelled:
@@ -75,16 +75,16 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def pictures_below(folder: Path) -> list[Path]:
     """All pictures in a folder and below it, hidden ones aside; also behind links to folders, each folder once."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(where)) in seen:  # as in a circle of links
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for path in (Path(where, name) for name in files) if _is_picture(path)]
-    return sorted(found)
+    return sorted(filter(_is_picture, _files_below(folder)))
+
+
+def lost_links(folder: Path) -> list[Problem]:
+    """Links to pictures that lead nowhere, as where a data set was fetched in part."""
+    lost = [path for path in _files_below(folder) if _is_named_so(path) and path.is_symlink() and not path.exists()]
+    return [
+        Problem(path, f"{path} leads to {os.readlink(path)}, which is missing", usable=False, kinds=("missing",))
+        for path in sorted(lost)
+    ]
 
 
 def pictures_aside(root: Path, files: Mapping[str, Iterable[tuple[Path, object]]], why: str) -> list[Problem]:
@@ -99,6 +99,17 @@ def pictures_aside(root: Path, files: Mapping[str, Iterable[tuple[Path, object]]
     ]
 
 
+def _files_below(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # as in a circle of links
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(where, name) for name in files)
+
+
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
@@ -108,7 +119,9 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _is_picture(path: Path) -> bool:
-    # Names with a leading dot are what systems leave beside pictures: ._a.jpg, .thumbnails/. A link that leads nowhere,
-    # as where a set was fetched in part, is a picture that is missing.
-    named_so = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    return named_so and (path.is_file() or path.is_symlink())
+    return _is_named_so(path) and path.is_file()
+
+
+def _is_named_so(path: Path) -> bool:
+    # names with a leading dot are what systems leave beside pictures: ._a.jpg, .thumbnails/
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")

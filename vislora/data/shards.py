@@ -44,11 +44,12 @@ def image_shards(config: ShardsData) -> Splits:
     if config.classes is not None and not (numbers and all(int(label) < len(config.classes) for label in labels)):
         raise DataError(f"data.classes names {len(config.classes)} classes, and the shards' labels are {listed[:8]}…")
     names = {label: label if config.classes is None else config.classes[int(label)] for label in listed}
-    for split, found in samples.items():  # by their labels: a class may be called like another's number
-        if strange := next((sample for sample in found if sample.label not in names), None):
-            raise DataError(f"{split}: class {strange.label!r} of {strange.name} isn't among those of train")
-    files = {split: [(sample.name, names[sample.label]) for sample in found] for split, found in samples.items()}
-    files, left_out = leave_out(files, config.quarantine, root)
+    labelled = {split: [(sample.name, sample.label) for sample in found] for split, found in samples.items()}
+    labelled, left_out = leave_out(labelled, config.quarantine, root)
+    for split, pairs in labelled.items():  # by their labels: a class may be called like another's number
+        if strange := next((pair for pair in pairs if pair[1] not in names), None):
+            raise DataError(f"{split}: class {strange[1]!r} of {strange[0]} isn't among those of train")
+    files = {split: [(name, names[label]) for name, label in pairs] for split, pairs in labelled.items()}
     places = {sample.name: sample.place for found in samples.values() for sample in found}
     classes = tuple(names.values()) if config.classes is None else tuple(config.classes)
     return splits_of_files(files, classes, left_out, list(names.values()), places)

@@ -25,7 +25,7 @@ _BARE = {
     ),
     "text_model": "text_encoder",
 }
-_LEVEL, _CLIP = "text_model.", re.compile(r"encoder\.layers\.\d+\.(self_attn|mlp)\.")
+_LEVEL, _CLIP = "text_model.", re.compile(r"encoder\.layers\.\d+(\.(self_attn|mlp|layer_norm[12])(\.|$)|$)")
 
 
 def is_pipelines(adapter: Adapter) -> bool:
@@ -87,13 +87,18 @@ def as_in_files(adapter: Adapter) -> Adapter:
 
 
 def of_models(adapter: Adapter) -> dict[str, Adapter]:
-    """An adapter for each component, in the names of its model as it is made here."""
+    """An adapter for each component, in the names of its model as transformers makes it here.
+
+    From 5.6 on CLIPTextModel, the first text encoder of Stable Diffusion 1, 2 and XL and of Flux, is without the level
+    that the second of XL and those of Stable Diffusion 3, with their projections, keep.
+    """
     parts = by_component(adapter)
-    if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 6):
-        for component in (name for name in parts if name.startswith("text_encoder")):
-            kinds = {kind: getattr(parts[component], kind) for kind in ("layers", "trained", "biases")}
-            own = {kind: {n.removeprefix(_LEVEL): v for n, v in found.items()} for kind, found in kinds.items()}
-            parts[component] = replace(parts[component], **own)
+    of_sd3 = "transformer" in parts and "text_encoder_2" in parts
+    if "text_encoder" in parts and not of_sd3 and tuple(map(int, version("transformers").split(".")[:2])) >= (5, 6):
+        first = parts["text_encoder"]
+        kinds = {kind: getattr(first, kind) for kind in ("layers", "trained", "biases")}
+        own = {kind: {name.removeprefix(_LEVEL): v for name, v in found.items()} for kind, found in kinds.items()}
+        parts["text_encoder"] = replace(first, **own)
     return parts
 
 

@@ -64,8 +64,19 @@ def unadapted(model: nn.Module, path: str) -> nn.Module:
 
 
 def carries(layer: nn.Module, low: nn.Module) -> bool:
-    """Whether a layer is of a class that is known here and has these pairs, at work or merged."""
-    return (type(layer) in _PLAIN or type(layer) in _ADAPTED) and layer._modules.get("lora") is low
+    """Whether a layer can be adapted and has these pairs, at work or merged."""
+    return isinstance(layer, tuple(_ADAPTED)) and layer._modules.get("lora") is low
+
+
+def is_known(layer: nn.Module) -> bool:
+    """Whether a layer's class, adapted or plain, is one that can be exchanged for the other."""
+    return type(layer) in _PLAIN or type(layer) in _ADAPTED
+
+
+def is_wrapped(there: nn.Module, part: nn.Module) -> bool:
+    """Whether a module is another one, or only wraps it, as for checkpointing or compiling."""
+    parameters = [*map(id, there.parameters())] == [*map(id, part.parameters())]
+    return there is part or (parameters and any(module is part for module in there.modules()))
 
 
 def adapt(layer: nn.Module) -> None:

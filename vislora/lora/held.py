@@ -64,7 +64,7 @@ class Held:
             weight = frozen_weight(module_named(model, path))
             out = weight.shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
-            a, b = (_value(matrix) for matrix in low.acting())
+            a, b = (matrix.clone() for matrix in low.with_start(_value(low.lora_A), _value(low.lora_B)))
             rank = b.shape[1]  # PiSSA's start doubles it
             alpha = alpha_at(rank, low.alpha, low.rank, low.rslora)
             magnitude = None if low.magnitude is None else _value(low.all_magnitudes(weight))
@@ -84,8 +84,7 @@ class Held:
         for path, module in self.trained.items():
             follow(module, next(module_named(model, path).parameters()).device, before, now)
         for path, bias in self.biases.items():
-            own = now if bias.dtype == before else bias.dtype
-            bias.data = bias.data.to(parameter_named(model, path).device, own)
+            bias.data = bias.data.to(parameter_named(model, path).device, bias.dtype if before == now else now)
         self.dtype = now
 
     def check(self, model: nn.Module) -> None:
@@ -121,22 +120,15 @@ def frozen_dtype(model: nn.Module, layers: Iterable[str]) -> torch.dtype:
 
 
 def follow(kept: nn.Module, device: torch.device, before: torch.dtype, now: torch.dtype) -> None:
-    """Take a module that was set aside to where the model has gone meanwhile."""
-    kept.to(device)
-    if before != now:
-        for tensor in [*kept.parameters(), *kept.buffers()]:
-            if tensor.dtype == before:
-                tensor.data = tensor.data.to(now)
+    """Take a module that was set aside to where the model has gone meanwhile, as `model.to(…)` would have taken it."""
+    kept.to(device, None if before == now else now)
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy that shares the module's hooks: what they belong to is the user's, and is not copied with them."""
-    memo = {}
-    for part in module.modules():
-        for key, value in vars(part).items():
-            if "_hooks" in key and ("forward" in key or "backward" in key):
-                memo[id(value)] = value
-    return copy.deepcopy(module, memo)
+    """A copy that shares the module's hooks, those to come too: they belong to the place in the model, and what they
+    call is the user's."""
+    hooks = [value for part in module.modules() for key, value in vars(part).items() if "_hooks" in key]
+    return copy.deepcopy(module, {id(value): value for value in hooks})
 
 
 def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adaptable import adapt, carries, restore_class, unadapted
+from vislora.lora.adaptable import adapt, carries, is_known, is_wrapped, restore_class, unadapted
 from vislora.lora.adapter import Adapter
 from vislora.lora.algebra import blend
 from vislora.lora.held import Held, follow, frozen_dtype
@@ -72,7 +72,8 @@ class Adapters:
             self._hold(name, Held.of(self.model, adapter))
 
     def adapter(self, name: str) -> Adapter:
-        """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says.
+        """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says. Where a model is sharded,
+        all processes have to ask for it.
 
         Raises:
             AdapterError: there is none of this name, or a part of it isn't in its place any more.
@@ -116,7 +117,7 @@ class Adapters:
         self._check_unmixed()
         if self.active is None:
             return
-        self._check_in_place()
+        self._check_removable()
         if self._base_weights:
             self.unmerge()
         held = self._held[self.active]
@@ -131,7 +132,7 @@ class Adapters:
             self.model.set_submodule(path, module.train(own.training))
         for path, bias in self._base_biases.items():
             device = parameter_named(self.model, path).device
-            bias.data = bias.data.to(device, now if bias.dtype == self._base_dtype else bias.dtype)
+            bias.data = bias.data.to(device, bias.dtype if now == self._base_dtype else now)
             set_parameter(self.model, path, bias)
         self._base_modules.clear()
         self._base_biases.clear()
@@ -253,7 +254,7 @@ class Adapters:
         """
         if self.active is None or self._base_weights:
             raise AdapterError("nothing to merge: no adapter is active" if not self.active else "merged already")
-        self._check_in_place()
+        self._check_removable()
         layers = {path: module_named(self.model, path) for path in self._held[self.active].layers}
         if sharded := [path for path, layer in layers.items() if is_sharded(frozen_weight(layer))]:
             raise AdapterError(f"{sharded[0]} is sharded, and shards can't be merged; merge in a whole model")
@@ -272,7 +273,7 @@ class Adapters:
         """
         if not self._base_weights:
             raise AdapterError("nothing to unmerge")
-        self._check_in_place()
+        self._check_removable()
         for path, weight in self._base_weights.items():
             layer = module_named(self.model, path)
             merged = frozen_weight(layer)
@@ -331,12 +332,20 @@ class Adapters:
         held = self._held[self.active]
         for path, part in [*held.layers.items(), *held.trained.items()]:
             there = module_named(self.model, path)
-            # a module trained in full may be wrapped, as for checkpointing
-            in_place = carries(there, part) if path in held.layers else any(m is part for m in there.modules())
-            if not in_place:
+            if not (carries(there, part) if path in held.layers else is_wrapped(there, part)):
                 raise AdapterError(
                     f"{path} was replaced, or adapted by another Adapters object or PEFT, since adapter "
                     f"{self.active!r} was put in; take that out first, or begin again with a new model"
+                )
+
+    def _check_removable(self) -> None:
+        """Refuse as well where a layer's class was changed on top of the adapter's."""
+        self._check_in_place()
+        for path in self._held[self.active].layers:
+            if not is_known(layer := module_named(self.model, path)):
+                raise AdapterError(
+                    f"{path} has become a {type(layer).__name__}, as fully_shard makes it of a layer by itself; shard "
+                    "the block around it"
                 )
 
     def _check_unmixed(self) -> None:

@@ -128,10 +128,14 @@ class LowRank(nn.Module):
 
     def acting(self) -> tuple[Tensor, Tensor]:
         """A and B as the layer computes with them: with PiSSA [A; A0] and [B, -B0], each pair of rank 2r."""
+        return self.with_start(self.lora_A, self.lora_B)
+
+    def with_start(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of copies of A and B, wherever they are."""
         if self.start_A is None:
-            return self.lora_A, self.lora_B
-        a = torch.cat([m.unflatten(0, (-1, self.rank)) for m in (self.lora_A, self.start_A)], 1).flatten(0, 1)
-        return a, torch.cat([self.lora_B, -self.start_B], 1)
+            return a, b
+        both = [m.unflatten(0, (-1, self.rank)) for m in (a, self.start_A.to(a.device))]
+        return torch.cat(both, 1).flatten(0, 1), torch.cat([b, -self.start_B.to(b.device)], 1)
 
     def merged(self, weight: Tensor) -> Tensor:
         """What the layer computes with: W0 + s B A, with DoRA its rows at their magnitudes; float32 or wider,

@@ -26,6 +26,7 @@ from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
+from vislora.models.denoiser import text_encoders
 from vislora.models.diffusion import PipelineEncoder, load_pipeline, longest_side, resolution, scheduler_class
 from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
@@ -104,6 +105,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
 
     return Task(
         model=model,
+        base=[model, pipe.vae, *(getattr(pipe, name) for name in text_encoders(pipe))],
         objective=Diffusion(
             noises,
             no_text,

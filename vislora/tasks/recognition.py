@@ -94,6 +94,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
 
     return Task(
         model=model,
+        base=[model],
         objective=Recognition(config.objective.label_smoothing),
         order=order,
         batches=batches,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ class Task:
 
     Attributes:
         model: what the trainer trains.
+        base: the models whose frozen weights it builds on.
         objective: gives losses and validation figures.
         order: which samples each step sees.
         batches: micro-batches of this process from one step to another.
@@ -45,6 +46,7 @@ class Task:
     """
 
     model: nn.Module
+    base: Sequence[nn.Module]
     objective: Objective
     order: Order
     batches: Callable[[int, int], Iterable]
