@@ -71,6 +71,12 @@ def test_command_prints_one_row_for_each_family(tmp_path):
     assert all(finding["merged"] for finding in written["findings"])
 
 
+def test_models_of_other_than_square_pictures_are_examined_too():
+    structures, _ = doctor(configure("doctor", ["models=*sapiens2*", "real=0", "workers=0"]))
+    assert structures
+    assert problems(structures, []) == []
+
+
 def test_pattern_without_attention_is_refused():
     with pytest.raises(ConfigError, match=r"models=resnet18: timm has 1 such models, none of them with attention"):
         doctor(configure("doctor", ["models=resnet18", "workers=0"]))

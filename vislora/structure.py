@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from vislora.beside_peft import in_peft
 from vislora.errors import AdapterError
 from vislora.lora import Adapters, LoraSettings, LowRank, TargetLayer
-from vislora.models.vit import preprocessing
+from vislora.models.vit import input_size
 from vislora.targets.timm import attention_classes, available, find_targets
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0)
@@ -83,7 +83,7 @@ def reach(name: str) -> Reach:
         model = timm.create_model(name).eval()
         layout = _layout(model)
         _, targets = everything(model)
-        images = torch.empty(2, 3, *[preprocessing(model).size] * 2)
+        images = torch.empty(2, 3, *[input_size(model)[1]] * 2)
         adapters = Adapters(model)
         adapters.add("it", targets, SETTINGS)
         try:

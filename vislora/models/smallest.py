@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora import prove_alive
-from vislora.models.vit import preprocessing
+from vislora.models.vit import input_size
 
 _SIZES = (32, 64, 96, 128, 160, 192, 224)
 
@@ -25,10 +25,10 @@ def prove_alive_cheaply(model: nn.Module) -> int:
         try:
             prove_alive(model, lambda images=images: model(images))
         except AdapterError:
-            if size == preprocessing(model).size:
+            if size == input_size(model)[1]:
                 raise
         except Exception:  # models refuse a size with whatever fails first in them
-            if size == preprocessing(model).size:
+            if size == input_size(model)[1]:
                 raise
         else:
             return size
@@ -36,7 +36,7 @@ def prove_alive_cheaply(model: nn.Module) -> int:
 
 
 def _examples(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
-    own = preprocessing(model).size
+    own = input_size(model)[1]
     parameter = next(model.parameters())
     for size in (*(size for size in _SIZES if size < own), own):
         generator = torch.Generator().manual_seed(0)

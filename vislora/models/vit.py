@@ -85,8 +85,7 @@ def preprocessing(model: nn.Module, crop_pct: float | None = None) -> Preprocess
         ModelError: they aren't square, or are prepared in a way that isn't known.
     """
     wanted = resolve_data_config({}, model=model)
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # differs where img_size was given
-    height, width = (built_for or wanted["input_size"])[-2:]
+    height, width = input_size(model)
     if height != width:
         raise ModelError(
             f"the model takes pictures of {height}x{width}, and only square ones are supported; give model.img_size"
@@ -99,6 +98,13 @@ def preprocessing(model: nn.Module, crop_pct: float | None = None) -> Preprocess
         crop_pct=crop_pct or wanted["crop_pct"],
         crop_mode=wanted["crop_mode"],
     )
+
+
+def input_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width, in pixels, of the pictures that a model was made for."""
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # differs where img_size was given
+    height, width = (built_for or resolve_data_config({}, model=model)["input_size"])[-2:]
+    return height, width
 
 
 def head_names(model: nn.Module) -> list[str]:
