@@ -64,7 +64,7 @@ class Held:
             weight = frozen_weight(module_named(model, path))
             out = weight.shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
-            a, b = (matrix.clone() for matrix in low.with_start(_value(low.lora_A), _value(low.lora_B)))
+            a, b = low.with_start(_value(low.lora_A), _value(low.lora_B))
             rank = b.shape[1]  # PiSSA's start doubles it
             alpha = alpha_at(rank, low.alpha, low.rank, low.rslora)
             magnitude = None if low.magnitude is None else _value(low.all_magnitudes(weight))
@@ -78,11 +78,12 @@ class Held:
         return Adapter(layers, trained, dropout, biases=biases)
 
     def follow(self, model: nn.Module) -> None:
-        """Take the copies that were set aside to where the model has gone meanwhile: its device, and its dtype."""
-        now = frozen_dtype(model, self.layers)
+        """Take the copies that were set aside to where the model has gone meanwhile: its device, and its dtype. That it
+        was converted is told by a frozen weight: what is trained may have a dtype of its own."""
+        now = frozen_weight(module_named(model, next(iter(self.layers)))).dtype
         before = self.dtype or now
-        for path, module in self.trained.items():
-            follow(module, next(module_named(model, path).parameters()).device, before, now)
+        for path, module in self.trained.items():  # as `model.to(…)` would have taken it
+            module.to(next(module_named(model, path).parameters()).device, None if before == now else now)
         for path, bias in self.biases.items():
             bias.data = bias.data.to(parameter_named(model, path).device, bias.dtype if before == now else now)
         self.dtype = now
@@ -111,17 +112,6 @@ class Held:
 def _value(tensor: Tensor) -> Tensor:
     whole = tensor.full_tensor() if is_sharded(tensor) else tensor
     return whole.detach().cpu().clone()
-
-
-def frozen_dtype(model: nn.Module, layers: Iterable[str]) -> torch.dtype:
-    """That of the frozen weights, by which it is told that the model was converted: what is trained may have a dtype of
-    its own."""
-    return frozen_weight(module_named(model, next(iter(layers)))).dtype
-
-
-def follow(kept: nn.Module, device: torch.device, before: torch.dtype, now: torch.dtype) -> None:
-    """Take a module that was set aside to where the model has gone meanwhile, as `model.to(…)` would have taken it."""
-    kept.to(device, None if before == now else now)
 
 
 def _copied(module: nn.Module) -> nn.Module:

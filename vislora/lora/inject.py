@@ -10,7 +10,7 @@ from vislora.errors import AdapterError
 from vislora.lora.adaptable import adapt, carries, is_known, is_wrapped, restore_class, unadapted
 from vislora.lora.adapter import Adapter
 from vislora.lora.algebra import blend
-from vislora.lora.held import Held, follow, frozen_dtype
+from vislora.lora.held import Held
 from vislora.lora.low_rank import LowRank
 from vislora.lora.mixed import Assignment, mixed
 from vislora.lora.names import inside, module_named, parameter_named, set_parameter
@@ -30,9 +30,7 @@ class Adapters:
         self.model = model
         self.active: str | None = None
         self._held: dict[str, Held] = {}
-        self._base_modules: dict[str, nn.Module] = {}  # replaced by an adapter's own copies while it is active
-        self._base_biases: dict[str, nn.Parameter] = {}  # likewise
-        self._base_dtype: torch.dtype | None = None  # of the frozen weights when those were set aside
+        self._base: Held | None = None  # the base's modules and biases in whose place are the active adapter's own
         self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
         self._mixing = False  # each sample has its own adapter
         self._flags: dict[str, bool] = {}  # requires_grad of the model's parameters without adapters
@@ -92,7 +90,7 @@ class Adapters:
         self.deactivate()
         layers = {path: unadapted(self.model, path) for path in held.layers}
         held.follow(self.model)
-        self._base_dtype = held.dtype
+        self._base = Held(held.layers, {}, {}, held.dtype)
         self.model.requires_grad_(False)
         for path, low in held.layers.items():
             layer = layers[path]
@@ -101,10 +99,10 @@ class Adapters:
             adapt(layer)
         for path, module in held.trained.items():
             base = module_named(self.model, path)
-            self._base_modules[path] = base
+            self._base.trained[path] = base
             self.model.set_submodule(path, module.train(base.training).requires_grad_(True))
         for path, bias in held.biases.items():
-            self._base_biases[path] = parameter_named(self.model, path)
+            self._base.biases[path] = parameter_named(self.model, path)
             set_parameter(self.model, path, bias.requires_grad_(True))
         self.active = name
 
@@ -120,23 +118,18 @@ class Adapters:
         self._check_removable()
         if self._base_weights:
             self.unmerge()
+        self._base.follow(self.model)
         held = self._held[self.active]
-        now = held.dtype = frozen_dtype(self.model, held.layers)
+        held.dtype = self._base.dtype
         for path in held.layers:
             layer = module_named(self.model, path)
             restore_class(layer)
             del layer.lora
-        for path, module in self._base_modules.items():
-            own = module_named(self.model, path)
-            follow(module, next(own.parameters()).device, self._base_dtype, now)
-            self.model.set_submodule(path, module.train(own.training))
-        for path, bias in self._base_biases.items():
-            device = parameter_named(self.model, path).device
-            bias.data = bias.data.to(device, bias.dtype if now == self._base_dtype else now)
+        for path, module in self._base.trained.items():
+            self.model.set_submodule(path, module.train(module_named(self.model, path).training))
+        for path, bias in self._base.biases.items():
             set_parameter(self.model, path, bias)
-        self._base_modules.clear()
-        self._base_biases.clear()
-        self.active = None
+        self._base = self.active = None
 
     @contextmanager
     def per_sample(self, names: Sequence[str | None]) -> Iterator[None]:
@@ -169,13 +162,10 @@ class Adapters:
                 )
         self.deactivate()
         layers = {path: [one.layers.get(path) for one in held] for path in adapted}
-        trained = {path: [one.trained.get(path) for one in held] for path in whole}
+        bases = {path: module_named(self.model, path) for path in whole}
+        trained = {path: [one.trained.get(path, base) for one in held] for path, base in bases.items()}
         for name in filter(None, assignment.names):
             self._get(name).follow(self.model)
-        trained = {
-            path: [module_named(self.model, path) if own is None else own for own in modules]
-            for path, modules in trained.items()
-        }
         self.model.requires_grad_(False)
         self._mixing = True
         try:
@@ -292,9 +282,9 @@ class Adapters:
         self.merge()
         for path in self._base_weights:
             del module_named(self.model, path).lora
-        for kept in (self._base_weights, self._base_modules, self._base_biases, self._held):
-            kept.clear()
-        self.active = None
+        self._base_weights.clear()
+        self._held.clear()
+        self._base = self.active = None
         self._restore_flags()
 
     def _restore_flags(self) -> None:
