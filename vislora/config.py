@@ -628,6 +628,7 @@ class ExportConfig:
     adapter: str = MISSING  # of any format
     to: ExportTo = ExportTo.merged
     weights: str | None = None
+    pipeline: str | None = None  # diffusers' class, as FluxPipeline, for what other programs wrote for a transformer
     out: str = MISSING
 
 

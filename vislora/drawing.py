@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from vislora.lora import Adapter
 
 
+def read_adapters(config: PipelineConfig, files: Sequence[str]) -> list[Adapter]:
+    """The adapters in files, read for the pipeline where it is given.
+
+    Raises:
+        AdapterError: one can't be read.
+        ModelError: there is no such pipeline.
+    """
+    from vislora.formats.detect import read_adapter
+    from vislora.models.diffusion import pipeline_class
+
+    pipeline = None if config.name == "auto" else pipeline_class(config)
+    return [read_adapter(file, pipeline) for file in files]
+
+
 def pipeline_of(config: PipelineConfig, files: Sequence[str], adapters: Sequence[Adapter]) -> PipelineConfig:
     """The pipeline to draw with: the given one, or with `name=auto` that on which all the adapters were trained.
 

@@ -26,8 +26,10 @@ def export(config: ExportConfig) -> Path:
         return _merged(config, out)
 
     from vislora.formats.detect import read_adapter, write_adapter
+    from vislora.models.diffusion import class_named
 
-    return write_adapter(read_adapter(config.adapter), config.to.value, out)
+    pipeline = None if config.pipeline is None else class_named(config.pipeline)
+    return write_adapter(read_adapter(config.adapter, pipeline), config.to.value, out)
 
 
 def _merged(config: ExportConfig, out: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vislora import __version__
 from vislora.compose import command, quoted
 from vislora.config import GenerateConfig, PipelineConfig
-from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of
+from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_adapters
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     if any(out.glob("*_seed*.png")):
         raise ConfigError(f"{out} holds drawn pictures already; choose another folder, as with hydra.run.dir=FOLDER")
 
-    from vislora.formats.detect import read_adapter
     from vislora.pipeline import apply
     from vislora.report.sheets import save_grid
 
     files, scales = config.adapter.files, config.scales or [config.adapter.scale]
-    adapters = [read_adapter(file) for file in files]
+    adapters = read_adapters(config.model, files)
     if recognisers := [file for file, adapter in zip(files, adapters, strict=True) if "classes" in adapter.about]:
         raise ConfigError(
             f"{recognisers[0]} is a recogniser's adapter, which draws nothing; use "

@@ -19,9 +19,8 @@ from vislora.data.captions import picture_files
 from vislora.data.load import load_captions
 from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts
 from vislora.data.splits import Chosen, Files
-from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of
+from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_adapters
 from vislora.errors import ConfigError, DataError
-from vislora.formats.detect import read_adapter
 from vislora.lora import Adapter
 from vislora.metrics.distances import frechet_distance, kernel_distance, sample_warning
 from vislora.metrics.pictures import Figure, StyleAxis, diversity, kept_content, mean_figure
@@ -43,7 +42,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         VisloraError: a mistake in the settings, the data, a model or an adapter.
     """
     accelerator = new_accelerator(Precision.fp32)
-    names, adapters = short_names(config.adapter), [read_adapter(file) for file in config.adapter]
+    names, adapters = short_names(config.adapter), read_adapters(config.model, config.adapter)
     with accelerator.main_process_first():  # so that one process prepares the caches
         judges = _judges(config, adapters, accelerator.device)
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)

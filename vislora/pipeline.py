@@ -69,7 +69,7 @@ class Applied:
     """An adapter at work in a pipeline; made by `apply`, and of no use after `unapply`."""
 
     def __init__(self, pipe: Any) -> None:
-        self._pipe = type(pipe).__name__
+        self._kind = type(pipe)
         found = {name: getattr(pipe, name, None) for name in COMPONENTS}
         self._models = nn.ModuleDict({name: model for name, model in found.items() if model is not None})
         self._adapters = Adapters(self._models)
@@ -105,7 +105,7 @@ class Applied:
         `apply`; after an error the old adapter still acts."""
         self._check_at_work()
         scale = self._scale if scale is None else _number("scale", scale)
-        fitting = fitted(_read(adapter, weights), self._models, self._pipe)
+        fitting = fitted(_read(adapter, weights, self._kind), self._models, self._kind.__name__)
         old = self._adapters.active
         self._adapters.load("second" if old == "first" else "first", fitting)
         if old is not None:
@@ -125,13 +125,13 @@ class Applied:
             raise AdapterError("unapply took this adapter out of the pipeline; put one in with vislora.apply")
 
 
-def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None) -> Adapter:
+def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None, kind: type) -> Adapter:
     sources = [adapter] if isinstance(adapter, Source) else list(adapter)
     if not sources:
         raise AdapterError("adapter=[] names no adapter; give one or more")
     if len(sources) == 1 and weights is not None:
         raise AdapterError("weights are for several adapters; give one adapter a scale")
-    adapters = [named_by_component(one if isinstance(one, Adapter) else read_adapter(one)) for one in sources]
+    adapters = [named_by_component(one if isinstance(one, Adapter) else read_adapter(one, kind)) for one in sources]
     if len(adapters) == 1:
         return adapters[0]
     factors = [1.0] * len(adapters) if weights is None else [_number("weights", weight) for weight in weights]

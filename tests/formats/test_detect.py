@@ -72,20 +72,6 @@ def test_folder_goes_by_what_its_file_holds_and_not_by_the_files_name(pipe, tmp_
     )
 
 
-@pytest.mark.parametrize(
-    ("key", "whose"),
-    [
-        ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", "ComfyUI's own names"),
-        ("double_blocks.0.processor.qkv_lora1.down.weight", "Black Forest Labs' names"),
-        ("lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight", "OneTrainer's names"),
-    ],
-)
-def test_other_programs_names_are_told_with_what_to_do(tmp_path, key, whose):
-    save_file({key: torch.ones(2, 2)}, tmp_path / "a.safetensors")
-    with pytest.raises(AdapterError, match=rf"{whose}.* can't be read; where diffusers can"):
-        read_adapter(tmp_path / "a.safetensors")
-
-
 def test_one_layer_under_two_names_is_refused():
     low = LowRankWeights(torch.ones(2, 4), torch.ones(4, 2), 2, 3.0, 4)
     names = ("encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.0.self_attn.q_proj")

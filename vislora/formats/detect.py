@@ -6,27 +6,35 @@ from vislora.errors import AdapterError
 from vislora.files import holds_run
 from vislora.formats.components import is_pipelines, of_models
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
+from vislora.formats.foreign import read_foreign
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
 from vislora.formats.peft import ABOUT, CONFIG, TENSORS, read_peft, write_peft
-from vislora.formats.single_file import read_tensors
+from vislora.formats.single_file import is_foreign, read_tensors
 from vislora.lora import Adapter
 
 
-def read_adapter(path: Path | str) -> Adapter:
+def read_adapter(path: Path | str, pipeline: type | None = None) -> Adapter:
     """The adapter in a .safetensors file of diffusers' or kohya's format, or in a folder: PEFT's, one of PEFT's for
     each component of a pipeline, or one that holds such a file.
+
+    Args:
+        path: of the file or folder.
+        pipeline: diffusers' class of the pipeline that it is for; other programs' files for transformers, as Flux and
+            Wan are, can't be read without it.
 
     Raises:
         AdapterError: nothing of the kind is there, or it holds something that would be lost.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, pipeline)
     if not path.exists():
         raise AdapterError(f"{path} isn't there; an adapter is a .safetensors file, or a folder that holds one")
     if path.name == TENSORS and (path.parent / CONFIG).is_file():
         return read_peft(path.parent)
     keys = list(read_tensors(path)[0])
+    if any(is_foreign(key) for key in keys):
+        return read_foreign(path, pipeline)
     if any(is_kohya(key) for key in keys):
         return read_kohya(path)
     if any(key.startswith("base_model.model.") for key in keys):
@@ -86,11 +94,11 @@ def save_adapter(adapter: Adapter, path: Path) -> Path:
     return write_adapter(adapter, "diffusers" if is_pipelines(adapter) else "peft", path)
 
 
-def _read_folder(folder: Path) -> Adapter:
+def _read_folder(folder: Path, pipeline: type | None) -> Adapter:
     if (folder / CONFIG).is_file():
         return read_peft(folder)
     if (folder / FILE).is_file():
-        return read_adapter(folder / FILE)
+        return read_adapter(folder / FILE, pipeline)
     if holds_run(folder):
         raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'}")
     if parts := {path.parent.name: read_peft(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))}:
@@ -101,6 +109,6 @@ def _read_folder(folder: Path) -> Adapter:
         return Adapter(layers, trained, dropout, next(iter(parts.values())).about, biases)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return read_adapter(files[0])
+        return read_adapter(files[0], pipeline)
     found = f"{len(files)} .safetensors files; name one" if files else "none of the files of an adapter"
     raise AdapterError(f"{folder} holds {found} ({CONFIG} with {TENSORS}, or {FILE})")

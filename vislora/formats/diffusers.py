@@ -6,6 +6,8 @@ the header take every scale as 1, so the scale is folded into lora_B, and the he
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,16 @@ def read_diffusers(path: Path) -> Adapter:
     """
     path = path if path.suffix or not path.is_dir() else path / FILE
     tensors, header = read_tensors(path)
-    settings, about = header_json(header, _METADATA, path), header_json(header, ABOUT, path)
+    adapter = from_tensors(tensors, path, header_json(header, _METADATA, path))
+    return replace(adapter, about=header_json(header, ABOUT, path))
+
+
+def from_tensors(tensors: Mapping[str, Tensor], path: Path, settings: Mapping[str, Any] | None = None) -> Adapter:
+    """An adapter from tensors by their keys in the file, and PEFT's settings from its header, if it has them.
+
+    Raises:
+        AdapterError: as `read_diffusers`; it names `path`.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, part = _split(key, path)
@@ -87,7 +98,7 @@ def read_diffusers(path: Path) -> Adapter:
             raise AdapterError(f"{path}: {key!r} is a second {part} matrix of {name}; which one counts?")
         found[name][part] = tensor
     configs: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
+    for key, value in (settings or {}).items():
         component, _, own_key = key.partition(".")
         configs.setdefault(component, {"peft_type": "LORA"})[own_key] = value
     for own in configs.values():
@@ -102,7 +113,7 @@ def read_diffusers(path: Path) -> Adapter:
         layers[name] = with_settings(weights, own, module, path) if own else weights
     if not layers:
         raise AdapterError(f"{path} holds no low-rank matrices")
-    return named_by_component(Adapter(layers, about=about))
+    return named_by_component(Adapter(layers))
 
 
 def _split(key: str, path: Path) -> tuple[str, str]:

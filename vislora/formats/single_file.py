@@ -21,6 +21,12 @@ ABOUT = "vislora"
 
 _FOREIGN = {
     "diffusion_model.": "ComfyUI's own names of a model's layers",
+    "lora_unet_double_blocks_": "kohya's names of Flux",
+    "lora_unet_single_blocks_": "kohya's names of Flux",
+    "lora_unet_joint_blocks_": "kohya's names of Stable Diffusion 3",
+    "lora_unet_blocks_": "kohya's names of Wan",
+    "lora_unet_layers_": "kohya's names of Z-Image",
+    "lora_unet_transformer_blocks_": "kohya's names of Qwen-Image",
     "double_blocks.": "Black Forest Labs' names",
     "single_blocks.": "Black Forest Labs' names",
     "joint_blocks.": "Stability's names",
@@ -130,17 +136,19 @@ def magnitude_of(weights: LowRankWeights) -> Tensor:
 
 
 def is_foreign(key: str) -> bool:
-    """Whether a key is of a format that isn't read here."""
+    """Whether a key is of a format that is read by diffusers' converters alone; see `vislora.formats.foreign`."""
     return key.startswith(tuple(_FOREIGN))
+
+
+def whose(key: str) -> str:
+    """In whose names a foreign key is."""
+    return next(names for start, names in _FOREIGN.items() if key.startswith(start))
 
 
 def refusal(key: str, path: Path) -> AdapterError:
     """The error for a key that can't be read."""
-    if whose := next((whose for start, whose in _FOREIGN.items() if key.startswith(start)), None):
-        return AdapterError(
-            f"{path}: {key!r}: {whose} can't be read; where diffusers can (pipe.load_lora_weights), save it from there "
-            "in diffusers' format (pipe.save_lora_weights)"
-        )
+    if is_foreign(key):
+        return AdapterError(f"{path}: {key!r}: {whose(key)} can't be read")
     what = next((what for part, what in _REFUSED.items() if part in key), None)
     told = f"{what} can't be read" if what else "its meaning isn't known"
     return AdapterError(f"{path}: {key!r}: {told}; it would be lost")

@@ -7,10 +7,11 @@ For a truncated SVD that is the share of the squared singular values (Eckart & Y
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vislora.errors import AdapterError, first_three
-from vislora.lora.adapter import Adapter
+from vislora.lora.adapter import Adapter, LowRankWeights
 
 NOISE = 1e-15  # squared singular values below this share of the largest are rounding errors of float64
 
@@ -62,3 +63,12 @@ def choose_rank(squares: Tensor, rank: int | None, energy: float | None) -> tupl
     r = len(squares) if energy is None else int((shares < energy - 1e-9).sum()) + 1
     r = min(r, int((squares > squares[0] * NOISE).sum()), rank or len(squares))
     return r, float(shares[r - 1])
+
+
+def update_norm(low: LowRankWeights) -> float:
+    """||s B A||_F without building B A: with B = Q R and A^T = Q' R', it is ||s R R'^T||_F of r x r matrices."""
+    one = low.as_one_pair()
+    b, a = one.lora_B.double().flatten(1), one.lora_A.double().flatten(1)
+    r_b = torch.linalg.qr(b, mode="r").R
+    r_a = torch.linalg.qr(a.T, mode="r").R
+    return (one.scale * (r_b @ r_a.T)).norm().item()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vislora.lora import frozen_weight
 from vislora.lora.adapter import Adapter, LowRankWeights
+from vislora.lora.energy import update_norm
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,6 @@ def weight_updates(tuned: nn.Module, base: nn.Module, head: Sequence[str]) -> li
             moved = weight.detach().cpu().double() - before
             updates.append(LayerUpdate(name, moved.norm().item(), before.norm().item()))
     return updates
-
-
-def update_norm(low: LowRankWeights) -> float:
-    """||s B A||_F without building B A: with B = Q R and A^T = Q' R', it is ||s R R'^T||_F of r x r matrices."""
-    one = low.as_one_pair()
-    b, a = one.lora_B.double().flatten(1), one.lora_A.double().flatten(1)
-    r_b = torch.linalg.qr(b, mode="r").R
-    r_a = torch.linalg.qr(a.T, mode="r").R
-    return (one.scale * (r_b @ r_a.T)).norm().item()
 
 
 def _dora_norm(low: LowRankWeights, weight: Tensor) -> float:

@@ -32,7 +32,7 @@ def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
     if config.start is None:
         adapters.add("default", _targets(pipe, config, model), lora_settings(config))
     else:
-        adapters.load("default", _started(config, model))
+        adapters.load("default", _started(config, model, type(pipe)))
     prove_alive(model, lambda: _example(model, pipe, config.text_encoder))
     return adapters
 
@@ -49,9 +49,9 @@ def _targets(pipe: Any, config: PipelineLora, model: Denoiser) -> list[TargetLay
     return targets
 
 
-def _started(config: PipelineLora, model: Denoiser) -> Adapter:
+def _started(config: PipelineLora, model: Denoiser, pipeline: type) -> Adapter:
     """The adapter to go on from, in the model's names."""
-    start = named_by_component(read_adapter(config.start))
+    start = named_by_component(read_adapter(config.start, pipeline))
     if whole := [*start.trained, *start.biases]:
         raise AdapterError(f"adapter.start={config.start} trains {whole[0]} in full, which pipelines' files can't hold")
     if absent := {name.partition(".")[0] for name in start.layers} - dict(model.named_children()).keys():

@@ -56,6 +56,32 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
     return pipe
 
 
+def pipeline_class(config: PipelineConfig) -> type:
+    """diffusers' class of a pipeline, told without its weights.
+
+    Raises:
+        ModelError: as `load_pipeline`; or diffusers has no such class.
+    """
+    with quiet_imports():
+        from diffusers import DiffusionPipeline
+    return class_named(_settings_in(config, DiffusionPipeline)["_class_name"])
+
+
+def class_named(name: str) -> type:
+    """diffusers' class of pipelines by its name.
+
+    Raises:
+        ModelError: it has none.
+    """
+    with quiet_imports():
+        import diffusers
+
+        found = getattr(diffusers, name, None)
+    if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):
+        return found
+    raise ModelError(f"{name} is no class of pipelines of diffusers {diffusers.__version__}; one is FluxPipeline")
+
+
 def scheduler_class(config: PipelineConfig) -> str:
     """The name of the class of a pipeline's scheduler, told without its weights.
 
