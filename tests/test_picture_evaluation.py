@@ -36,7 +36,7 @@ from vislora.generate import generate
 from vislora.models.vit import EMBEDDED, build_vit, save_vit
 from vislora.picture_evaluation import evaluate_pictures
 from vislora.recognizer import load_recognizer
-from vislora.report.pictures import table_text, write_pictures
+from vislora.report.pictures import pictures_table, write_pictures
 
 PROMPTS = ["a | one", "b | two", "c, d | one", "e | two"]
 WORDS = ["steps=2", "size=16", "unrelated=[x,y]", f"prompts={PROMPTS}", "resamples=50"]
@@ -319,7 +319,7 @@ def test_the_folder_holds_one_table_with_the_backbone_and_a_report_with_everythi
     for word in ("Style against content", "Before and after", "what changed", "Samples", scores["backbone"]["sha256"]):
         assert word in report
     assert (out / "report.html").stat().st_size < 3e6
-    text = table_text(found)
+    text = pictures_table(found)
     assert scores["backbone"]["sha256"][:16] in text
     assert "note: 8 drawn and 6 reference pictures are few for features of 192 dimensions" in text
 

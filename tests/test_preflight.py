@@ -20,7 +20,7 @@ from vislora.config import ImageFolderData
 from vislora.data.birds import SPECIES, picture
 from vislora.data.findings import Level, Row
 from vislora.data.load import load_splits
-from vislora.data.preflight import examine
+from vislora.data.preflight import look_through
 from vislora.errors import DataError
 from vislora.preflight import preflight
 from vislora.report.preflight import headline, summary
@@ -298,7 +298,7 @@ def test_classes_far_smaller_than_others_and_missing_ones_are_named():
     sizes = {"much": 200, "some": 60, "little": 15, "hardly": 2}
     rows = [Row(f"{name}/{i}", "train", name) for name, count in sizes.items() for i in range(count)]
     rows += [Row(f"{name}/test", "test", name) for name in ("much", "some")]
-    result = examine(rows, [], 64)
+    result = look_through(rows, [], 64)
     assert found(result, "few") == {"hardly"}
     assert found(result, "uneven") == {"little"}
     assert found(result, "absent") == {"little", "hardly"}
@@ -310,6 +310,8 @@ def test_classes_far_smaller_than_others_and_missing_ones_are_named():
 
 def test_names_that_would_upset_a_terminal_are_printed_escaped():
     row = Row("x/\x1b[31m\udcff.png", "train", "a")
-    text = summary(examine([row, Row("y", "train", "a\x07bcdefgh"), Row("z", "train", "abcdefgh")], [], 64), None, None)
+    text = summary(
+        look_through([row, Row("y", "train", "a\x07bcdefgh"), Row("z", "train", "abcdefgh")], [], 64), None, None
+    )
     assert "\x1b" not in text
     assert "\x07" not in text

@@ -229,23 +229,23 @@ def _main(config: EvaluateConfig, out: Path) -> None:
 
     if draws(config):
         from vislora.picture_evaluation import evaluate_pictures
-        from vislora.report.pictures import table_text, write_pictures
+        from vislora.report.pictures import pictures_table, write_pictures
 
         found, state = evaluate_pictures(config), PartialState()
         if state.is_main_process:
             write_pictures(found, config, out)
-            print(table_text(found))
+            print(pictures_table(found))
             print(f"figures, pictures and the report: {out / 'report.html'}")
         state.wait_for_everyone()
         return
 
-    from vislora.report.scores import table_text
+    from vislora.report.scores import scores_table
 
     rows = evaluate(config, out)
     if PartialState().is_main_process:
         if len(rows) == 1:
             print(rows[0].evaluation.table())
-        print(table_text(rows))
+        print(scores_table(rows))
         print(f"figures, pictures and the report: {out / 'report.html'}")
 
 

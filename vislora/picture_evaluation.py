@@ -23,7 +23,7 @@ from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_ada
 from vislora.errors import ConfigError, DataError
 from vislora.lora import Adapter
 from vislora.metrics.distances import frechet_distance, kernel_distance, sample_warning
-from vislora.metrics.pictures import Figure, StyleAxis, diversity, kept_content, mean_figure
+from vislora.metrics.pictures import Estimate, StyleAxis, diversity, kept_content, mean_estimate
 from vislora.metrics.updates import layer_updates
 from vislora.models.backbone import Backbone, Seen
 from vislora.models.clip import Clip
@@ -128,20 +128,20 @@ class _Judges:
         if seeds > 1:
             by_prompt = drawn.seen.pooled.reshape(len(self.prompts), seeds, -1)
             figures["diversity"] = self._mean(diversity(by_prompt), 1)
-        figures["frechet"] = Figure(frechet_distance(drawn.seen.pooled, self.reference_seen.pooled))
+        figures["frechet"] = Estimate(frechet_distance(drawn.seen.pooled, self.reference_seen.pooled))
         units = None  # a few prompts can't be halved
         if len(self.prompts) >= 4:
             units = torch.arange(len(self.prompts)).repeat_interleave(seeds)
         kernel, interval = kernel_distance(drawn.seen.pooled, self.reference_seen.pooled, units, seed=self.config.seed)
-        figures["kernel"] = Figure(kernel, *interval)
+        figures["kernel"] = Estimate(kernel, *interval)
         return PictureScores(name, adapter, scale, drawn.images, n, figures, each)
 
     def warnings(self, drawn: int) -> list[str]:
         warning = sample_warning(drawn, len(self.reference), self.backbone.dimension)
         return [] if warning is None else [warning]
 
-    def _mean(self, values: Tensor, seeds: int) -> Figure:
-        return mean_figure(values, seeds, self.config.resamples, self.config.seed)
+    def _mean(self, values: Tensor, seeds: int) -> Estimate:
+        return mean_estimate(values, seeds, self.config.resamples, self.config.seed)
 
 
 def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.device) -> _Judges:

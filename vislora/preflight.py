@@ -34,7 +34,7 @@ def preflight(config: TrainConfig) -> Preflight:
         VisloraError: the data can't even be listed, or a setting can't be used.
     """
     from vislora.data.load import list_files
-    from vislora.data.preflight import examine
+    from vislora.data.preflight import look_through
 
     data = config.data
     if getattr(data, "root", None) is not None:
@@ -46,8 +46,8 @@ def preflight(config: TrainConfig) -> Preflight:
         if list_files(data) is None:
             raise
         rows, problems = _listed(data)
-        return examine(rows, problems, size, str(error))
-    return examine(rows, problems, size)
+        return look_through(rows, problems, size, str(error))
+    return look_through(rows, problems, size)
 
 
 def _loaded(data: BaseData, seed: int) -> tuple[list[Row], list[Problem]]:

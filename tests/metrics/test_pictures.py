@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from vislora.metrics.pictures import StyleAxis, diversity, kept_content, mean_figure
+from vislora.metrics.pictures import StyleAxis, diversity, kept_content, mean_estimate
 
 
 def test_the_base_is_at_0_and_the_reference_at_1_on_the_style_axis():
@@ -51,12 +51,12 @@ def test_diversity_is_the_mean_distance_of_all_pairs():
 
 def test_intervals_are_over_prompts_and_not_over_their_pictures():
     by_prompt = torch.randn(200).double()
-    figure = mean_figure(by_prompt.repeat_interleave(5), seeds=5)
+    figure = mean_estimate(by_prompt.repeat_interleave(5), seeds=5)
     assert figure.value == pytest.approx(by_prompt.mean().item(), rel=1e-9)
     half = norm.ppf(0.975) * by_prompt.std().item() / np.sqrt(200)
     assert figure.high - figure.low == pytest.approx(2 * half, rel=0.1)
 
 
 def test_of_a_single_prompt_they_are_over_its_pictures_and_of_a_single_picture_there_is_none():
-    assert mean_figure(torch.tensor([0.0, 1.0, 1.0]), seeds=3).low < 2 / 3
-    assert mean_figure(torch.tensor([1.0])).low is None
+    assert mean_estimate(torch.tensor([0.0, 1.0, 1.0]), seeds=3).low < 2 / 3
+    assert mean_estimate(torch.tensor([1.0])).low is None

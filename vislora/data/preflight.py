@@ -91,7 +91,7 @@ def captioned_rows_of(splits: CaptionedSplits) -> list[Row]:
     ]
 
 
-def examine(
+def look_through(
     rows: Sequence[Row], problems: Sequence[Problem], input_size: int | None, error: str | None = None
 ) -> Preflight:
     """Look through a data set, without opening a file.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vislora.metrics.intervals import mean_interval
 
-FIGURES = {  # as they are called in files, and in tables
+TITLES = {  # as they are called in files, and in tables
     "style": "style",
     "content": "content",
     "style_class": "taken for the style",
@@ -23,7 +23,7 @@ FIGURES = {  # as they are called in files, and in tables
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A value with its 95% interval; without one where nothing can be resampled."""
 
     value: float
@@ -77,11 +77,11 @@ def diversity(pooled: Tensor) -> Tensor:
     return 1 - pairs / (s * (s - 1))
 
 
-def mean_figure(values: Tensor, seeds: int = 1, resamples: int = 2000, seed: int = 0) -> Figure:
+def mean_estimate(values: Tensor, seeds: int = 1, resamples: int = 2000, seed: int = 0) -> Estimate:
     """The mean of values [P * seeds] of P prompts, `seeds` pictures each in a row, with the bootstrap's 95% interval
     over prompts: pictures of one prompt have much in common, and count as one. With a single prompt over its pictures;
     none over a single picture."""
     by_prompt: np.ndarray = values.double().reshape(-1, seeds).numpy()
     drawn = by_prompt.mean(1) if len(by_prompt) > 1 else by_prompt[0]
     mean = float(drawn.mean())
-    return Figure(mean, *mean_interval(drawn, resamples, seed)) if len(drawn) > 1 else Figure(mean)
+    return Estimate(mean, *mean_interval(drawn, resamples, seed)) if len(drawn) > 1 else Estimate(mean)

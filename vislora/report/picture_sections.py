@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vislora.files import read_json
-from vislora.metrics.pictures import FIGURES
+from vislora.metrics.pictures import TITLES
 from vislora.report.page import Section, details, drawing, paragraph, picture, side_by_side, table
 from vislora.report.sections import before_and_after, configuration, moved
 
@@ -42,13 +42,13 @@ def picture_scores(out: Path) -> Section | None:
     if found is None:
         return None
     rows = found["rows"]
-    keys = [key for key in FIGURES if any(key in row["figures"] for row in rows)]
+    keys = [key for key in TITLES if any(key in row["figures"] for row in rows)]
     cells = []
     for row in rows:
         figures = [told(key, row["figures"].get(key)) for key in keys]
         # the interval goes below its value
         cells.append([row["name"], str(row["pictures"]), *(text.replace(" (", "\n").rstrip(")") for text in figures)])
-    header = ["", "pictures", *(FIGURES[key] for key in keys)]
+    header = ["", "pictures", *(TITLES[key] for key in keys)]
     html = table(header, cells, "95% intervals, by the bootstrap over prompts")
     backbone = found["backbone"]
     html += paragraph(f"Features of {backbone['name']}, weights with SHA-256 {backbone['sha256']}.")
@@ -57,7 +57,7 @@ def picture_scores(out: Path) -> Section | None:
         said += f" The style that the classifier was to find: {found['style']}."
     html += paragraph(said)
     html += "".join(paragraph(f"Note: {warning}.") for warning in found["warnings"])
-    html += details("What the figures are", "".join(paragraph(f"{FIGURES[key]}: {_MEANING[key]}.") for key in keys))
+    html += details("What the figures are", "".join(paragraph(f"{TITLES[key]}: {_MEANING[key]}.") for key in keys))
     return Section("Scores", html)
 
 

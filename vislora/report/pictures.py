@@ -14,7 +14,7 @@ from vislora import __version__
 from vislora.config import EvaluateConfig
 from vislora.data.prompts import Prompt, noise_seed
 from vislora.files import write_json, write_rows, write_text
-from vislora.metrics.pictures import FIGURES, Figure
+from vislora.metrics.pictures import TITLES, Estimate
 from vislora.metrics.updates import LayerUpdate
 from vislora.report.before_after import file_name, write_pairs
 from vislora.report.figures import save
@@ -36,7 +36,7 @@ class PictureScores:
         adapter, scale: None for the base model and the reference.
         images: of each prompt with each seed, the prompts one after the other; the reference has none here.
         count: of pictures.
-        figures: by the keys of `vislora.metrics.pictures.FIGURES`, as far as there is something to tell.
+        figures: by the keys of `vislora.metrics.pictures.TITLES`, as far as there is something to tell.
         each: values of single pictures by the same keys, [N] each.
     """
 
@@ -45,7 +45,7 @@ class PictureScores:
     scale: float | None
     images: list[Image.Image]
     count: int
-    figures: dict[str, Figure]
+    figures: dict[str, Estimate]
     each: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -83,7 +83,7 @@ def write_pictures(found: PictureEvaluation, config: EvaluateConfig, out: Path) 
     _write_sheets(found, out)
     for stem, *axes in (("sweep", "style", "content"), ("sweep_classes", "style_class", "content_class")):
         if curves := _curves(found.rows, *axes):
-            save(draw_sweep(curves, *(f"{FIGURES[key]} →" for key in axes)), out / stem)
+            save(draw_sweep(curves, *(f"{TITLES[key]} →" for key in axes)), out / stem)
     moved = [{"name": name, "folder": f"{i + 1:02d}_{file_name(name)}"} for i, name in enumerate(found.updates)]
     for row in moved:
         (out / row["folder"]).mkdir(exist_ok=True)
@@ -93,10 +93,10 @@ def write_pictures(found: PictureEvaluation, config: EvaluateConfig, out: Path) 
     write_scores_report(out, list(found.updates), f"{subtitle}{datetime.now():%Y-%m-%d %H:%M}", PICTURES)
 
 
-def table_text(found: PictureEvaluation) -> str:
+def pictures_table(found: PictureEvaluation) -> str:
     """The table for a terminal, what the figures stand on, and what is to be held against them."""
-    keys = [key for key in FIGURES if any(key in row.figures for row in found.rows)]
-    cells = [["", "pictures", *(FIGURES[key] for key in keys)]]
+    keys = [key for key in TITLES if any(key in row.figures for row in found.rows)]
+    cells = [["", "pictures", *(TITLES[key] for key in keys)]]
     for row in found.rows:
         cells.append([row.name, str(row.count), *(told(key, _pair(row.figures.get(key))) for key in keys)])
     wide = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
@@ -135,10 +135,10 @@ def _to_dict(found: PictureEvaluation) -> dict[str, Any]:
 
 
 def _write_table(rows: Sequence[PictureScores], file: Path) -> None:
-    ends = [f"{key}{end}" for key in FIGURES for end in ("", "_low", "_high")]
+    ends = [f"{key}{end}" for key in TITLES for end in ("", "_low", "_high")]
     table = [["name", "adapter", "scale", "pictures", *ends]]
     for row in rows:
-        figures = [row.figures.get(key) for key in FIGURES]
+        figures = [row.figures.get(key) for key in TITLES]
         values = [v for f in figures for v in ((f.value, f.low, f.high) if f is not None else (None,) * 3)]
         table.append([row.name, row.adapter, row.scale, row.count, *values])
     write_rows(table, file)
@@ -184,7 +184,9 @@ def _write_sheets(found: PictureEvaluation, out: Path) -> None:
     write_pairs(*pairs, out)
 
 
-def _curves(rows: Sequence[PictureScores], style: str, content: str) -> dict[str, list[tuple[float, Figure, Figure]]]:
+def _curves(
+    rows: Sequence[PictureScores], style: str, content: str
+) -> dict[str, list[tuple[float, Estimate, Estimate]]]:
     """Of adapters drawn with at several scales, where both figures are there; the base model is scale 0."""
     base = next(row for row in rows if row.images)
     curves = {}
@@ -196,5 +198,5 @@ def _curves(rows: Sequence[PictureScores], style: str, content: str) -> dict[str
     return curves
 
 
-def _pair(figure: Figure | None) -> dict[str, Any] | None:
+def _pair(figure: Estimate | None) -> dict[str, Any] | None:
     return None if figure is None else asdict(figure)

@@ -71,7 +71,7 @@ def write_scores(rows: Sequence[Scored], adapted: Sequence[Adapted], config: Eva
     write_scores_report(out, names, subtitle)
 
 
-def table_text(rows: Sequence[Scored]) -> str:
+def scores_table(rows: Sequence[Scored]) -> str:
     """The table for a terminal."""
     wide = max(len(row.name) for row in rows)
     data = max(len(row.data) for row in rows)

@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 
-from vislora.metrics.pictures import Figure
+from vislora.metrics.pictures import Estimate
 from vislora.report.figures import COLOURS, INK, new_figure, styled
 
-Points = Sequence[tuple[float, Figure, Figure]]
+Points = Sequence[tuple[float, Estimate, Estimate]]
 """(scale, style, content) of one adapter, by scale."""
 
 
 @styled()
-def draw_sweep(curves: Mapping[str, Points], style: str, content: str) -> Drawing:
+def draw_sweep(curves: Mapping[str, Points], style: str, content: str) -> Figure:
     """Style against content, a curve for each adapter with its scales beside the points; bars are 95% intervals.
 
     Args:
@@ -35,7 +35,7 @@ def draw_sweep(curves: Mapping[str, Points], style: str, content: str) -> Drawin
     return figure
 
 
-def _bars(axes: Axes, x: Figure, y: Figure, colour: str) -> None:
+def _bars(axes: Axes, x: Estimate, y: Estimate, colour: str) -> None:
     if x.low is not None:
         axes.hlines(y.value, x.low, x.high, colour, linewidth=0.8, alpha=0.5)
     if y.low is not None:

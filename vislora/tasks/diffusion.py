@@ -18,7 +18,7 @@ from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.images import Facts
 from vislora.data.load import load_captions
 from vislora.data.order import MicroBatches, Order, SampleKey, batch_loader
-from vislora.data.preflight import captioned_rows_of, examine
+from vislora.data.preflight import captioned_rows_of, look_through
 from vislora.data.prompts import noise_seed
 from vislora.drawing import Sampling, draw
 from vislora.errors import ConfigError
@@ -122,7 +122,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         + (f", {classes} of the class" if (classes := len(learned.train) - len(splits.train)) else "")
         + f" of {side} pixels",
         contents=content_key(*(repr(([*s.names], [*s.captions])) for s in (learned.train, splits.val) if s)),
-        preflight=examine(captioned_rows_of(splits), learned.problems, side),
+        preflight=look_through(captioned_rows_of(splits), learned.problems, side),
         finish=finish,
         preview=preview,
     )

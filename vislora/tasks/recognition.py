@@ -25,7 +25,7 @@ from vislora.data.cache import content_key
 from vislora.data.features import Features, compute_features
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
-from vislora.data.preflight import examine, rows_of
+from vislora.data.preflight import look_through, rows_of
 from vislora.data.splits import Splits
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.errors import AdapterError
@@ -101,7 +101,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         validation=validation,
         about=f"{len(splits.train)} images, {len(splits.classes)} classes",
         contents=content_key(*(repr((s.classes, [*s.names], [*s.labels])) for s in (splits.train, splits.val) if s)),
-        preflight=examine(rows_of(splits), splits.problems, images.size),
+        preflight=look_through(rows_of(splits), splits.problems, images.size),
         finish=finish,
         head=tuple(f"{name}." for name in head_names(model)),
         training=entered,
