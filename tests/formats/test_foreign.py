@@ -1,6 +1,7 @@
 """What other programs wrote for transformers acts as diffusers has it act, through its own converters; what those would
 lose is refused."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import diffusers
@@ -99,6 +100,7 @@ BY_ONETRAINER = {"lora_transformer_transformer_blocks_1_attn_to_out_0": (16, 16)
 IN_WAN = tuple(f"blocks.0.attn{i}.{part}" for i in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0"))
 IN_WAN += ("blocks.0.ffn.net.0.proj", "blocks.0.ffn.net.2")
 IN_FLUX = ("transformer_blocks.1.attn.to_out.0",)
+SINCE_037 = pytest.mark.skipif(version("diffusers").startswith("0.36."), reason="diffusers 0.36 can't convert these")
 
 
 @pytest.mark.parametrize(
@@ -109,15 +111,13 @@ IN_FLUX = ("transformer_blocks.1.attn.to_out.0",)
         ("QwenImagePipeline", pairs(comfy(QWEN), PEFT), tuple(QWEN)),
         ("QwenImagePipeline", pairs(kohya(QWEN), KOHYA, alpha=1.0), tuple(QWEN)),
         ("ZImagePipeline", pairs(comfy(Z_IMAGE), PEFT), tuple(Z_IMAGE)),
-        ("ZImagePipeline", pairs(kohya(Z_IMAGE), KOHYA, alpha=1.0), tuple(Z_IMAGE)),
-        ("Flux2Pipeline", pairs(comfy(FLUX2), PEFT), IN_FLUX),
+        pytest.param("ZImagePipeline", pairs(kohya(Z_IMAGE), KOHYA, alpha=1.0), tuple(Z_IMAGE), marks=SINCE_037),
+        pytest.param("Flux2Pipeline", pairs(comfy(FLUX2), PEFT), IN_FLUX, marks=SINCE_037),
         ("FluxPipeline", pairs(BY_XLABS, XLABS), IN_FLUX),
         ("FluxPipeline", pairs(BY_ONETRAINER, KOHYA, alpha=1.0), IN_FLUX),
     ],
 )
 def test_layers_have_the_pipelines_names_and_their_own_update(tmp_path, pipeline, tensors, names):
-    if not hasattr(diffusers, pipeline):
-        pytest.skip(f"{pipeline} came later")
     layers = read_adapter(saved(tensors, tmp_path), getattr(diffusers, pipeline)).layers
     downs, ups = (
         [t for key, t in tensors.items() if key.endswith(ends)] for ends in zip(PEFT, KOHYA, XLABS, strict=True)
