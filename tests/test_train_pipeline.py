@@ -262,8 +262,10 @@ def test_dora_is_trained_and_written(sd, photos, tmp_path):
     assert all("attn2" in name and weights.magnitude is not None for name, weights in adapter.layers.items())
 
 
-def test_text_encoders_learn_too_where_they_are_asked_to(sd, photos, tmp_path):
-    adapter = read_adapter(run(sd, photos, tmp_path, "adapter.text_encoder=true").artifact)
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_text_encoders_learn_too_where_they_are_asked_to(sd, photos, tmp_path, cache):
+    words = ["adapter.text_encoder=true", f"data.cache={cache}"]
+    adapter = read_adapter(run(sd, photos, tmp_path, *words).artifact)
     text = [weights for name, weights in adapter.layers.items() if name.startswith("text_encoder.")]
     assert len(text) == 2 * 4
     assert all(weights.lora_B.any() for weights in text)

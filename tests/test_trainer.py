@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from vislora.checkpoint import _load_optimizer_tensors, _optimizer_tensors
+from vislora.checkpoint import (
+    Checkpoint,
+    Progress,
+    _load_optimizer_tensors,
+    _optimizer_tensors,
+    frozen_key,
+    load_checkpoint,
+    save_checkpoint,
+)
 from vislora.config import AugmentConfig, Bias, Keep, LoraAdapter, OptimConfig, Precision, TrainerConfig
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.splits import ImageSplit, Pixels
@@ -230,6 +238,40 @@ def test_moments_of_single_numbers_go_where_their_parameter_is():
     assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
+def test_the_gradient_scaler_goes_on_where_it_was(tmp_path):
+    model, scales = torch.nn.Linear(2, 2), []
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        accelerator = new_accelerator(Precision.fp32, cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # accelerate has one on a GPU alone
+        if scales:
+            load_checkpoint(Checkpoint.open(tmp_path / "step_00000003"), model, optimizer, None, accelerator)
+        else:
+            accelerator.scaler.scale(torch.ones(()))
+            accelerator.scaler.update(4.0)
+            save_checkpoint(tmp_path, model, optimizer, None, Progress(3), accelerator, {})
+        scales.append(accelerator.scaler.state_dict())
+    assert scales[0] == scales[1]
+    assert scales[1]["scale"] == 4.0
+
+
+def test_the_hash_of_a_base_is_of_both_ends_of_its_frozen_weights_in_any_precision():
+    model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.Linear(100, 3))
+    model[0].requires_grad_(False)
+    key = frozen_key([model])
+    with torch.no_grad():
+        model[1].weight.add_(1.0)
+        assert frozen_key([model]) == key
+        model.bfloat16()
+        assert frozen_key([model]) == key
+        before = model[0].weight.clone()
+        for place in (0, -1):
+            model[0].weight.view(-1)[place] += 1.0
+            assert frozen_key([model]) != key
+            model[0].weight.copy_(before)
+        assert frozen_key([model]) == key
+
+
 def test_what_is_no_finite_number_is_null_in_the_log(tmp_path):
     MetricLog(tmp_path, new_accelerator(Precision.fp32)).write(3, {"loss": 1.5, "grad_norm": math.nan, "lr": math.inf})
     row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
@@ -321,6 +363,11 @@ def test_decay_is_for_matrices_and_the_head_has_its_own_rate(split, tmp_path):
     assert found["blocks.0.attn.qkv.weight"] == (1.0, 0.3)
     for name in ("pos_embed", "cls_token", "blocks.0.norm1.weight", "blocks.0.attn.qkv.bias"):
         assert found[name] == (1.0, 0.0), name
+
+
+def test_the_optimizers_betas_are_those_that_are_set():
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), (), OptimConfig(betas=(0.5, 0.7)))
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.7)}
 
 
 def test_lora_plus_gives_both_matrices_pefts_rates():

@@ -84,6 +84,11 @@ def test_a_bucket_too_small_for_the_processes_is_refused():
         BucketOrder(9, 4, 0, world=2, buckets=(0,) * 8 + (1,))
 
 
+def test_more_passes_than_a_batch_has_pictures_are_refused():
+    with pytest.raises(ConfigError, match=r"can't be divided into 8 accumulated passes on 1 processes"):
+        BucketOrder(8, 4, 0, accumulation=8, buckets=(0,) * 8)
+
+
 def test_a_bucket_smaller_than_the_accumulated_passes_is_learned_too():
     order = BucketOrder(5, 4, 0, accumulation=4, buckets=(0,) * 4 + (1,))
     assert sorted(len(order.micro_batches(step)) for step in range(2)) == [1, 4]

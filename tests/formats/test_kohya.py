@@ -148,6 +148,25 @@ def test_header_says_what_other_programs_ask_for(sd, sdxl, tmp_path):
         assert opened.metadata()["ss_base_model_version"].startswith("sdxl_")
 
 
+@pytest.mark.parametrize(
+    ("width", "version", "key"),
+    [
+        (768, "sd_v1", "lora_unet_down_blocks_1_attentions_0_"),
+        (1024, "sd_v2", "lora_unet_down_blocks_1_attentions_0_"),
+        (2048, "sdxl_base_v1-0", "lora_unet_input_blocks_4_1_"),
+    ],
+)
+def test_model_is_told_by_the_width_of_its_text(tmp_path, width, version, key):
+    weights = LowRankWeights(torch.ones(2, width), torch.ones(8, 2), 2, 2.0, 8)
+    adapter = Adapter({"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": weights})
+    file = write_kohya(adapter, tmp_path / "style.safetensors")
+    with safe_open(file, "pt") as opened:
+        header, keys = opened.metadata(), list(opened.keys())
+    assert header["ss_base_model_version"] == version
+    assert header["ss_v2"] == str(width == 1024)
+    assert all(name.startswith(f"{key}transformer_blocks_0_attn2_to_k.") for name in keys)
+
+
 def test_convolutions_are_told_in_the_header(sd, tmp_path):
     adapter = tiny.trained(sd, lambda name: name.endswith(("to_q", "conv1")))
     with safe_open(write_kohya(adapter, tmp_path / "style.safetensors"), "pt") as opened:

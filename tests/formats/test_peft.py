@@ -149,7 +149,10 @@ def test_trained_biases_opened_by_peft_give_the_same_logits(tmp_path, images, bi
 def test_rank_and_alpha_patterns_opened_by_peft_give_the_same_logits(tmp_path, images):
     model = vit()
     adapters = Adapters(model)
-    patterns = {"rank_pattern": {r"blocks\.1\.attn\.qkv": 7, "fc1": 2}, "alpha_pattern": {r"1\.mlp\.fc[12]": 11.0}}
+    patterns = {
+        "rank_pattern": {r"blocks\.1\.attn\.qkv": 7, "fc1": 2, r"1\.mlp\.fc1": 5},
+        "alpha_pattern": {r"1\.mlp\.fc[12]": 11.0},
+    }
     adapters.add("it", find_targets(model, ["qkv", "mlp"]), LoraSettings(3, 5.0, **patterns), ["head"])
     train(model)
     assert model.blocks[1].attn.qkv.lora.rank == 7
@@ -180,10 +183,11 @@ class TwoTowers(nn.Module):
         return self.transformer["c_fc"](self.visual["transformer"]["c_fc"](x).relu())
 
 
-def test_rank_of_a_layer_whose_name_ends_anothers_is_its_own_in_peft(tmp_path):
+@pytest.mark.parametrize("other", ["visual.transformer.c_fc", r"^transformer\.c_fc"])
+def test_rank_and_alpha_of_a_layer_whose_name_ends_anothers_are_its_own_in_peft(tmp_path, other):
     model, x = TwoTowers(), torch.randn(3, 6)
     names = ["visual.transformer.c_fc", "transformer.c_fc"]
-    settings = LoraSettings(2, 4, rank_pattern={"visual.transformer.c_fc": 3})
+    settings = LoraSettings(2, 4, rank_pattern={"visual.transformer.c_fc": 3}, alpha_pattern={other: 9})
     adapters = Adapters(model)
     adapters.add("it", [TargetLayer(name) for name in names], settings)
     train(model)

@@ -73,6 +73,17 @@ def test_energy_chooses_the_smallest_rank_that_keeps_it():
     assert capped.energy["it"] == pytest.approx(shares[1], abs=1e-6)
 
 
+def test_energy_is_that_of_all_pairs_of_a_layer():
+    weights = layer(rank=4, rows=PARTIAL)
+    dense = delta(weights)
+    for energy in (0.5, 0.7, 0.8, 0.9, 0.95):
+        done = resize(Adapter({"it": weights}), energy=energy)
+        small = done.adapter.layers["it"]
+        kept = 1 - np.square(delta(small) - dense).sum() / np.square(dense).sum()
+        assert done.energy["it"] == pytest.approx(kept, abs=1e-6)
+        assert kept >= energy
+
+
 @pytest.mark.parametrize("rows", [None, PARTIAL])
 def test_a_larger_rank_changes_nothing_and_can_be_trained(rows):
     weights = layer(rows=rows)
@@ -184,6 +195,12 @@ def test_layers_with_other_rows_and_layers_of_one_adapter_alone_are_blended(how)
     wanted = 0.5 * delta(one.layers["both"]) + 2.0 * delta(other.layers["both"])
     assert close(delta(done.adapter.layers["both"]), wanted)
     assert close(delta(done.adapter.layers["mine"]), 0.5 * delta(one.layers["mine"]))
+
+
+def test_svd_fills_no_layer_up_beyond_the_rank_of_its_sum():
+    one, other = Adapter({"both": layer(4, seed=1), "mine": layer(2, seed=2)}), Adapter({"both": layer(4, seed=3)})
+    layers = blend([one, other], [0.5, 2.0], "svd").adapter.layers
+    assert {name: (low.rank, low.lora_A.shape[0]) for name, low in layers.items()} == {"both": (4, 4), "mine": (2, 2)}
 
 
 def test_matrix_of_one_adapter_is_the_1x1_convolution_of_another():

@@ -227,6 +227,25 @@ def test_row_of_zeros_stays_zero_instead_of_nan(dropout):
     assert torch.allclose(model(torch.randn(5, IN))[:, 3], layer.bias[3])
 
 
+def test_row_of_zeros_stays_zero_when_merged():
+    layer = nn.Linear(IN, OUT)
+    nn.init.zeros_(frozen_weight(layer)[3])
+    _, adapters = adapted(layer, trained=False)
+    adapters.merge()
+    assert layer.weight.isfinite().all()
+    assert not layer.weight[3].any()
+
+
+def test_pair_that_takes_the_weight_away_leaves_finite_numbers():
+    layer = nn.Conv2d(24, 64, 1, bias=False)
+    model, _ = adapted(layer)
+    with torch.no_grad():  # so that the squared norms are but rounding errors, of either sign
+        frozen_weight(layer).copy_(
+            (-1.5 * layer.lora.lora_B.flatten(1) @ layer.lora.lora_A.flatten(1))[..., None, None]
+        )
+    assert model(torch.randn(2, 24, 3, 3)).isfinite().all()
+
+
 # --- Merge, strength, proof -------------------------------------------------------------------------------------------
 
 

@@ -399,6 +399,16 @@ def test_scale_of_a_merged_adapter_acts_or_is_refused(images):
     assert not torch.equal(model(images), before)
 
 
+def test_scale_of_an_adapter_beside_the_merged_one_can_be_changed(images):
+    model = vit()
+    adapters = with_adapter(model, "one", trained=())
+    adapters.add("two", BOTH_QKV, SETTINGS)
+    adapters.merge()
+    adapters.scale("one", 0.0)
+    adapters.activate("one")
+    assert torch.allclose(model(images), vit()(images), atol=1e-6)
+
+
 # --- Many adapters ----------------------------------------------------------------------------------------------------
 
 
@@ -506,6 +516,17 @@ def test_adapter_value_is_a_copy():
     train(model)
     assert value.equals(as_read)
     assert not value.equals(adapters.adapter("birds"))
+
+
+def test_training_a_loaded_adapter_leaves_the_value_it_came_from_alone():
+    source = vit()
+    adapters = Adapters(source)
+    adapters.add("birds", BOTH_QKV, LoraSettings(4, 6.0, bias="lora_only"), ["head"])
+    value = adapters.adapter("birds")
+    kept, model = copy.deepcopy(value), vit()
+    Adapters(model).load("birds", value)
+    train(model)
+    assert value.equals(kept)
 
 
 def test_scale_is_the_strength_of_the_low_rank_path_alone(images):

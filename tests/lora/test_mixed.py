@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
-from vislora.lora import Adapter, Adapters, LoraSettings, LowRankWeights, TargetLayer
+from vislora.lora import Adapter, Adapters, LoraSettings, LowRankWeights, TargetLayer, frozen_weight
 from vislora.targets.timm import find_targets
 
 KINDS = {
@@ -304,6 +304,32 @@ def test_autocast_computes_the_products_in_bfloat16():
     own = exact.isfinite()
     assert (logits - exact)[own].abs().max() < 0.05 * exact[own].abs().max()
     logits[own].sum().backward()
+
+
+def test_lengths_of_doras_rows_are_computed_in_float32_under_autocast():
+    layer = nn.Linear(64, 32, bias=False)
+    adapters = Adapters(nn.Sequential(layer))
+    adapters.add("dora", [TargetLayer("0")], KINDS["dora"])
+    low = layer.lora
+    with torch.no_grad():  # the pair takes nearly all of the weight away
+        nn.init.normal_(low.lora_B)
+        frozen_weight(layer).copy_(-3.03 * low.lora_B @ low.lora_A)
+    wanted = low.magnitude / (0.03 * low.lora_B.double() @ low.lora_A.double()).norm(dim=1)
+    with adapters.per_sample(["dora", None]), torch.autocast("cpu", torch.bfloat16):
+        gains = layer.lora.gains(frozen_weight(layer))
+    assert torch.allclose(gains[0].double(), wanted, rtol=0.01)
+    assert torch.equal(gains[1], torch.ones(32))
+
+
+def test_dropout_is_off_in_a_model_that_was_in_eval_mode_before():
+    model = nn.Sequential(nn.Linear(6, 6)).eval()
+    adapters = Adapters(model)
+    adapters.add("it", [TargetLayer("0")], LoraSettings(2, 4, dropout=0.5))
+    fill(model)
+    x = torch.randn(2, 6)
+    wanted = model(x)
+    with adapters.per_sample(["it", "it"]):
+        assert torch.allclose(model(x), wanted, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was_and_the_active_adapter_is_back():

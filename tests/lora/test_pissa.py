@@ -1,6 +1,7 @@
 """PiSSA: the principal pair, what stays of the frozen weight, and the plain LoRA that comes out, against PEFT."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -157,7 +158,7 @@ def test_rank_beyond_the_singular_values_is_refused():
         adapted(LoraSettings(25, 6.0, pissa=True))
 
 
-@pytest.mark.parametrize("settings", [LoraSettings(4, -6.0, pissa=True), LoraSettings(4, float("nan"))])
+@pytest.mark.parametrize("settings", [LoraSettings(4, a, pissa=a <= 0) for a in (-6.0, 0.0, math.nan)])
 def test_alpha_without_a_root_or_a_value_is_refused(settings):
-    with pytest.raises(AdapterError, match=r"alpha=(-6\.0|nan): expected a number"):
+    with pytest.raises(AdapterError, match=r"alpha=(-6\.0|0\.0|nan): expected a number"):
         adapted(settings)

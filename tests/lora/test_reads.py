@@ -234,6 +234,17 @@ def test_half_precision_sum_is_rounded_once():
     assert (read != exact.bfloat16()).double().mean() < 1e-2
 
 
+def test_sum_is_made_in_float32_under_autocast():
+    attention = TorchAttention()
+    Adapters(attention).add("it", [TargetLayer("attn")], LoraSettings(3, 6.0))
+    train_a_little(attention)
+    low = attention.attn.lora
+    exact = frozen_weight(attention.attn).double() + 2.0 * low.lora_B.double() @ low.lora_A.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        read = attention.attn.in_proj_weight * 1
+    assert (read - exact).abs().max() < 1e-6
+
+
 def test_what_is_known_of_a_weight_without_its_values_is_the_frozen_ones():
     layer = nn.Sequential(nn.Linear(DIM, 2 * DIM))
     Adapters(layer).add("it", [TargetLayer("0")], LoraSettings(3, 6.0))

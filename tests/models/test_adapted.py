@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vislora.config import PipelineLora
+from vislora.formats.diffusers import write_diffusers
 from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import text_encoders
 
@@ -36,3 +37,11 @@ def test_the_layers_adapted_are_those_that_move_what_the_pipeline_encodes(build,
     read = {name for name, grad in zip(weights, grads, strict=True) if grad is not None and grad.any()}
     layers = adapt_pipeline(pipe, PipelineLora(rank=2, text_encoder=True)).adapter("default").layers
     assert {name for name in layers if name.startswith("text_encoder")} == read
+
+
+def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    file = write_diffusers(adapt_pipeline(pipe, PipelineLora(rank=2, dropout=0.1)).adapter("default"), tmp_path)
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    adapters = adapt_pipeline(pipe, PipelineLora(dropout=0.3, start=str(file)))
+    assert adapters.adapter("default").dropout == 0.3

@@ -96,6 +96,16 @@ def test_the_key_is_of_the_frozen_weights_alone():
     assert Prefix(model, images).key("fp32") != key
 
 
+def test_frozen_weights_after_the_cut_are_no_part_of_the_key():
+    name, args = FAMILIES["class token"]
+    model, images = frozen(name, args), images_for(args)
+    model.blocks[3].mlp.requires_grad_(False)
+    key = Prefix(model, images).key("fp32")
+    with torch.no_grad():
+        model.blocks[3].mlp.fc1.weight.add_(1)
+    assert Prefix(model, images).key("fp32") == key
+
+
 class LooksBack(nn.Module):
     """A trunk of blocks whose head sees the picture once more."""
 

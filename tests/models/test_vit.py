@@ -1,5 +1,8 @@
 """build_vit makes timm models of all families for pictures of the wanted size."""
 
+import hashlib
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -8,7 +11,7 @@ from timm.data import resolve_data_config
 
 from vislora.config import ModelConfig
 from vislora.errors import ModelError
-from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
+from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,21 @@ def test_weights_that_the_file_lacks_are_named(weights):
     for settings in ({}, {"pool": "avg", "args": {"dynamic_img_size": True}}):  # which don't ask for it
         with pytest.raises(ModelError, match=r"weights.safetensors lacks blocks\.2\.attn\.qkv\.weight: it is incom"):
             build_vit(ModelConfig("test_vit", str(weights), **settings), 3)
+
+
+def test_weights_that_could_run_code_are_refused_unopened(tmp_path):
+    for name in ("weights.bin", "weights.pth", "weights"):
+        (tmp_path / name).write_bytes(b"no pickle either")
+        with pytest.raises(ModelError, match=r"only \.safetensors is read, since .* can run code; convert it once"):
+            build_vit(ModelConfig("test_vit", str(tmp_path / name)), 3)
+
+
+def test_hash_of_a_folders_weights_is_that_of_its_file(tmp_path):
+    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path, safe_serialization=True)
+    wanted = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    folder = ModelConfig(f"local-dir:{tmp_path}")
+    assert weights_hash(folder) == weights_hash(ModelConfig("test_vit", str(tmp_path / "model.safetensors"))) == wanted
+    assert weights_hash(replace(folder, weights="random")) is None
 
 
 def test_weights_that_the_settings_ask_for_besides_are_told(weights):

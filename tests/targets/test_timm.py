@@ -238,6 +238,16 @@ def test_convolutions_are_the_ungrouped_ones_that_are_neither_projections_nor_ml
     assert names(find_targets(model, ["conv"], [0])) == ["stages.0.blocks.0.attn.sr"]
 
 
+def test_projections_that_are_convolutions_are_left_to_their_own_words():
+    model = timm.create_model("mobilevitv2_050", num_classes=2)
+    convolutions = names(find_targets(model, ["conv"]))
+    for word in ("qkv", "o", "mlp"):
+        others = names(find_targets(model, [word]))
+        assert isinstance(model.get_submodule(others[0]), nn.Conv2d)
+        assert not {*others} & {*convolutions}
+    assert "stages.0.0.conv1_1x1.conv" in convolutions
+
+
 def test_mlp_without_depthwise_convolution():
     model = timm.create_model("pvt_v2_b0", num_classes=2)
     assert names(find_targets(model, ["mlp"], [0])) == ["stages.0.blocks.0.mlp.fc1", "stages.0.blocks.0.mlp.fc2"]

@@ -32,9 +32,9 @@ def drawn(monkeypatch) -> list[int]:
     return counts
 
 
-def learned(pipe, count: int) -> tuple[CaptionedSplits, list[float], list[int]]:
+def learned(pipe, count: int, size: int = 16) -> tuple[CaptionedSplits, list[float], list[int]]:
     """One picture of the subject, and `count` of the class."""
-    data = CaptionsData(root="unused", size=16, prior=PriorConfig(prompt="a bird", count=count))
+    data = CaptionsData(root="unused", size=size, prior=PriorConfig(prompt="a bird", count=count))
     subject = CaptionedSplits(Captioned(["sks bird"], ["x"], [Image.new("RGB", (16, 16))]))
     return with_prior(pipe, subject, data, torch.device("cpu"))
 
@@ -69,6 +69,12 @@ def test_another_tokenizer_draws_other_pictures(tmp_path, drawn):
     first = first_of_the_class(pipe)
     pipe.tokenizer.pad_token = "a</w>"
     assert first_of_the_class(pipe) != first
+    assert drawn == [1, 1]
+
+
+def test_another_size_draws_other_pictures(tmp_path, drawn):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    assert learned(pipe, 1, size=32)[0].train.names[1] != first_of_the_class(pipe)
     assert drawn == [1, 1]
 
 
