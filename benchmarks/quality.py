@@ -74,7 +74,7 @@ def main() -> None:
         ]
         print(_line(method, runs[method], runs[first]), flush=True)
     rows = [
-        Scored(f"{TITLES[method]}, seed {seed}", run.data, run.test, {})
+        Scored(f"{TITLES[method]}, seed {seed}", run.data, "", run.test, {})
         for method, made in runs.items()
         for seed, run in zip(options.seeds, made, strict=True)
     ]

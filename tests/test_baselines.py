@@ -1,11 +1,18 @@
 """The linear probe against scikit-learn, and the base model under an adapter's head."""
 
+import copy
+
 import numpy as np
 import pytest
+import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from vislora.baselines import fit_probe, logistic_regression
+from vislora.baselines import fit_probe, logistic_regression, without_update
+from vislora.lora import Adapters, LoraSettings
+from vislora.models.vit import preprocessing
+from vislora.recognizer import Recognizer
+from vislora.targets.timm import find_targets
 
 
 def blobs(n=120, d=6, k=3):
@@ -41,3 +48,24 @@ def test_a_class_without_images_is_never_predicted():
     assert set(logits.argmax(1).tolist()) == {0, 2, 4}
     assert logits.softmax(1)[:, 1::2].max() < 1e-12
     torch.testing.assert_close(logits[:, ::2], x.float() @ fit_probe(x, labels, 3)[0].T + fit_probe(x, labels, 3)[1])
+
+
+@pytest.mark.parametrize(
+    "settings", [LoraSettings(2, 4), LoraSettings(2, 4, dora=True), LoraSettings(2, 4, bias="all")]
+)
+def test_without_its_update_the_model_is_the_base_under_the_adapters_head(settings):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2, num_classes=3)
+    base, images = copy.deepcopy(model.eval()), torch.randn(2, 3, 32, 32)
+    adapters = Adapters(model)
+    adapters.add("it", find_targets(model, ["q", "v"]), settings, trained=["head", "blocks.1.norm1"])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    recognizer = Recognizer(model, preprocessing(model), ("a", "b", "c"), {}, adapters)
+    base.head.load_state_dict(model.head.state_dict())
+    with torch.no_grad():
+        adapted = model(images)
+        with without_update(recognizer):
+            torch.testing.assert_close(model(images), base(images))
+        assert torch.equal(model(images), adapted)
+    assert not torch.allclose(adapted, base(images), atol=1e-2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vislora.data.splits import ImageSplit
 from vislora.errors import AdapterError
 from vislora.inference import Inference
+from vislora.models.vit import head_names
 from vislora.recognizer import Recognizer, build_base
 from vislora.scoring import labels_among
 
@@ -27,14 +28,22 @@ def without_update(recognizer: Recognizer) -> Iterator[Recognizer]:
     """
     if recognizer.adapters is None:
         raise AdapterError(
-            "baselines=[zero] switches the low-rank update off, and a fully tuned or merged model has none; "
+            "baselines=[zero] takes the adapter out, and a fully tuned or merged model has none; "
             "leave it out, or compare with baselines=[probe]"
         )
-    recognizer.adapters.scale(recognizer.adapters.active, 0.0)
+    model, adapters, name = recognizer.model, recognizer.adapters, recognizer.adapters.active
+    trained = {path: model.get_submodule(path) for path in head_names(model)}
+    adapters.deactivate()  # biases and norms are the base model's too
+    own = {path: model.get_submodule(path) for path in trained}
+    for path, head in trained.items():
+        model.set_submodule(path, head)
     try:
         yield recognizer
     finally:
-        recognizer.adapters.scale(recognizer.adapters.active, 1.0)
+        for path, head in own.items():
+            model.set_submodule(path, head)
+        adapters.activate(name)
+        model.requires_grad_(False)
 
 
 def linear_probe(recognizer: Recognizer, train: ImageSplit, weights: str | None, inference: Inference) -> Recognizer:

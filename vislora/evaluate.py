@@ -75,10 +75,12 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
         recognizer.model.to(accelerator.device)
         for i, (title, data) in enumerate(_data_sets(config, folder, recognizer.about)):
             splits = _load(title, data, recognizer.about.get("seed", 0), loaded, accelerator)
+            if config.data is None and not config.sets and (config.split == "val" or config.calibrate):
+                _check_held_out(folder, recognizer.about, splits)
             split = _split(splits, config.split)
             for variant, entered in _variants(name, recognizer, splits, config, inference):
                 with entered as scored:
-                    rows.append(_score(variant, title, scored, splits, split, config, inference))
+                    rows.append(_score(variant, title, _pictures(data), scored, splits, split, config, inference))
             if i == 0 and out is not None:
                 adapted.append(Adapted(name, *_what_changed(recognizer, split, config, accelerator.device)))
     if out is not None and accelerator.is_main_process:
@@ -112,6 +114,23 @@ def _load(title: str, data: DataConfig, seed: int, loaded: dict[str, Splits], ac
     return loaded[key]
 
 
+def _check_held_out(folder: str, about: dict[str, Any], splits: Splits) -> None:
+    """What is held out of the training's data now is what was held out then, or an error."""
+    from vislora.data.cache import content_key
+
+    then = about.get("held_out")
+    if then is not None and then != content_key(*splits.val.names):
+        raise ConfigError(
+            f"the data have changed since {folder} was trained, and what data.val_fraction holds out now it learned in "
+            "part; give it pictures that it hasn't seen, with data=… and split=…"
+        )
+
+
+def _pictures(data: DataConfig) -> str:
+    """The settings that decide which pictures a data set has, and not what training does to them."""
+    return str({key: value for key, value in data_to_dict(data).items() if key not in ("augment", "crop_pct")})
+
+
 def _split(splits: Splits, wanted: str) -> ImageSplit:
     split = {"train": splits.train, "val": splits.val, "test": splits.test}.get(wanted)
     if split is None:
@@ -137,6 +156,7 @@ def _variants(
 def _score(
     name: str,
     title: str,
+    pictures: str,
     recognizer: Recognizer,
     splits: Splits,
     split: ImageSplit,
@@ -160,7 +180,7 @@ def _score(
     predictions = predict_split(recognizer, split, inference)
     evaluation = evaluate_predictions(predictions, temperature, config.resamples, config.seed)
     evaluation = replace(evaluation, mistakes=show_mistakes(predictions, split, config.mistakes))
-    return Scored(name, title, evaluation, _robustness(recognizer, split, config.corruptions, inference))
+    return Scored(name, title, pictures, evaluation, _robustness(recognizer, split, config.corruptions, inference))
 
 
 def _robustness(

@@ -70,3 +70,9 @@ def test_rows_that_can_not_be_used_are_named(tmp_path, row, message):
     write(tmp_path, [{"file_name": "p0.png", "label": "a"}, {"file_name": "p1.png", "label": "b"}, row])
     with pytest.raises(DataError, match=message):
         load_splits(MetadataData(root=str(tmp_path)), 0)
+
+
+def test_table_without_a_row_is_refused(tmp_path):
+    (tmp_path / "metadata.jsonl").touch()
+    with pytest.raises(DataError, match="a metadata table without a row"):
+        load_splits(MetadataData(root=str(tmp_path)), 0)

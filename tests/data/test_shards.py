@@ -50,6 +50,16 @@ def test_pictures_are_read_at_their_places_in_any_order(tmp_path):
     assert named.train.labels == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [("0.jpg", r"a second picture of 0, 0\.jpg"), ("0.left.png", r"0\.left\.png is no picture of 0.* 0_left")],
+)
+def test_a_picture_that_would_be_passed_over_is_refused(tmp_path, file, told):
+    pack(tmp_path / "train.tar", {"0.png": png(1), "0.cls": b"0", "1.png": png(2), "1.cls": b"1", file: png(3)})
+    with pytest.raises(DataError, match=told):
+        load_splits(ShardsData(root=str(tmp_path), train="train.tar"), 0)
+
+
 @pytest.mark.parametrize("classes", [["2", "1", "0"], ["0", "1", "2"], ["a", "b", "c"]])
 def test_label_that_train_lacks_is_refused_whatever_classes_are_called(tmp_path, classes):
     for name, labels in {"train": (0, 1), "val": (2, 0)}.items():

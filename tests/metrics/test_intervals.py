@@ -80,3 +80,9 @@ def test_19_of_20_intervals_hold_the_truth():
         low, high = mean_interval(values, 400, seed=trial)
         held += low <= 0.7 <= high
     assert 180 <= held <= 198  # 190 expected, binomial
+
+
+def test_of_one_image_the_interval_is_a_point():
+    one = Outcomes.of(torch.tensor([[0.2, 0.8]]), torch.tensor([1]))
+    assert intervals(one)["top1"] == (1.0, 1.0)
+    assert intervals(one)["ece"] == pytest.approx((0.2, 0.2))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from vislora.errors import DataError
 from vislora.metrics.pictures import StyleAxis, diversity, kept_content, mean_estimate
 
 
@@ -60,3 +61,9 @@ def test_intervals_are_over_prompts_and_not_over_their_pictures():
 def test_of_a_single_prompt_they_are_over_its_pictures_and_of_a_single_picture_there_is_none():
     assert mean_estimate(torch.tensor([0.0, 1.0, 1.0]), seeds=3).low < 2 / 3
     assert mean_estimate(torch.tensor([1.0])).low is None
+
+
+def test_reference_in_the_base_models_own_style_is_refused():
+    same = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(DataError, match="the base model's style; give others"):
+        StyleAxis.between(same, same.clone())

@@ -84,7 +84,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
             raise DataError(f"{name} and train have different classes: {other!r} where train has {expected!r}")
     if splits.val is None and config.val_fraction > 0:
         train, val = hold_out(splits.train, config.val_fraction, seed)
-        splits = replace(splits, train=train, val=val)
+        splits = replace(splits, train=train, val=val, held_out=True)
     return splits
 
 

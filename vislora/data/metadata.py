@@ -29,6 +29,8 @@ def metadata_folder(config: MetadataData) -> Splits:
     """
     files = list_metadata(config)
     classes = tuple(sorted({label for _, label in files["train"]}, key=_by_number))
+    if not classes:
+        raise DataError(f"{config.root} has a metadata table without a row; list the pictures and their labels in it")
     root = Path(config.root).expanduser()
     aside = pictures_aside(root, files, f"is in no {' or '.join(METADATA)}")
     files, left_out = leave_out(files, config.quarantine, root)

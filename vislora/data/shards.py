@@ -94,8 +94,15 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
                 stem, _, suffix = file.partition(".")
                 key = f"{folder}{slash}{stem}"
                 if f".{suffix.lower()}" in SUFFIXES:
+                    if key in pictures:
+                        raise DataError(f"{shard} has a second picture of {key}, {member.name}; give it another name")
                     place = Place(shard, member.offset_data, member.size)
                     pictures[key] = (Path(f"{shard}/{member.name}"), place)  # a name, never opened
+                elif Path(file).suffix.lower() in SUFFIXES:
+                    raise DataError(
+                        f"{shard}: {member.name} is no picture of {key} to webdataset, which takes a name up to its "
+                        f"first dot; write {stem}_{suffix.replace('.', '_', suffix.count('.') - 1)}"
+                    )
                 elif suffix in ("cls", "json"):
                     if member.size > _LONGEST_LABEL:
                         raise DataError(f"{shard}: {member.name} has {member.size} bytes, too many for a label")

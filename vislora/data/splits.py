@@ -99,6 +99,7 @@ class Splits:
     """A data set.
 
     Attributes:
+        held_out: whether val was held out of train.
         problems: files that were left out or need a look.
         facts: what is known about the pictures that lie in files, by name.
     """
@@ -108,6 +109,7 @@ class Splits:
     test: ImageSplit | None = None
     problems: list[Problem] = field(default_factory=list)
     facts: Mapping[str, Facts] = field(default_factory=dict)
+    held_out: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -82,6 +82,8 @@ def mean_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> I
 
 
 def _percentiles(figures, n: int, resamples: int, seed: int) -> list[Interval]:
+    if n == 1:  # every draw is that one, and scipy refuses it
+        return [(value, value) for value in figures(np.zeros((1, 1), int))[:, 0].tolist()]
     drawn = bootstrap(
         (np.arange(n),),
         lambda chosen, axis: figures(np.atleast_2d(chosen)),

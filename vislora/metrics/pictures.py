@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vislora.errors import DataError
 from vislora.metrics.intervals import mean_interval
 
 TITLES = {  # as they are called in files, and in tables
@@ -51,10 +52,16 @@ class StyleAxis:
 
     @staticmethod
     def between(base: Tensor, reference: Tensor) -> "StyleAxis":
-        """From statistics of the base model's pictures [N, S] and of the reference's [M, S]."""
+        """From statistics of the base model's pictures [N, S] and of the reference's [M, S].
+
+        Raises:
+            DataError: the two have the same mean, so that nothing leads from one to the other.
+        """
         origin, way = base.mean(0), reference.mean(0) - base.mean(0)
         variance = (base.var(0, correction=0) + reference.var(0, correction=0)) / 2
         weighted = torch.where(variance > 1e-12, way / variance.clamp_min(1e-12), 0.0)
+        if not way @ weighted > 0:
+            raise DataError("the reference pictures have the base model's style; give others as reference")
         return StyleAxis(origin, weighted / (way @ weighted))
 
     def along(self, statistics: Tensor) -> Tensor:

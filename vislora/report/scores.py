@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -30,12 +31,14 @@ class Scored:
     Attributes:
         name: of what was scored: the adapter's, with the baseline's behind it.
         data: name of the data set.
+        pictures: the settings that decide which those are.
         evaluation: its figures.
         robustness: top-1 by corruption, at strengths 1 to 5; empty where none was tried.
     """
 
     name: str
     data: str
+    pictures: str
     evaluation: Evaluation
     robustness: dict[Corruption, list[float]]
 
@@ -105,7 +108,7 @@ def _row(index: int, row: Scored, rows: Sequence[Scored], config: EvaluateConfig
     first = next(other for other in rows if other.data == row.data)
     one, other = row.evaluation.predictions, first.evaluation.predictions
     paired = None
-    if row is not first and set(one.classes) == set(other.classes) and one.names == other.names:
+    if row is not first and _same_images(row, first):
         found = differences(one.in_order_of(other.classes).outcomes(), other.outcomes(), config.resamples, config.seed)
         ours, theirs = row.evaluation.to_dict(), first.evaluation.to_dict()
         paired = {key: [ours[key] - theirs[key], *found[key]] for key in FIGURES}
@@ -115,6 +118,15 @@ def _row(index: int, row: Scored, rows: Sequence[Scored], config: EvaluateConfig
         spoiled = {"mean": mean_top1(row.robustness), "top1": by_kind}
     about = {"name": row.name, "data": row.data, "folder": _folder(index, f"{row.name} {row.data}")}
     return about | values | {"robustness": spoiled, "compared_with": first.name, "differences": paired}
+
+
+def _same_images(row: Scored, other: Scored) -> bool:
+    """Whether two rows are of the same pictures with the same labels, so that they can be compared picture by
+    picture."""
+    mine, theirs = row.evaluation.predictions, other.evaluation.predictions
+    if row.pictures != other.pictures or set(mine.classes) != set(theirs.classes) or mine.names != theirs.names:
+        return False
+    return torch.equal(mine.in_order_of(theirs.classes).labels, theirs.labels)
 
 
 def _write_table(table: list[dict[str, Any]], file: Path) -> None:

@@ -78,7 +78,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             validation = val_features.evaluation(settings.batch_size, rank, world)
 
     def finish() -> Outcome:
-        about = _about(config, base_sha256, images, splits.classes)
+        about = _about(config, base_sha256, images, splits)
         artifact = out / ("model" if adapters is None else "adapter")
         if accelerator.is_main_process:
             _export(model, adapters, config, about, artifact)
@@ -180,18 +180,17 @@ def _from_features(
     return found[0], found[1], prefix.skipped(size)
 
 
-def _about(
-    config: TrainConfig, base_sha256: str | None, images: Preprocessing, classes: tuple[str, ...]
-) -> dict[str, Any]:
+def _about(config: TrainConfig, base_sha256: str | None, images: Preprocessing, splits: Splits) -> dict[str, Any]:
     """What travels with the trained parameters, for whoever opens them."""
     return {
         "vislora": __version__,
         "model": asdict(config.model),
         "weights_sha256": base_sha256,
         "preprocessing": images.to_dict(),
-        "classes": list(classes),
+        "classes": list(splits.classes),
         "data": data_to_dict(config.data),
         "seed": config.seed,  # which decides what was held out, and random weights
+        "held_out": content_key(*splits.val.names) if splits.held_out else None,
     }
 
 
