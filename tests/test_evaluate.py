@@ -3,6 +3,7 @@ of processes."""
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -187,3 +188,33 @@ def test_two_processes_give_the_very_same_numbers_as_one(runs, photos, two_proce
         found.append(rows)
     assert [row["images"] for row in found[0]] == [21, 21]
     assert found[0] == found[1]
+
+
+def test_what_was_held_out_of_a_folder_that_has_grown_is_refused(photos, runs, tmp_path):
+    root = tmp_path / "grown"
+    shutil.copytree(photos / "train", root)
+    words = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "data=imagefolder", f"data.root={root}"]
+    words += ["data.val_fraction=0.4", "trainer.epochs=1", "logger.trackers=[]"]
+    adapter = train(configure("train", words), tmp_path / "run").artifact
+    held_out = configure("evaluate", [f"adapter={adapter}", "split=val", "precision=fp32", "resamples=10"])
+    assert evaluate(held_out)[0].evaluation.count == 9
+    shutil.copyfile(root / "red" / "0.png", root / "red" / "00.png")
+    with pytest.raises(ConfigError, match=r"have changed since .* holds out now it learned in part"):
+        evaluate(held_out)
+
+
+def test_rows_of_the_same_pictures_with_other_labels_are_not_compared(compared, tmp_path):
+    rows, _ = compared
+    one = rows[0]
+    predictions = one.evaluation.predictions
+    swapped = replace(predictions, labels=(predictions.labels + 1) % len(CLASSES))
+    config = configure("evaluate", ["adapter=[a,b]", "resamples=10"])
+    for other in (
+        replace(one, evaluation=replace(one.evaluation, predictions=swapped)),
+        replace(one, pictures="drawn in another style"),
+        one,
+    ):
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        write_scores([one, replace(other, name="other")], [], config, folder)
+        table = json.loads((folder / "scores.json").read_text())
+        assert (table[1]["differences"] is None) == (other is not one)
