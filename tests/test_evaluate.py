@@ -19,9 +19,10 @@ from vislora.compose import configure
 from vislora.data.images import read_image
 from vislora.errors import AdapterError, ConfigError
 from vislora.evaluate import evaluate, short_names
+from vislora.metrics.recognition import evaluate_predictions
 from vislora.models.vit import build_vit
 from vislora.recognizer import load_recognizer
-from vislora.report.scores import write_scores
+from vislora.report.scores import scores_table, write_scores
 from vislora.train import train
 
 CLASSES = ("blue", "green", "red")
@@ -218,3 +219,18 @@ def test_rows_of_the_same_pictures_with_other_labels_are_not_compared(compared, 
         write_scores([one, replace(other, name="other")], [], config, folder)
         table = json.loads((folder / "scores.json").read_text())
         assert (table[1]["differences"] is None) == (other is not one)
+
+
+def test_calibration_is_in_the_tables(compared, tmp_path):
+    one = compared[0][0]
+    plain = replace(one, name="plain")
+    fitted = evaluate_predictions(one.evaluation.predictions, temperature=1.7, resamples=10)
+    text = scores_table([replace(one, evaluation=fitted), plain]).splitlines()
+    assert text[0].index("calibrated (T)") + len("calibrated (T)") == text[1].index("(1.70)") + len("(1.70)")
+    assert "(1.70)" not in text[2]
+    write_scores([replace(one, evaluation=fitted), plain], [], configure("evaluate", ["adapter=[a]"]), tmp_path)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert float(first["temperature"]) == 1.7
+    assert float(first["calibrated_ece"]) == pytest.approx(fitted.calibrated.ece)
+    assert second["temperature"] == second["calibrated_nll"] == ""

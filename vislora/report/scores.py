@@ -79,18 +79,22 @@ def scores_table(rows: Sequence[Scored]) -> str:
     wide = max(len(row.name) for row in rows)
     data = max(len(row.data) for row in rows)
     spoiled = any(row.robustness for row in rows)
+    calibrated = any(row.evaluation.calibrated for row in rows)
     lines = [
         f"{'':{wide}}  {'':{data}}  images  {'top-1 (95%)':>19}  {'top-5':>6}  {'balanced':>8}  {'macro F1':>8}  "
-        f"{'ECE':>6}{'  corrupted' if spoiled else ''}  images/s"
+        f"{'ECE':>6}{'  calibrated (T)' if calibrated else ''}{'  corrupted' if spoiled else ''}  images/s"
     ]
     for row in rows:
         e = row.evaluation
         low, high = e.intervals["top1"]
         mean = f"  {mean_top1(row.robustness):9.1%}" if row.robustness else ""
+        fitted = f"{e.calibrated.ece:.1%} ({e.calibrated.temperature:.2f})" if e.calibrated else ""
+        fitted = f"  {fitted:>14}" if calibrated else ""
         speed = "" if e.images_per_s is None else f"{e.images_per_s:8.0f}"
         lines.append(
             f"{row.name:{wide}}  {row.data:{data}}  {e.count:6d}  {f'{e.top1:.1%} ({low:.1%}-{high:.1%})':>19}  "
-            f"{e.top5:6.1%}  {e.balanced_accuracy:8.1%}  {e.macro_f1:8.1%}  {e.calibration.ece:6.1%}{mean}  {speed}"
+            f"{e.top5:6.1%}  {e.balanced_accuracy:8.1%}  {e.macro_f1:8.1%}  {e.calibration.ece:6.1%}"
+            f"{fitted}{mean}  {speed}"
         )
     return "\n".join(lines)
 
@@ -131,12 +135,15 @@ def _same_images(row: Scored, other: Scored) -> bool:
 
 def _write_table(table: list[dict[str, Any]], file: Path) -> None:
     intervals = [f"{key}_{end}" for key in FIGURES for end in ("low", "high")]
-    rows = [["name", "data", "images", *FIGURES, "nll", *intervals, "corrupted_top1", "images_per_s"]]
+    fitted = ("temperature", "ece", "nll")
+    calibrated = [key if key == "temperature" else f"calibrated_{key}" for key in fitted]
+    rows = [["name", "data", "images", *FIGURES, "nll", *intervals, *calibrated, "corrupted_top1", "images_per_s"]]
     for row in table:
         ends = [end for key in FIGURES for end in row["intervals"][key]]
         figures = [row[key] for key in (*FIGURES, "nll")]
         spoiled = row["robustness"]["mean"] if row["robustness"] else ""
-        rows.append([row["name"], row["data"], row["images"], *figures, *ends, spoiled, row["images_per_s"]])
+        own = ["" if row["calibrated"] is None else row["calibrated"][key] for key in fitted]
+        rows.append([row["name"], row["data"], row["images"], *figures, *ends, *own, spoiled, row["images_per_s"]])
     write_rows(rows, file)
 
 
