@@ -231,6 +231,14 @@ def test_predictions_are_the_models_probabilities_and_the_command_prints_them(ru
     assert done.stdout.splitlines() == wanted
 
 
+def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, photos, tmp_path, capsys):
+    shutil.copyfile(photos / "test" / "red" / "0.png", tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    config = PredictConfig(adapter=str(run[0] / "adapter"), images=[str(tmp_path)])
+    assert list(predict(config)) == [str(tmp_path / "good.png")]
+    assert f"left out: {tmp_path / 'bad.png'}" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore:this CPU has no native bf16")
 def test_predictions_are_computed_in_the_precision_that_is_asked_for(run, photos):
     out, _ = run

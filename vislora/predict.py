@@ -15,19 +15,25 @@ from vislora.errors import ConfigError
 
 def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     """The `config.top` most probable classes of each image, most probable first, by the image's path; a folder stands
-    for all in it and below it.
+    for all in it and below it that can be read; the others are named on the standard error stream.
 
     Raises:
-        VisloraError: a mistake in the settings or the adapter, or an image that can't be read.
+        VisloraError: a mistake in the settings or the adapter, or an image given by its own name that can't be read.
     """
     from vislora.data.folder import pictures_below
+    from vislora.data.inspection import inspect_files
     from vislora.data.splits import Files, ImageSplit
     from vislora.inference import Inference
     from vislora.precision import new_accelerator, resolve_precision
     from vislora.recognizer import load_recognizer
 
     given = [Path(image) for image in config.images]
-    paths = [file for path in given for file in (pictures_below(path) if path.is_dir() else [path])]
+    below = [file for path in given if path.is_dir() for file in pictures_below(path)]
+    bad = {file: facts.problem for file, facts in inspect_files(below).items() if not facts.usable}
+    for file, problem in bad.items():
+        print(f"left out: {file}: {problem.what}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    found = [file for path in given for file in (pictures_below(path) if path.is_dir() else [path])]
+    paths = [file for file in found if file not in bad]
     if not paths:
         raise ConfigError(f"images=[{', '.join(config.images)}]: no picture there; expected at least one")
     accelerator = new_accelerator(Precision.fp32)
