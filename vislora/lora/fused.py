@@ -152,6 +152,9 @@ class Normalised(NamedTuple):
             return None
         if x._version:  # changed since, unseen by autograd
             return None
+        # a CPU keeps the statistics of a model in 16 bits as rounded, by which x far from zero would lose its digits
+        if node._saved_result1.dtype.itemsize < 4:
+            return None
         return Normalised(
             node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
         )
