@@ -82,3 +82,10 @@ def test_equal_adapters_have_the_same_layers_settings_and_bits():
         changed = weights()
         getattr(changed, key)[1, 2] += 1e-6
         assert not mine.equals(adapter(changed))
+
+
+def test_equal_adapters_have_the_same_biases():
+    mine, same, other = (Adapter({"o": weights()}, biases={"o.bias": torch.full((24,), v)}) for v in (1.0, 1.0, 2.0))
+    assert mine.equals(same)
+    assert not mine.equals(other)
+    assert not mine.equals(Adapter(mine.layers))

@@ -264,3 +264,16 @@ def test_what_cannot_be_blended_is_refused():
         blend([one, other], [0.5, 0.5], "cat", rank=2)
     with pytest.raises(AdapterError, match="rank=0, energy=None: expected a rank"):
         blend([one, other], [0.5, 0.5], rank=0)
+
+
+@pytest.mark.parametrize("how", ["svd", "cat", "linear"])
+def test_a_blend_has_the_biases_of_the_head_it_takes_and_the_larger_dropout(how):
+    one, other = (
+        Adapter({"it": layer(seed=i)}, dropout=dropout, biases={"it.bias": torch.full((4,), float(i))})
+        for i, dropout in ((1, 0.1), (2, 0.3))
+    )
+    done = blend([one, other], [0.5, 0.5], how, head=1).adapter
+    assert torch.equal(done.biases["it.bias"], other.biases["it.bias"])
+    assert done.dropout == 0.3
+    with pytest.raises(AdapterError, match=r"it\.bias.* can't be blended"):
+        blend([one, other], [0.5, 0.5], how)
