@@ -76,3 +76,11 @@ def test_table_without_a_row_is_refused(tmp_path):
     (tmp_path / "metadata.jsonl").touch()
     with pytest.raises(DataError, match="a metadata table without a row"):
         load_splits(MetadataData(root=str(tmp_path)), 0)
+
+
+def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
+    rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(("wren", " wren ", "owl"))]
+    for row in rows:
+        Image.new("RGB", (4, 4)).save(tmp_path / row["file_name"])
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_splits(MetadataData(root=str(tmp_path)), 0).classes == ("owl", "wren")

@@ -49,6 +49,7 @@ def list_metadata(config: MetadataData) -> Labelled:
         pairs = files.setdefault(split, [])
         for where, path, row in metadata_rows(folder):
             label = row.get(config.label_key)
+            label = label.strip() if isinstance(label, str) else label  # as in other tables
             if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
                 raise DataError(f"{where}: {config.label_key!r} is {label!r}; expected a class's name or number")
             pairs.append((path, str(label)))
