@@ -92,3 +92,11 @@ def test_a_files_name_of_any_bytes_is_written(tmp_path):
     evaluate_predictions(named, resamples=10).write(tmp_path)
     assert r"caf\udce9.png,b,b," in (tmp_path / "predictions.csv").read_text()
     assert (tmp_path / "confusion.csv").read_text().startswith("true \\ predicted,a,b")
+
+
+def test_class_without_images_has_no_figures_in_the_table():
+    logits, labels = drawn(6)
+    lines = evaluate_predictions(predictions(logits, labels)).table().splitlines()
+    assert lines[6].split() == ["class", "5", "0", "-", "-", "-"]
+    assert lines[1].count("%") == 3
+    assert len(lines[6]) == len(lines[1])

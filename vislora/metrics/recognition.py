@@ -138,9 +138,10 @@ class Evaluation:
         wide = max(len(name) for name in self.classes)
         lines = [f"{'':{wide}}  images  precision  recall     F1"]
         for name, row in self.to_dict()["per_class"].items():
-            lines.append(
-                f"{name:{wide}}  {row['images']:6d}  {row['precision']:9.1%}  {row['recall']:6.1%}  {row['f1']:5.1%}"
+            precision, recall, f1 = (
+                f"{row[key]:.1%}" if row["images"] else "-" for key in ("precision", "recall", "f1")
             )
+            lines.append(f"{name:{wide}}  {row['images']:6d}  {precision:>9}  {recall:>6}  {f1:>5}")
         lines.append(f"top-1 {self.top1:.1%}, top-5 {self.top5:.1%} of {self.count} images")
         return "\n".join(lines)
 

@@ -207,7 +207,7 @@ def recognition(folder: Path) -> str:
     html += side_by_side(*figures)
     html += drawing(folder / "confusion.svg", "Confusion matrix: counts, shaded by share of the true class", wide=True)
     rows = [
-        [name, f"{c['images']:,}", f"{c['precision']:.1%}", f"{c['recall']:.1%}", f"{c['f1']:.1%}"]
+        [name, f"{c['images']:,}"] + [f"{c[key]:.1%}" if c["images"] else "-" for key in ("precision", "recall", "f1")]
         for name, c in scores["per_class"].items()
     ]
     html += details("Figures of each class", table(["class", "images", "precision", "recall", "F1"], rows))
