@@ -26,7 +26,7 @@ def read_adapters(config: PipelineConfig, files: Sequence[str]) -> list[Adapter]
     from vislora.formats.detect import read_adapter
     from vislora.models.diffusion import pipeline_class
 
-    pipeline = None if config.name == "auto" else pipeline_class(config)
+    pipeline = pipeline_class(config) if files and config.name != "auto" else None
     return [read_adapter(file, pipeline) for file in files]
 
 

@@ -28,12 +28,12 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     from vislora.recognizer import load_recognizer
 
     given = [Path(image) for image in config.images]
-    below = [file for path in given if path.is_dir() for file in pictures_below(path)]
-    bad = {file: facts.problem for file, facts in inspect_files(below).items() if not facts.usable}
+    below = {path: pictures_below(path) for path in given if path.is_dir()}
+    inspected = inspect_files([file for files in below.values() for file in files])
+    bad = {file: facts.problem for file, facts in inspected.items() if not facts.usable}
     for file, problem in bad.items():
         print(f"left out: {file}: {problem.what}".encode(errors="backslashreplace").decode(), file=sys.stderr)
-    found = [file for path in given for file in (pictures_below(path) if path.is_dir() else [path])]
-    paths = [file for file in found if file not in bad]
+    paths = [file for path in given for file in below.get(path, [path]) if file not in bad]
     if not paths:
         raise ConfigError(f"images=[{', '.join(config.images)}]: no picture there; expected at least one")
     accelerator = new_accelerator(Precision.fp32)

@@ -136,7 +136,7 @@ def _same_images(row: Scored, other: Scored) -> bool:
 def _write_table(table: list[dict[str, Any]], file: Path) -> None:
     intervals = [f"{key}_{end}" for key in FIGURES for end in ("low", "high")]
     fitted = ("temperature", "ece", "nll")
-    calibrated = [key if key == "temperature" else f"calibrated_{key}" for key in fitted]
+    calibrated = ("temperature", "calibrated_ece", "calibrated_nll")
     rows = [["name", "data", "images", *FIGURES, "nll", *intervals, *calibrated, "corrupted_top1", "images_per_s"]]
     for row in table:
         ends = [end for key in FIGURES for end in row["intervals"][key]]
