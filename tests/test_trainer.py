@@ -223,7 +223,7 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(split, passes, 
         assert mine == pytest.approx(theirs, rel=1e-3)
 
 
-def test_moments_of_single_numbers_go_where_their_parameter_is():
+def test_the_optimizers_state_goes_where_its_parameter_is():
     gain = torch.nn.Module()
     gain.scale = torch.nn.Parameter(torch.ones(()))  # as the gains of NFNets are
     optimizer = torch.optim.AdamW(gain.parameters())
@@ -235,7 +235,7 @@ def test_moments_of_single_numbers_go_where_their_parameter_is():
     fresh = torch.optim.AdamW(other.parameters())
     _load_optimizer_tensors(other, fresh, kept)
     devices = {key: value.device.type for key, value in fresh.state[other.scale].items()}
-    assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+    assert devices == dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), "meta")  # fused kernels count there too
 
 
 def test_the_gradient_scaler_goes_on_where_it_was(tmp_path):

@@ -219,8 +219,7 @@ def _load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dic
     for joined, tensor in tensors.items():
         name, _, key = joined.rpartition("|")
         p = parameters[name]
-        # AdamW keeps its step count, and only that, on the CPU
-        optimizer.state[p][key] = tensor.clone() if key == "step" else tensor.to(p.device)
+        optimizer.state[p][key] = tensor.to(p.device)
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

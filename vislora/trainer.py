@@ -270,6 +270,7 @@ def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig)
     return torch.optim.AdamW(
         [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
         betas=tuple(config.betas),
+        fused=True,  # a hundred small matrices take a fifth of the time of a loop over them
     )
 
 
