@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import peft
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vislora.compose import configure
@@ -30,7 +29,9 @@ from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.transforms import eval_transform, train_transform
 from vislora.metrics.intervals import mean_interval
 from vislora.metrics.recognition import Evaluation, Predictions, evaluate_predictions
+from vislora.models.patches import ShownPatches
 from vislora.models.vit import build_vit, preprocessing
+from vislora.objectives.recognition import Recognition
 from vislora.precision import autocast_dtype, resolve_precision
 from vislora.report.scores import Scored, write_scores
 from vislora.targets.timm import find_targets
@@ -144,17 +145,20 @@ def _run_peft(config: TrainConfig, out: Path) -> Run:
     images = preprocessing(base, config.data.crop_pct)
     order = Order(len(splits.train), config.trainer.batch_size, config.seed)
     steps = config.trainer.epochs * order.steps_per_epoch
-    loader = train_loader(splits.train, train_transform(images, config.data.augment), order, 0, steps, 0)
+    patches = ShownPatches(base, dropped) if (dropped := config.data.augment.patch_drop) else None
+    objective = Recognition(config.objective.label_smoothing, patches)
+    shown = None if patches is None else (patches.kept, patches.total)
+    loader = train_loader(splits.train, train_transform(images, config.data.augment), order, 0, steps, 0, shown)
     dtype = autocast_dtype(resolve_precision(config.trainer.precision, torch.device("cpu")))
     optimizer = make_optimizer(model, head, config.optim)
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
-    for step, (pictures, labels) in enumerate(loader):
+    for step, batch in enumerate(loader):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * rate_factor(step, steps, config.optim.warmup)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            logits = model(pictures)
-        F.cross_entropy(logits.float(), labels, label_smoothing=config.objective.label_smoothing).backward()
+            loss = objective.losses(model, batch).mean()
+        loss.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -137,8 +137,10 @@ class AugmentConfig:
     color_jitter: float = 0.0  # strength on brightness, contrast and saturation; hue gets a quarter
     rotate: float = 0.0  # degrees to either side
     erase: float = 0.0  # probability of RandomErasing
+    patch_drop: float = 0.0  # share of the patches that a ViT isn't shown (PatchDropout)
 
     def __post_init__(self) -> None:
+        _check_shares(self, "data.augment.", "patch_drop")
         _check_ranges(self, "data.augment.", crop_scale=(0.01, 1), rotate=(0, 180))
         _check_ranges(self, "data.augment.", **dict.fromkeys(("hflip", "color_jitter", "erase"), (0, 1)))
 

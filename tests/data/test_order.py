@@ -148,6 +148,26 @@ def test_a_resumed_loader_gives_the_same_tensors(split):
             assert torch.equal(labels, other_labels)
 
 
+def test_the_patches_of_a_sample_are_its_own_however_the_run_is_divided(split):
+    augment = train_transform(P, AugmentConfig(crop_scale=0.3, erase=0.5))
+    whole = Order(23, 12, seed=1)
+    drawn = {}
+    plain = train_loader(split, augment, whole, 0, 4, 0)
+    batches = train_loader(split, augment, whole, 0, 4, workers=2, patches=(5, 16))
+    for step, ((images, labels, shown), (same, _)) in enumerate(zip(batches, plain, strict=True)):
+        assert torch.equal(images, same)
+        assert shown.shape == (len(labels), 5)
+        drawn |= dict(zip(whole.global_batch(step), map(tuple, shown.tolist()), strict=True))
+    assert all(len(set(numbers)) == 5 for numbers in drawn.values())
+    assert {number for numbers in drawn.values() for number in numbers} == set(range(16))
+    assert len(set(drawn.values())) == len(drawn) == 46
+    for rank in range(2):
+        share = Order(23, 12, 1, accumulation=2, rank=rank, world=2)
+        loader = train_loader(split, augment, share, 3, 4, 0, patches=(5, 16))
+        for (_, _, shown), keys in zip(loader, share.micro_batches(3), strict=True):
+            assert [drawn[key] for key in keys] == [tuple(numbers) for numbers in shown.tolist()]
+
+
 def test_processes_augment_as_one_alone_does(split):
     augment = train_transform(P, AugmentConfig(crop_scale=0.3, erase=0.5))
     whole = Order(23, 12, seed=1)

@@ -94,13 +94,17 @@ class MicroBatches(Sampler[list[SampleKey]]):
 
 
 class _Training(Dataset):
-    def __init__(self, split: ImageSplit, transform: Callable[[Any], Tensor]) -> None:
-        self.split, self.transform = split, transform
+    def __init__(self, split: ImageSplit, transform: Callable[[Any], Tensor], patches: tuple[int, int] | None) -> None:
+        self.split, self.transform, self.patches = split, transform, patches
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int] | tuple[Tensor, int, Tensor]:
         picture = self.split.image(key.index)
         with seeded(mix(*key)):
-            return self.transform(picture), self.split.labels[key.index]
+            sample = self.transform(picture), self.split.labels[key.index]
+            if self.patches is None:
+                return sample
+            kept, total = self.patches
+            return *sample, torch.randperm(total)[:kept]
 
 
 class _Evaluation(Dataset):
@@ -115,10 +119,20 @@ class _Evaluation(Dataset):
 
 
 def train_loader(
-    split: ImageSplit, transform: Callable[[Any], Tensor], order: Order, start: int, stop: int, workers: int
+    split: ImageSplit,
+    transform: Callable[[Any], Tensor],
+    order: Order,
+    start: int,
+    stop: int,
+    workers: int,
+    patches: tuple[int, int] | None = None,
 ) -> DataLoader:
-    """Micro-batches (images [b, 3, H, W], labels [b]) of this process, from one step to another."""
-    return batch_loader(_Training(split, transform), MicroBatches(order, start, stop), workers)
+    """Micro-batches (images [b, 3, H, W], labels [b]) of this process, from one step to another.
+
+    Args:
+        patches: so many of so many are drawn for each image; their numbers [b, kept] come third in a batch.
+    """
+    return batch_loader(_Training(split, transform, patches), MicroBatches(order, start, stop), workers)
 
 
 def eval_loader(

@@ -1,6 +1,7 @@
 """Recognition: cross-entropy on class logits, validated by top-1."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from vislora.models.patches import ShownPatches
+
 
 @dataclass(frozen=True)
 class Recognition:
@@ -17,17 +20,22 @@ class Recognition:
 
     Attributes:
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        patches: the part of the model that is told which patches of its pictures to look at; batches then hold their
+            numbers, [B, kept].
     """
 
     monitor: ClassVar[str] = "val_top1"
     on_cpu: ClassVar[tuple[str, ...]] = ()
     higher_is_better: ClassVar[bool] = True
     label_smoothing: float = 0.0
+    patches: ShownPatches | None = None
 
-    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Loss of each sample, [B]."""
-        images, labels = batch
-        return F.cross_entropy(model(images).float(), labels, reduction="none", label_smoothing=self.label_smoothing)
+        images, labels, *shown = batch
+        with nullcontext() if self.patches is None else self.patches.showing(*shown):
+            logits = model(images).float()
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches: Iterable, accelerator: Accelerator) -> dict[str, float]:

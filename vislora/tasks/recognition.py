@@ -35,6 +35,7 @@ from vislora.inference import Inference
 from vislora.lora import Adapter, Adapters
 from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
+from vislora.models.patches import ShownPatches
 from vislora.models.prefix import Prefix
 from vislora.models.smallest import prove_alive_cheaply
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
@@ -66,9 +67,11 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     images = preprocessing(model, config.data.crop_pct)
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
     order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
+    patches = ShownPatches(model, dropped) if (dropped := config.data.augment.patch_drop) else None
     validation, entered = None, nullcontext()
     if settings.prefix_cache is PrefixCache.off:
-        batches = partial(train_loader, splits.train, augment, order, workers=settings.workers)
+        shown = None if patches is None else (patches.kept, patches.total)
+        batches = partial(train_loader, splits.train, augment, order, workers=settings.workers, patches=shown)
         if splits.val is not None:
             validation = eval_loader(splits.val, plain, settings.batch_size, settings.workers, rank, world)
     else:
@@ -95,7 +98,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     return Task(
         model=model,
         base=[model],
-        objective=Recognition(config.objective.label_smoothing),
+        objective=Recognition(config.objective.label_smoothing, patches),
         order=order,
         batches=batches,
         validation=validation,
