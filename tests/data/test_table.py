@@ -41,6 +41,16 @@ def test_columns_are_parted_by_what_stands_outside_of_quotes(root):
     assert load(root, 'image;label;"a, b, c, d"\n0.png;a;1\n1.png;b;2\n').classes == ("a", "b")
 
 
+def test_splits_go_by_the_names_that_folders_may_have_and_paths_may_be_windows_own(root):
+    (root / "sub").mkdir()
+    for i in range(4):
+        (root / f"{i}.png").rename(root / "sub" / f"{i}.png")
+    rows = ["0.png,a,Training", "1.png,b,train", "2.png,a,validation", "3.png,b,Testing"]
+    splits = load(root, "image,label,part\n" + "".join(f"sub\\{row}\n" for row in rows), split_column="part")
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [2, 1, 1]
+    assert splits.test.image(0).getpixel((0, 0)) == (3, 3, 3)
+
+
 def test_empty_cells_beyond_the_columns_do_no_harm(root):
     assert load(root, "image,label,,\n0.png,a,,,,\n1.png,b,,\n").classes == ("a", "b")
 

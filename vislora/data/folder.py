@@ -8,13 +8,12 @@ from pathlib import Path
 from vislora.config import ImageFolderData
 from vislora.data.images import Problem
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.splits import Splits, splits_of_files
+from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
 
 # what can't be decoded here, as HEIC where Pillow has no plug-in for it, is told by the look into every file
 _HARDLY_READ = (".avif", ".heic", ".heif", ".jp2")
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", *_HARDLY_READ)
-_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 def image_folder(config: ImageFolderData) -> Splits:
@@ -63,7 +62,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
     found: dict[str, Path] = {}
-    for name, spellings in _SPLITS.items():
+    for name, spellings in SPELLINGS.items():
         if folders := [folder for folder in _subfolders(root) if folder.name.lower() in spellings]:
             if len(folders) > 1:
                 raise DataError(f"{folders[0]} and {folders[1]} are one split by two names; put them together")

@@ -15,7 +15,7 @@ from torchvision.datasets.utils import check_integrity, download_url, extract_ar
 from vislora.config import Cub200Data, HfData, TorchvisionData
 from vislora.data.images import Problem, upright_rgb
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.splits import ImageSplit, Splits, splits_of_files
+from vislora.data.splits import SPELLINGS, ImageSplit, Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import cache_dir
 
@@ -56,8 +56,6 @@ _TORCHVISION: dict[str, dict[str, dict[str, Any]]] = {
     "StanfordCars": _TWO,
     "USPS": _FLAG,
 }
-
-_HUB = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}  # spellings of each split
 
 
 def torchvision_set(config: TorchvisionData) -> Splits:
@@ -119,7 +117,7 @@ def hub_set(config: HfData) -> Splits:
         raise DataError(f"data.name={config.name} can't be loaded: {because}") from error
     splits: dict[str, ImageSplit] = {}
     problems: list[Problem] = []
-    for name, spellings in _HUB.items():
+    for name, spellings in SPELLINGS.items():
         if there := [spelling for spelling in spellings if spelling in parts]:
             split, unlabelled = _hub_split(parts[there[0]], there[0], config)
             if split.labels:  # or they are withheld, as of many sets' test split

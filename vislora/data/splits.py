@@ -13,6 +13,8 @@ from vislora.data.images import Facts, Place, Problem, read_image
 from vislora.data.inspection import inspect_files
 from vislora.errors import DataError, first_three
 
+SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
 
 class Pictures(Protocol):
     """Where pictures come from: an index in, an RGB picture out."""

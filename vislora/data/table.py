@@ -6,10 +6,10 @@ from pathlib import Path
 from vislora.config import CsvData
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.rows import csv_table
-from vislora.data.splits import Splits, splits_of_files
+from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
 
-_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_NAMES = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 
 
 def image_table(config: CsvData) -> Splits:
@@ -44,7 +44,7 @@ def list_table(config: CsvData) -> Labelled:
             raise DataError(f"{where}: the image is empty")
         if not cells["label"]:
             raise DataError(f"{where}: the label is empty")
-        path = root / cells["image"]
+        path = root / cells["image"].replace("\\", "/")  # as Windows writes them
         if not path.is_file():
             raise DataError(f"{where}: {path} is missing; paths are relative to data.root")
         if cells["split"].lower() not in _NAMES:

@@ -187,7 +187,7 @@ figure .scroll svg{width:auto;max-width:none}
 figure svg text{font-family:inherit!important;fill:currentColor}
 figure img{display:block;max-width:100%;height:auto;margin:0 auto;border-radius:4px}
 figcaption{font-size:.82rem;color:var(--soft);margin-top:8px}
-.scroll+.grid,.scroll+.scroll{margin-top:18px}
+.scroll+*{margin-top:18px}
 .scroll{overflow-x:auto;max-height:80vh;overflow-y:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;width:100%}
 caption{text-align:left;color:var(--soft);font-size:.82rem;padding-bottom:6px}

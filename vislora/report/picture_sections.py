@@ -36,6 +36,9 @@ def _short(key: str, value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{round(value, 2) + 0.0:.2f}"  # of -0.001 no sign is left
 
 
+_INTERVALS = "95% intervals by the bootstrap over prompts; the kernel distance's by halves of prompts and reference"
+
+
 def picture_scores(out: Path) -> Section | None:
     """One table of what was compared, and what its figures mean and stand on."""
     found = read_json(out / "scores.json")
@@ -49,7 +52,7 @@ def picture_scores(out: Path) -> Section | None:
         # the interval goes below its value
         cells.append([row["name"], str(row["pictures"]), *(text.replace(" (", "\n").rstrip(")") for text in figures)])
     header = ["", "pictures", *(TITLES[key] for key in keys)]
-    html = table(header, cells, "95% intervals, by the bootstrap over prompts")
+    html = table(header, cells, _INTERVALS)
     backbone = found["backbone"]
     html += paragraph(f"Features of {backbone['name']}, weights with SHA-256 {backbone['sha256']}.")
     said = f"Reference: {found['reference']}."
