@@ -273,6 +273,34 @@ def test_dropout_leaves_the_expectation_and_samples_without_it_alone(kind, dora)
     assert ((y[:20000].mean(0) - wanted[0][0]).abs() <= 5 * spread / 20000**0.5 + 1e-4).all()
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_takes_an_input_from_all_that_the_adapter_adds_and_from_nothing_else(kind, dora):
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(6, 5, 1)
+    x = F.one_hot(torch.tensor(2), 6).float().view(1, 6, *[1] * (layer.weight.dim() - 2))  # dropped, or it isn't
+    adapters = Adapters(model := nn.Sequential(layer))
+    base = model(x).detach()
+    adapters.add("it", [TargetLayer("0")], LoraSettings(2, 4, dropout=0.4, dora=dora))
+    fill(model)
+    added = model.eval()(x).detach() - base
+    with adapters.per_sample(["it"] * 50):
+        found = model.train()(x.expand(50, *x.shape[1:])).detach() - base
+    kept = found.flatten(1).norm(dim=1) > 1e-5
+    assert 0 < kept.sum() < 50
+    assert torch.allclose(found[kept], (added / 0.6).expand_as(found[kept]), atol=1e-5)
+
+
+def test_each_number_of_each_sample_is_dropped_by_itself():
+    torch.manual_seed(0)
+    adapters = Adapters(model := nn.Sequential(nn.Linear(3, 3)))
+    adapters.add("it", [TargetLayer("0")], LoraSettings(2, 4, dropout=0.4))
+    x = torch.ones(5000, 2, 3)
+    with adapters.per_sample(["it"] * len(x)):
+        dropped = model[0].lora.dropped(x, torch.zeros(len(x), dtype=torch.long)).flatten(1)
+    assert torch.allclose(dropped.T.cov(), 0.4 / 0.6 * torch.eye(6), atol=0.06)
+
+
 def test_a_mixed_batch_is_what_peft_computes():
     peft = pytest.importorskip("peft")
     model, adapters = None, Adapters(mine := Convolutions())
