@@ -126,6 +126,14 @@ def test_an_autoencoder_that_overflows_in_half_precision_is_computed_in_single(t
     assert vae.dtype == torch.float16
 
 
+def test_showings_are_mirrored_one_by_one_as_often_as_is_set():
+    shown = gallery(hflip=0.3)
+    epochs = [[shown.sample(SampleKey(0, epoch, index))[1] for index in range(4)] for epoch in range(2000)]
+    mirrored = torch.tensor(epochs).double()
+    torch.testing.assert_close(mirrored.mean(0), torch.full((4,), 0.3).double(), rtol=0, atol=0.05)
+    torch.testing.assert_close(mirrored.T.cov(), 0.21 * torch.eye(4).double(), rtol=0, atol=0.03)
+
+
 def test_a_cached_sample_is_what_encoding_it_on_the_way_gives(pipe):
     shown, encoder = gallery(hflip=0.5), PipelineEncoder(pipe, CPU)
     cached = LatentSet(shown, None, encode(shown, encoder, with_text=True))
@@ -143,6 +151,14 @@ def test_a_cached_sample_is_what_encoding_it_on_the_way_gives(pipe):
             latents = encoder.images(other["images"][None])[0]
             torch.testing.assert_close(one["latents"], latents, rtol=1e-3, atol=1e-4)
     assert len(mirrored) == 6  # each of three pictures, both ways
+
+
+def test_every_showing_of_a_picture_has_noise_of_its_own(pipe):
+    shown, encoder = gallery(), PipelineEncoder(pipe, CPU)
+    showings = PixelSet(shown, encoder.tokens(list(shown.captioned.captions)))
+    keys = [SampleKey(seed, epoch, index) for seed in (0, 1) for epoch in (0, 1) for index in (0, 3)]
+    assert {shown.sample(key) for key in keys} == {(0, False)}
+    assert len({showings[key]["seed"] for key in keys}) == len(keys)
 
 
 def test_latents_are_those_that_diffusers_decodes_to_the_picture(pipe):

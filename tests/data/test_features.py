@@ -86,6 +86,13 @@ def test_a_file_is_found_again_until_a_picture_or_the_prefix_changes(split, monk
     assert [i for i in range(40) if not torch.equal(changed[i], rows[i])] == [7]
 
 
+def test_the_same_pictures_in_another_order_have_their_own_features(split, monkeypatch, tmp_path):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
+    rows = computed(split, Identity(), PrefixCache.disk).rows.clone()
+    split.pictures.array[:] = split.pictures.array[::-1].copy()
+    assert torch.equal(computed(split, Identity(), PrefixCache.disk).rows, rows.flip(0))
+
+
 def test_a_run_that_died_while_filling_leaves_no_file_behind(split, monkeypatch, tmp_path):
     monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
 
