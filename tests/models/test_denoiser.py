@@ -106,6 +106,18 @@ def test_an_autoencoders_latents_are_shifted_and_scaled_as_it_says(scales):
 
 
 @torch.no_grad()
+def test_an_autoencoders_latents_are_standardised_by_the_mean_and_deviation_of_each_channel_it_says():
+    mean, std = [0.1, -0.2, 0.3, 0.4], [1.5, 0.5, 2.0, 3.0]
+    size = {"block_out_channels": (8,), "norm_num_groups": 4}
+    vae = AutoencoderKL(**size, scaling_factor=0.5, latents_mean=mean, latents_std=std).eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = encode_images(vae, images)
+    # what StableDiffusionXLPipeline decodes
+    decoded = torch.stack([latents[:, c] * std[c] / 0.5 + mean[c] for c in range(4)], 1)
+    torch.testing.assert_close(decoded, vae.encode(images).latent_dist.mean)
+
+
+@torch.no_grad()
 def test_a_tiny_autoencoders_latents_are_taken_as_they_are():
     vae = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()  # fmt: skip # noqa: E501
     images = torch.rand(2, 3, 16, 16) * 2 - 1
