@@ -369,6 +369,22 @@ def test_update_that_waits_for_a_prompts_tokens_is_refused(tmp_path):
         read_peft(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"bias": "layer_norms"},
+        {"fan_in_fan_out": True},
+        {"megatron_config": {"hidden_size": 48}},
+        {"trainable_token_indices": [3]},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_setting_that_would_change_what_the_tensors_mean_is_refused_by_name(folder, setting):
+    edit_config(folder, **setting)
+    with pytest.raises(AdapterError, match=rf"{next(iter(setting))}=.* can't be read; it would be lost"):
+        read_peft(folder)
+
+
 @pytest.mark.parametrize("missing", [CONFIG, TENSORS])
 def test_missing_file_is_named(folder, missing):
     (folder / missing).unlink()
