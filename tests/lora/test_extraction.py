@@ -76,14 +76,28 @@ def test_change_of_a_lower_rank_than_asked_for_is_extracted_at_its_own(shape, dt
     g = torch.Generator().manual_seed(0)
     change = torch.randn(shape[0], 1, generator=g, dtype=dtype) @ torch.randn(1, shape[1], generator=g, dtype=dtype)
     done = extract({"fc.weight": torch.zeros(shape, dtype=dtype)}, {"fc.weight": change}, rank=8)
+    assert done.adapter.layers["fc"].rank == 1
     assert close(delta(done.adapter.layers["fc"]), change.double().numpy())
 
 
-def test_half_precision_weights_are_compared_in_full_precision():
+@pytest.mark.parametrize(("dtype", "change"), [(torch.float32, 1e-5), (torch.float16, 1.0)])
+def test_half_precision_weights_are_compared_in_full_precision(dtype, change):
     base = {"it.weight": torch.randn(8, 6).half()}
-    tuned = {"it.weight": base["it.weight"].float() + 1e-5 * torch.randn(8, 6)}
+    tuned = {"it.weight": (base["it.weight"].float() + change * torch.randn(8, 6)).to(dtype)}
     wanted = tuned["it.weight"].double() - base["it.weight"].double()
     assert close(delta(extract(base, tuned, 6).adapter.layers["it"]), wanted.numpy())
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.float16])
+def test_what_is_only_stored_in_another_precision_has_not_changed(base_dtype):
+    base = {key: tensor.to(base_dtype) for key, tensor in vit().state_dict().items()}
+    other = torch.float16 if base_dtype == torch.float32 else torch.float32
+    tuned = {key: tensor.to(other) for key, tensor in base.items()}
+    tuned["blocks.0.mlp.fc1.weight"] = tuned["blocks.0.mlp.fc1.weight"] + 0.1
+    adapter = extract(base, tuned, 4).adapter
+    assert adapter.layers.keys() == {"blocks.0.mlp.fc1"}
+    assert not adapter.trained
+    assert not adapter.biases
 
 
 def test_changes_that_no_adapter_holds_are_refused_by_name_or_left_out_as_asked():
