@@ -128,6 +128,7 @@ def test_merged_model_gives_the_adapted_logits(images):
     assert (adapted - base).abs().max() > 0.1
     assert torch.allclose(model(images), adapted, atol=1e-5)
     assert type(model.blocks[0].attn.qkv) is nn.Linear
+    assert not model.blocks[0].attn.qkv.weight.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -223,6 +223,17 @@ def test_bias_that_is_trained_beside_a_read_weight_gets_its_gradient():
     assert torch.equal(bias.grad, torch.full((DIM,), 4.0))
 
 
+@pytest.mark.parametrize("bias", [None, torch.ones(DIM)], ids=["none", "another"])
+def test_a_layers_own_bias_stays_out_where_its_weight_is_read_with_another_or_none(bias):
+    layer = nn.Sequential(nn.Linear(DIM, DIM))
+    plain = copy.deepcopy(layer)
+    Adapters(layer).add("it", [TargetLayer("0")], LoraSettings(3, 6.0))
+    train_a_little(layer)
+    x, exact = torch.randn(4, DIM), by_hand(plain, layer)[0].weight
+    wanted = F.linear(x.double(), exact, None if bias is None else bias.double())
+    assert close(F.linear(x, layer[0].weight, bias), wanted)
+
+
 def test_half_precision_sum_is_rounded_once():
     attention = TorchAttention().bfloat16()
     Adapters(attention).add("it", [TargetLayer("attn")], LoraSettings(3, 6.0))
@@ -292,6 +303,15 @@ def test_dropout_acts_on_a_read_linear():
 def test_dropout_that_cannot_act_is_refused(name):
     with pytest.raises(AdapterError, match=rf"dropout=0.1 can't act on {name}: .* set it to 0"):
         Adapters(TorchAttention()).add("it", [TargetLayer(name)], LoraSettings(3, 6.0, dropout=0.1))
+
+
+def test_dropout_is_refused_in_training_where_a_weight_is_read_for_anything_but_its_product():
+    layer = nn.Sequential(nn.Linear(DIM, DIM))
+    Adapters(layer).add("it", [TargetLayer("0")], LoraSettings(3, 6.0, dropout=0.1))
+    with pytest.raises(AdapterError, match=r"dropout=0\.1 can't act on a LoraLinear whose weight is read as a whole"):
+        layer[0].weight.t() * 1
+    layer.eval()
+    assert torch.equal(layer[0].weight.t() * 1, frozen_weight(layer[0]).t())
 
 
 def test_torch_attention_with_keys_of_another_width_is_refused():
