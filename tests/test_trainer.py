@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -157,6 +158,25 @@ def test_a_run_resumed_twice_still_takes_the_same_path(split, tmp_path):
         else:
             previous.fit()
     assert_same_bits(parameters(previous), parameters(straight))
+
+
+def test_a_run_resumed_in_its_own_folder_takes_back_what_it_logged_after_the_checkpoint(split, tmp_path):
+    settings = {"batch_size": 1, "epochs": 2}
+    make_trainer(split, tmp_path / "straight", **settings).fit()
+    objective = StopsAt()
+    object.__setattr__(objective, "calls_left", 35)  # the checkpoint is of step 22, the last epoch's end
+    with pytest.raises(Stopped):
+        make_trainer(split, tmp_path / "cut", objective=objective, **settings).fit()
+    assert rows(tmp_path / "cut")[-1]["step"] > 22
+    make_trainer(split, tmp_path / "cut", resume=str(tmp_path / "cut"), **settings).fit()
+    assert rows(tmp_path / "cut") == rows(tmp_path / "straight")
+
+
+def test_the_newest_checkpoint_counts_where_an_older_one_was_not_removed(split, tmp_path):
+    make_trainer(split, tmp_path, epochs=1).fit()
+    for step in (3, 5):
+        shutil.copytree(tmp_path / "checkpoints" / "step_00000004", tmp_path / "checkpoints" / f"step_{step:08d}")
+    assert Checkpoint.open(tmp_path).folder.name == "step_00000005"
 
 
 def test_resuming_under_other_settings_is_refused(split, tmp_path):
@@ -340,10 +360,65 @@ def test_short_attention_of_a_step_in_bf16_is_in_float32(split, tmp_path):
     assert losses == pytest.approx([row["loss"] for row in rows(tmp_path / "fp32")], rel=0.02)
 
 
+class WatchesTheLoss(Recognition):
+    monitor, higher_is_better = "val_watched", False
+
+    def validate(self, model, batches, accelerator):
+        figures = super().validate(model, batches, accelerator)
+        return figures | {self.monitor: figures["val_loss"]}
+
+
+def test_of_a_figure_that_is_better_when_less_the_least_is_the_best(split, tmp_path):
+    progress = make_trainer(split, tmp_path, objective=WatchesTheLoss(), epochs=4).fit()
+    losses = {row["step"]: row["val_loss"] for row in rows(tmp_path) if "val_loss" in row}
+    assert progress.best == losses[progress.best_step] == min(losses.values()) < max(losses.values())
+
+
+def test_validation_comes_as_often_as_is_set_and_at_the_end(split, tmp_path):
+    make_trainer(split, tmp_path, epochs=3, validate_every=2).fit()
+    assert [row["step"] for row in rows(tmp_path) if "val_top1" in row] == [8, 12]
+
+
+def test_the_rate_of_each_step_is_its_own_of_the_whole_run(split, tmp_path):
+    make_trainer(split, tmp_path, optim=OptimConfig(lr=3e-3, warmup=0.25), epochs=3).fit()
+    rates = [row["lr"] for row in rows(tmp_path) if "lr" in row]
+    assert rates == pytest.approx([3e-3 * rate_factor(step, 12, 0.25) for step in range(12)])
+
+
 def test_a_run_stops_when_validation_no_longer_improves(split, tmp_path):
     optim = OptimConfig(lr=0.0)
     progress = make_trainer(split, tmp_path, optim=optim, epochs=20, patience=2).fit()
     assert progress.step == 3 * 4  # the first validation is the best, two more are not better
+
+
+def test_a_resumed_run_goes_on_counting_the_validations_without_improvement(split, tmp_path):
+    settings = {"optim": OptimConfig(lr=0.0), "epochs": 20, "patience": 3, "keep": Keep.last}
+    objective = StopsAt()
+    object.__setattr__(objective, "calls_left", 13)  # 4 steps an epoch: two validations after the best one
+    with pytest.raises(Stopped):
+        make_trainer(split, tmp_path / "cut", objective=objective, **settings).fit()
+    resumed = make_trainer(split, tmp_path / "resumed", resume=str(tmp_path / "cut"), **settings)
+    assert resumed.fit().step == 4 * 4
+
+
+def test_a_preview_is_of_what_would_be_exported_and_training_goes_on_as_if_it_had_not_been_drawn(split, tmp_path):
+    settings = {"ema": 0.5, "keep": Keep.last}
+    plain = make_trainer(split, tmp_path / "plain", **settings)
+    plain.fit()
+    watched = make_trainer(split, tmp_path / "watched", preview_every=5, **settings)
+    drawn = {}
+
+    def preview(file):
+        torch.rand(3)
+        assert not any(module.training for module in watched.model.modules())
+        drawn[file.name] = parameters(watched)
+
+    watched.preview = preview
+    watched.fit()
+    assert [*drawn] == [f"step_{step:08d}.png" for step in (5, 10, 12)]
+    assert_same_bits(drawn["step_00000012.png"], parameters(watched))
+    assert_same_bits(parameters(watched), parameters(plain))
+    assert rows(tmp_path / "watched") == rows(tmp_path / "plain")
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(split, tmp_path):
