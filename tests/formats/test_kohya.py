@@ -167,6 +167,20 @@ def test_model_is_told_by_the_width_of_its_text(tmp_path, width, version, key):
     assert all(name.startswith(f"{key}transformer_blocks_0_attn2_to_k.") for name in keys)
 
 
+@pytest.mark.parametrize(
+    ("components", "ends", "prefixes"),
+    [
+        (("unet",), "attn1.to_q", {"lora_unet_input", "lora_unet_middle", "lora_unet_output"}),
+        (("text_encoder", "text_encoder_2"), "q_proj", {"lora_te1_text", "lora_te2_text"}),
+    ],
+    ids=["deep blocks", "second text encoder"],
+)
+def test_sdxl_is_told_by_what_only_it_has_where_no_layer_reads_text(sdxl, tmp_path, components, ends, prefixes):
+    adapter = tiny.trained(sdxl, lambda name: name.endswith(ends), components=components)
+    keys = load_file(write_kohya(adapter, tmp_path / "style.safetensors"))
+    assert {"_".join(key.split("_")[:3]) for key in keys} == prefixes
+
+
 def test_convolutions_are_told_in_the_header(sd, tmp_path):
     adapter = tiny.trained(sd, lambda name: name.endswith(("to_q", "conv1")))
     with safe_open(write_kohya(adapter, tmp_path / "style.safetensors"), "pt") as opened:
