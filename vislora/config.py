@@ -417,6 +417,7 @@ class DiffusionObjective(ObjectiveConfig):
 
     min_snr_gamma: float | None = None  # cap of the signal-to-noise ratio in the loss weight; usually 5
     noise_offset: float = 0.0  # strength of noise that a whole channel shares; 0.05 for very dark or bright styles
+    timestep_shift: float = 1.0  # above 1: trained at more noise, where styles and layouts are told; below 1: at less
     caption_dropout: float = 0.0  # share of showings without a caption
     prompts: list[str] | None = None  # of the preview pictures; captions of the data by default
     preview_steps: int = 25  # of sampling
@@ -427,7 +428,7 @@ class DiffusionObjective(ObjectiveConfig):
         _check_ranges(
             self, "objective.", caption_dropout=(0, 1), preview_steps=(1, math.inf), before_after=(0, math.inf)
         )
-        _check_ranges(self, "objective.", noise_offset=(0, math.inf))
+        _check_ranges(self, "objective.", noise_offset=(0, math.inf), timestep_shift=(0.01, 100))
         if self.prompts is not None and not self.prompts:
             raise ConfigError("objective.prompts is empty; give at least one, or null for captions of the data")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0.0:

@@ -67,6 +67,22 @@ def test_noise_is_standard_and_levels_are_uniform():
     assert noise.std() == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_multiplies_the_odds_of_the_levels_and_leaves_validation_alone(shift):
+    def levels(**settings):
+        model = Recorder()
+        objective(**settings).losses(model, batch(500))
+        return (model.timesteps.double() + 0.5) / 1000
+
+    plain, shifted = levels(), levels(timestep_shift=shift)
+    inner = (plain > 0.05) & (plain < 0.95)  # away from the ends, where a thousandth is much
+    odds = [(u / (1 - u))[inner] for u in (plain, shifted)]
+    torch.testing.assert_close(odds[1], shift * odds[0], rtol=0.05, atol=0)
+    assert (shifted > 0.5).double().mean() == pytest.approx(shift / (1 + shift), abs=0.05)
+    figures = [objective(timestep_shift=s).validate(Recorder(), [batch(4)], Accelerator()) for s in (1.0, shift)]
+    assert figures[0] == figures[1]
+
+
 def test_an_offset_is_shared_by_the_pixels_of_a_channel_and_adds_its_variance():
     given, model = batch(1500), Recorder()
     objective(noise_offset=0.5).losses(model, given | {"latents": torch.zeros(1500, 4, 8, 8)})

@@ -46,8 +46,10 @@ def epoch(task: Task) -> dict:
 
 def test_the_objective_is_the_one_that_is_set(base, photos):
     words = ["objective.min_snr_gamma=3", "objective.noise_offset=0.2", "objective.caption_dropout=0.7"]
+    words.append("objective.timestep_shift=2")
     objective = prepared(base, photos, "data.size=64", *words).objective
     assert (objective.min_snr_gamma, objective.noise_offset, objective.caption_dropout) == (3, 0.2, 0.7)
+    assert objective.timestep_shift == 2
 
 
 @pytest.mark.parametrize("hflip", [0, 1])

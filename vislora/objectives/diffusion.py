@@ -32,6 +32,8 @@ class Diffusion:
         noise_offset: strength of the noise that all pixels of a channel share, so that a style may change how bright
             whole images are (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
         caption_dropout: share of showings without a caption, for classifier-free guidance.
+        timestep_shift: factor on the odds u / (1 - u) of each drawn noise level u (Esser et al. 2024,
+            https://arxiv.org/abs/2403.03206, section 5.3.2): above 1 there is more noise in training.
     """
 
     monitor: ClassVar[str] = "val_loss"
@@ -44,6 +46,7 @@ class Diffusion:
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
     caption_dropout: float = 0.0
+    timestep_shift: float = 1.0
 
     def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Loss of each sample, [B]."""
@@ -100,6 +103,7 @@ class Diffusion:
             shared.append(torch.randn(latents.shape[1], 1, 1, generator=generator))
             chances.append(torch.rand(2, generator=generator))
         levels, drops = torch.stack(chances).to(latents.device, non_blocking=True).unbind(1)
+        levels = self.timestep_shift * levels / (1.0 + (self.timestep_shift - 1.0) * levels)
         mixed = torch.stack(noise) + self.noise_offset * torch.stack(shared)
         return mixed.to(latents.device, non_blocking=True), levels, drops < self.caption_dropout
 
