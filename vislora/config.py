@@ -417,7 +417,7 @@ class DiffusionObjective(ObjectiveConfig):
 
     min_snr_gamma: float | None = None  # cap of the signal-to-noise ratio in the loss weight; usually 5
     noise_offset: float = 0.0  # strength of noise that a whole channel shares; 0.05 for very dark or bright styles
-    timestep_shift: float = 1.0  # above 1: trained at more noise, where styles and layouts are told; below 1: at less
+    timestep_shift: float = 1.0  # above 1: trained at more noise; below 1: at less
     caption_dropout: float = 0.0  # share of showings without a caption
     prompts: list[str] | None = None  # of the preview pictures; captions of the data by default
     preview_steps: int = 25  # of sampling
