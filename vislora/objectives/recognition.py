@@ -1,9 +1,9 @@
 """Recognition: cross-entropy on class logits, validated by top-1."""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vislora.models.patches import ShownPatches
+
+class Patches(Protocol):
+    """The part of a model that can be told to look at some of its pictures' patches alone."""
+
+    def showing(self, chosen: Tensor) -> AbstractContextManager[None]:
+        """Meanwhile it sees those of these numbers, [B, kept]."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Recognition:
     on_cpu: ClassVar[tuple[str, ...]] = ()
     higher_is_better: ClassVar[bool] = True
     label_smoothing: float = 0.0
-    patches: ShownPatches | None = None
+    patches: Patches | None = None
 
     def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Loss of each sample, [B]."""
