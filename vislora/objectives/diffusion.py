@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vislora.data.encoded import Encoder
 from vislora.data.order import mix
-from vislora.objectives.schedules import Schedule
+from vislora.objectives.schedules import Schedule, shifted
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -103,7 +103,7 @@ class Diffusion:
             shared.append(torch.randn(latents.shape[1], 1, 1, generator=generator))
             chances.append(torch.rand(2, generator=generator))
         levels, drops = torch.stack(chances).to(latents.device, non_blocking=True).unbind(1)
-        levels = self.timestep_shift * levels / (1.0 + (self.timestep_shift - 1.0) * levels)
+        levels = shifted(levels, self.timestep_shift)
         mixed = torch.stack(noise) + self.noise_offset * torch.stack(shared)
         return mixed.to(latents.device, non_blocking=True), levels, drops < self.caption_dropout
 

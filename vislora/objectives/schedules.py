@@ -103,9 +103,14 @@ class Flow:
     def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
         drawn = torch.special.ndtri(levels.clamp(1e-6, 1.0 - 1e-6)).sigmoid()
         shift = self.shift((latents.shape[2] // _TOKEN) * (latents.shape[3] // _TOKEN))
-        sigma = shift * drawn / (1.0 + (shift - 1.0) * drawn)
+        sigma = shifted(drawn, shift)
         s = sigma[:, None, None, None]
         return Noised((1.0 - s) * latents + s * noise, sigma * self.times, noise - latents, torch.ones_like(sigma))
+
+
+def shifted(levels: Tensor, shift: float) -> Tensor:
+    """Levels u in [0, 1] whose odds u / (1 - u) are multiplied (Esser et al. 2024, section 5.3.2)."""
+    return shift * levels / (1.0 + (shift - 1.0) * levels)
 
 
 def _shift(config: Any) -> Callable[[int], float]:
