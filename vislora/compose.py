@@ -84,7 +84,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     def run(config: DictConfig) -> object:
         out = Path(HydraConfig.get().runtime._get_node("output_dir")._value())  # as it is: ${x} may be part of its name
         try:
-            return body(_typed(config, adapter), out)
+            return body(_typed(config, adapter, name), out)
         except TrainingError as error:
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 _refuse(error)
@@ -95,7 +95,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         except OSError as error:
             if not _is_of_files(error):
                 raise
-            _refuse(_explained(error))
+            _refuse(_explained(error, name))
         except KeyboardInterrupt:
             _stop(f"; go on with trainer.resume={out}" if any(out.glob("checkpoints/step_*")) else "")
         finally:
@@ -113,11 +113,11 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     except (ConfigError, TrainingError) as error:
         _refuse(error)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        _refuse(_explained(error))
+        _refuse(_explained(error, name))
     except OSError as error:
         if not _is_of_files(error):
             raise
-        _refuse(_explained(error))
+        _refuse(_explained(error, name))
     except KeyboardInterrupt:
         _stop()
 
@@ -135,8 +135,8 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
             words, adapter = _take_adapter(name, overrides)
             config = compose(name, [*map(_readable, words)])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise _explained(error) from error
-    return _typed(config, adapter)
+        raise _explained(error, name) from error
+    return _typed(config, adapter, name)
 
 
 def quoted(text: str) -> str:
@@ -205,7 +205,7 @@ def _check_words(name: str, words: Sequence[str]) -> None:
         raise ConfigError(f"{settings_of_it[0]} is a setting of a data set, and none is chosen; give data=OPTION too")
 
 
-def _typed(config: DictConfig, adapter: str | list[str] | None) -> Any:
+def _typed(config: DictConfig, adapter: str | list[str] | None, name: str) -> Any:
     """The dataclasses behind a composed config; a missing value and a key smuggled in with `+` are refused."""
     if adapter is not None:
         several = adapter if isinstance(adapter, list) else [adapter]
@@ -219,7 +219,7 @@ def _typed(config: DictConfig, adapter: str | list[str] | None) -> Any:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=…")
-    _check_keys(config, "")
+    _check_keys(config, "", name)
     return OmegaConf.to_object(config)
 
 
@@ -232,17 +232,17 @@ def _adapter_type(config: DictConfig) -> Any:
     return OmegaConf.get_type(config).__dataclass_fields__["adapter"].type
 
 
-def _check_keys(config: DictConfig, prefix: str) -> None:
+def _check_keys(config: DictConfig, prefix: str, name: str) -> None:
     known = [f.name for f in fields(OmegaConf.get_type(config))]
     for key in config:
         if key not in known:
-            raise _unknown_key(f"{prefix}{key}")
+            raise _unknown_key(f"{prefix}{key}", name)
         child = config._get_node(key)
         if isinstance(child, DictConfig) and is_dataclass(OmegaConf.get_type(child)):
-            _check_keys(child, f"{prefix}{key}.")
+            _check_keys(child, f"{prefix}{key}.", name)
         elif f"{prefix}{key}" == "sets":
-            for name in child:
-                _check_keys(child._get_node(name), f"sets.{name}.")
+            for one in child:
+                _check_keys(child._get_node(one), f"sets.{one}.", name)
 
 
 def _refuse(error: VisloraError) -> None:
@@ -255,7 +255,7 @@ def _stop(more: str = "") -> None:
     sys.exit(130)  # as shells have it
 
 
-def _explained(error: Exception) -> ConfigError:
+def _explained(error: Exception, name: str) -> ConfigError:
     """One sentence for what Hydra, OmegaConf and the file system tell in several lines."""
     text = str(error)
     if _is_of_files(error):
@@ -263,7 +263,7 @@ def _explained(error: Exception) -> ConfigError:
     if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
-        return _unknown_key(found[1])
+        return _unknown_key(found[1], name)
     if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
         key = found[1].partition("=")[0]
         return ConfigError(
@@ -279,8 +279,8 @@ def _explained(error: Exception) -> ConfigError:
         group = found[3].partition(".")[0]
         if group == "recipe":
             return ConfigError(f"recipe={found[1]} has to begin with the line `# @package _global_`")
-        if found[3] not in _known_keys():
-            return ConfigError(f"recipe={found[1]} sets an {_unknown_key(found[3])}")
+        if found[3] not in _known_keys(name):
+            return ConfigError(f"recipe={found[1]} sets an {_unknown_key(found[3], name)}")
         return ConfigError(
             f"recipe={found[1]} sets {found[3]}, which the chosen {group} doesn't have; leave out {group}=…, or take "
             "another recipe"
@@ -303,18 +303,28 @@ def _is_of_files(error: Exception) -> bool:
     return isinstance(error, _OF_PATHS) or (isinstance(error, OSError) and error.errno in _OF_DISKS)
 
 
-def _unknown_key(key: str) -> ConfigError:
-    near = get_close_matches(key, _known_keys(), n=1)
-    hint = f"did you mean {near[0]}?" if near and near[0] != key else "`--cfg job` prints the keys there are"
-    elsewhere = f", which the chosen {key.partition('.')[0]} doesn't have" if key in _known_keys() else ""
+def _unknown_key(key: str, name: str) -> ConfigError:
+    known = _known_keys(name)
+    near = get_close_matches(key, known, n=1)
+    if "out" not in known and re.fullmatch(r"out(put)?(_?(dir|folder))?", key):
+        hint = "the folder of the run is hydra.run.dir=FOLDER"  # a name that nobody guesses
+    elif near and near[0] != key:
+        hint = f"did you mean {near[0]}?"
+    else:
+        hint = "`--cfg job` prints the keys there are"
+    elsewhere = f", which the chosen {key.partition('.')[0]} doesn't have" if key in known else ""
     return ConfigError(f"unknown key {key}{elsewhere}; {hint}")
 
 
-def _known_keys() -> list[str]:
+def _known_keys(name: str) -> list[str]:
+    """Of the command, and of the groups' options, chosen or not."""
+    own = "train_schema" if name in _WITH_GROUP else f"{name}_schema"
     keys = []
-    for group, _, schema in _SCHEMAS:
+    for group, option, schema in _SCHEMAS:
+        if group is None and option != own:
+            continue
         for f in fields(schema):
-            name = f"{group}.{f.name}" if group else f.name
-            nested = [f"{name}.{g.name}" for g in fields(f.type)] if is_dataclass(f.type) else []
-            keys += [name, *nested]
+            key = f"{group}.{f.name}" if group else f.name
+            nested = [f"{key}.{g.name}" for g in fields(f.type)] if is_dataclass(f.type) else []
+            keys += [key, *nested]
     return keys
