@@ -34,7 +34,7 @@ class ShownPatches(nn.Module):
         if not isinstance(model, VisionTransformer | Eva):
             raise ConfigError(
                 f"data.augment.patch_drop={share:g}: a {type(model).__name__} needs all of its patches, plain ViTs and "
-                "EVA don't; leave it at 0"
+                "EVA don't; give data.augment.patch_drop=0, also where a recipe has set it"
             )
         if getattr(model.patch_drop, "prob", 0.0):
             raise ConfigError("give data.augment.patch_drop or model.args.patch_drop_rate, not both")
