@@ -149,6 +149,17 @@ def test_a_probe_is_trained_from_features_too(photos, tmp_path):
     assert same(*weights)
 
 
+def test_frozen_batchnorm_is_computed_once_with_the_statistics_it_was_frozen_with(photos, tmp_path):
+    kept = [word for word in WORDS if not word.startswith(("model.name", "+model.args"))]
+    words = [*kept, "model.name=xcit_nano_12_p16_224", "+model.args={depth:3,embed_dim:48}", "trainer.epochs=2"]
+    plain, cached = tmp_path / "plain", tmp_path / "cached"
+    for out, where in ((plain, "off"), (cached, "memory")):
+        train(configure("train", [*words, f"data.root={photos}", f"trainer.prefix_cache={where}"]), out)
+    for mine, theirs in zip(curve(cached), curve(plain), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    assert same(exported(cached), exported(plain))
+
+
 def test_what_cannot_be_cached_is_refused(photos, tmp_path):
     with pytest.raises(ConfigError, match=r"set data\.augment\.crop_scale=1 \(hflip may stay\)"):
         run(photos, tmp_path, "trainer.prefix_cache=memory", "data.augment.crop_scale=0.7")

@@ -15,6 +15,7 @@ FAMILIES = {
         "beit_base_patch16_224",
         {"img_size": 32, "embed_dim": 48, "num_heads": 3, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
     ),
+    "BatchNorm": ("xcit_nano_12_p16_224", {"img_size": 32, "embed_dim": 48}),
     "gated head": ("deit3_small_patch16_224", {"img_size": 32, "embed_dim": 48, "num_heads": 3}),
 }
 
@@ -133,6 +134,10 @@ def test_what_cannot_be_cut_is_refused_with_its_name():
         Prefix(frozen(name, args | {"attn_drop_rate": 0.1}), images)
     with pytest.raises(ConfigError, match=r"patch_drop \(PatchDropout\) draws random numbers"):
         Prefix(frozen(name, args | {"patch_drop_rate": 0.5}), images)
+    model = frozen(*FAMILIES["BatchNorm"])
+    model.blocks[1].local_mp.bn = nn.BatchNorm2d(48, track_running_stats=False).requires_grad_(False).eval()
+    with pytest.raises(ConfigError, match=r"blocks\.1\.local_mp\.bn .*BatchNorm2d.* statistics of each batch"):
+        Prefix(model, images)
     with pytest.raises(ModelError, match="ResNet has no sequence of blocks"):
         Prefix(timm.create_model("resnet10t", num_classes=2).eval(), images)
     with pytest.raises(ModelError, match="LooksBack uses more of a picture than what reaches block 1"):

@@ -29,7 +29,8 @@ class Prefix:
 
     Raises:
         ModelError: no sequence of blocks, or more crosses the cut than one tensor of features.
-        ConfigError: the first block is trained, something else before the cut is, or it draws random numbers.
+        ConfigError: the first block is trained, something else before the cut is, or a picture comes out differently
+            each time.
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
@@ -108,10 +109,9 @@ class Prefix:
             for handle in handles:
                 handle.remove()
         for name, module in self.model.named_modules():
-            if module in seen and _random(module):
+            if module in seen and (varies := _varies(module)) is not None:
                 raise ConfigError(
-                    f"trainer.prefix_cache: {name} ({type(module).__name__}) draws random numbers or keeps statistics "
-                    "in training; set model.drop_path and dropouts in model.args to 0, or trainer.prefix_cache=off"
+                    f"trainer.prefix_cache: {name} ({type(module).__name__}) {varies} trainer.prefix_cache=off"
                 )
         if not isinstance(features, Tensor) or features.shape[:1] != images.shape[:1]:
             raise ModelError(
@@ -159,8 +159,12 @@ def _trained(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def _random(module: nn.Module) -> bool:
+def _varies(module: nn.Module) -> str | None:
+    """Why a picture comes out of a frozen module differently each time in training, and what to do; None where it
+    doesn't, as of BatchNorm with statistics of its own, which the trainer keeps in eval mode."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return module.track_running_stats
+        return "goes by the statistics of each batch; set" if module.running_mean is None else None
     rates = [getattr(module, name, None) for name in ("p", "drop_prob", "prob")]  # torch's and timm's names
-    return "Drop" in type(module).__name__ and any(rate for rate in rates if isinstance(rate, float | int))
+    if "Drop" in type(module).__name__ and any(rate for rate in rates if isinstance(rate, float | int)):
+        return "draws random numbers; set model.drop_path and dropouts in model.args to 0, or"
+    return None
