@@ -50,6 +50,11 @@ def test_pictures_are_read_at_their_places_in_any_order(tmp_path):
     assert named.train.labels == [0, 1, 0, 1]
 
 
+def test_endings_are_read_in_any_case(tmp_path):
+    pack(tmp_path / "train.tar", {"A.PNG": png(1), "A.CLS": b"0", "b.png": png(2), "b.Json": b'{"label": 1}'})
+    assert load_splits(ShardsData(root=str(tmp_path)), 0).train.labels == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("file", "told"),
     [("0.jpg", r"a second picture of 0, 0\.jpg"), ("0.left.png", r"0\.left\.png is no picture of 0.* 0_left")],

@@ -92,8 +92,8 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
                     continue
                 folder, slash, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
-                key = f"{folder}{slash}{stem}"
-                if f".{suffix.lower()}" in SUFFIXES:
+                key, suffix = f"{folder}{slash}{stem}", suffix.lower()
+                if f".{suffix}" in SUFFIXES:
                     if key in pictures:
                         raise DataError(f"{shard} has a second picture of {key}, {member.name}; give it another name")
                     place = Place(shard, member.offset_data, member.size)
