@@ -171,6 +171,27 @@ def test_adapters_are_named_by_what_tells_them_apart():
     assert short_names(["runs/a/adapter"]) == ["a"]
     assert short_names(["runs/a/adapter", "runs/b/model", "c"]) == ["a", "b", "c"]
     assert short_names(["x/1/adapter", "y/1/adapter"]) == ["x/1", "y/1"]
+    assert short_names(["/1/adapter", "/x/1/adapter"]) == ["/1", "x/1"]
+
+
+def test_data_sets_of_one_name_are_told_apart_by_what_they_differ_in(runs, photos, tmp_path):
+    others = {}
+    for name, changed in {"moved": {"root": str(tmp_path / photos.name)}, "less": {"val_fraction": 0.5}}.items():
+        others[name] = shutil.copytree(runs / "lora" / "adapter", tmp_path / name / "adapter")
+        about = json.loads((others[name] / "vislora.json").read_text())
+        about["data"] |= changed
+        (others[name] / "vislora.json").write_text(json.dumps(about))
+    shutil.copytree(photos, tmp_path / photos.name)
+    own = runs / "lora" / "adapter"
+
+    def titles(*adapters):
+        words = [f"adapter=[{','.join(map(str, adapters))}]", "precision=fp32", "resamples=10"]
+        return [row.data for row in evaluate(configure("evaluate", words))]
+
+    assert titles(own, runs / "full" / "model") == ["imagefolder"] * 2
+    mine, moved = (f"imagefolder, root={folder.name}/{photos.name}" for folder in (photos.parent, tmp_path))
+    assert titles(own, runs / "full" / "model", others["moved"]) == [mine, mine, moved]
+    assert titles(own, others["less"]) == ["imagefolder, val_fraction=0.0", "imagefolder, val_fraction=0.5"]
 
 
 @pytest.mark.slow
@@ -212,7 +233,7 @@ def test_rows_of_the_same_pictures_with_other_labels_are_not_compared(compared, 
     config = configure("evaluate", ["adapter=[a,b]", "resamples=10"])
     for other in (
         replace(one, evaluation=replace(one.evaluation, predictions=swapped)),
-        replace(one, pictures="drawn in another style"),
+        replace(one, pictures={"style": "ink"}),
         one,
     ):
         folder = tmp_path / str(len([*tmp_path.iterdir()]))

@@ -41,7 +41,7 @@ from vislora.config import (
     data_to_dict,
 )
 from vislora.errors import AdapterError, ConfigError, DataError
-from vislora.names import short_names
+from vislora.names import ends, short_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,6 +83,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
                     rows.append(_score(variant, title, _pictures(data), scored, splits, split, config, inference))
             if i == 0 and out is not None:
                 adapted.append(Adapted(name, *_what_changed(recognizer, split, config, accelerator.device)))
+    rows = _told_apart(rows)
     if out is not None and accelerator.is_main_process:
         write_scores(rows, adapted, config, out)
     accelerator.wait_for_everyone()
@@ -126,9 +127,22 @@ def _check_held_out(folder: str, about: dict[str, Any], splits: Splits) -> None:
         )
 
 
-def _pictures(data: DataConfig) -> str:
+def _pictures(data: DataConfig) -> dict[str, Any]:
     """The settings that decide which pictures a data set has, and not what training does to them."""
-    return str({key: value for key, value in data_to_dict(data).items() if key not in ("augment", "crop_pct")})
+    return {key: value for key, value in data_to_dict(data).items() if key not in ("augment", "crop_pct")}
+
+
+def _told_apart(rows: list[Scored]) -> list[Scored]:
+    """The rows; where data sets have one name, with the settings in which they differ behind it."""
+    roots = list({root: None for row in rows if (root := row.pictures.get("root"))})
+    short = dict(zip(roots, ends([Path(root) for root in roots]), strict=True))
+    told = []
+    for row in rows:
+        others = [other.pictures for other in rows if other.data == row.data]
+        own = {k: v for k, v in row.pictures.items() if any(other.get(k) != v for other in others)}
+        settings = [f"{key}={short.get(value) if key == 'root' else value}" for key, value in own.items()]
+        told.append(replace(row, data=", ".join([row.data, *settings])))
+    return told
 
 
 def _split(splits: Splits, wanted: str) -> ImageSplit:
@@ -156,7 +170,7 @@ def _variants(
 def _score(
     name: str,
     title: str,
-    pictures: str,
+    pictures: dict[str, Any],
     recognizer: Recognizer,
     splits: Splits,
     split: ImageSplit,

@@ -14,11 +14,15 @@ def short_names(folders: list[str]) -> list[str]:
     paths = [Path(folder).absolute() for folder in folders]
     if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
         raise ConfigError(f"adapter: {twice[0]} is named twice")
-    parts = [(p.parent if p.name in ("adapter", "model") else p).parts for p in paths]
-    names = [p[-1] for p in parts]
-    while any(names.count(name) > 1 for name in names):
-        length = len(Path(names[0]).parts) + 1
-        if length > max(map(len, parts)):
-            return [str(path) for path in paths]  # RUN/adapter and RUN/model
-        names = ["/".join(p[-length:]) for p in parts]
+    names = ends([path.parent if path.name in ("adapter", "model") else path for path in paths])
+    return names if len({*names}) == len(names) else [str(path) for path in paths]  # RUN/adapter and RUN/model
+
+
+def ends(paths: list[Path]) -> list[str]:
+    """As much of the end of each path as tells them all apart."""
+    names: list[str] = []
+    for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        names = [str(Path(*path.parts[-length:])) for path in paths]
+        if len({*names}) == len(names):
+            break
     return names

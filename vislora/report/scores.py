@@ -38,7 +38,7 @@ class Scored:
 
     name: str
     data: str
-    pictures: str
+    pictures: dict[str, Any]
     evaluation: Evaluation
     robustness: dict[Corruption, list[float]]
 
