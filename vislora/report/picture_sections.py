@@ -9,6 +9,7 @@ from vislora.report.page import Section, details, drawing, paragraph, picture, s
 from vislora.report.sections import before_and_after, configuration, moved
 
 _SHARES = ("style_class", "content_class")
+_INTERVALS = "95% intervals by the bootstrap over prompts; the kernel distance's by halves of prompts and reference"
 _MEANING = {
     "style": "0: the base model's channel statistics, 1: the reference's",
     "content": "cosine similarity with the base model's picture from the same noise and prompt",
@@ -34,9 +35,6 @@ def _short(key: str, value: float) -> str:
     if key in _SHARES:
         return f"{value:.1%}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{round(value, 2) + 0.0:.2f}"  # of -0.001 no sign is left
-
-
-_INTERVALS = "95% intervals by the bootstrap over prompts; the kernel distance's by halves of prompts and reference"
 
 
 def picture_scores(out: Path) -> Section | None:
