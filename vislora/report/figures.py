@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from vislora.report.fonts import installed
+
 # distinguishable with red-green blindness, on white and on near-black alike
 COLOURS = ("#2f7fd1", "#e07b00", "#1a9c78", "#c2508f", "#8a6fd1", "#9a8424", "#6d7a86", "#d1493f")
 INK = "#000000"  # a page's SVG takes the text's colour instead
@@ -34,7 +36,7 @@ _STYLE = {
 @contextmanager
 def styled() -> Iterator[None]:
     """matplotlib drawing in the style of the reports."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE | {"font.family": ["sans-serif", *installed()]}):
         yield
 
 

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from vislora.data.images import scaled
 from vislora.files import replacing
+from vislora.report.fonts import font_of
 
 _GAP, _LINE = 6, 15
-# Pillow's own font has no arrows, and few scripts
-FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+_SIZE = 11  # of the letters
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,6 @@ class Tile:
 
 def contact_sheet(tiles: Sequence[Tile], columns: int, side: int = 144) -> Image.Image:
     """The tiles on white, `columns` of them in a row, each picture fitted into a square of `side` pixels."""
-    font = ImageFont.truetype(FONT, 11)
     columns = min(columns, len(tiles))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [side + _GAP + max(len(tile.lines) for tile in row) * _LINE for row in rows]
@@ -36,6 +34,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int, side: int = 144) -> Image
             left, picture = _GAP + column * (side + _GAP), scaled(tile.picture, side)
             sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
             for n, text in enumerate(tile.lines):
+                font = font_of(text, _SIZE)
                 pen.text((left, top + side + 1 + n * _LINE), _shortened(text, side, font), "black", font)
         top += height
     return sheet
@@ -56,7 +55,7 @@ def save_grid(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], fi
 
 def _wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
     """At most so many lines, the last of which may be too long."""
-    font, lines = ImageFont.truetype(FONT, 11), [""]
+    font, lines = font_of(text, _SIZE), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) > width and lines[-1] and len(lines) < most:
