@@ -55,6 +55,14 @@ def test_endings_are_read_in_any_case(tmp_path):
     assert load_splits(ShardsData(root=str(tmp_path)), 0).train.labels == [0, 1]
 
 
+def test_what_a_mac_packs_beside_each_file_is_no_picture(tmp_path):
+    files = {"0.png": png(1), "0.cls": b"0", "1.png": png(2), "1.cls": b"1"}
+    beside = {f"._{name}": b"\0\5\x16\7" for name in files}  # AppleDouble's first bytes
+    pack(tmp_path / "train.tar", beside | files | {".DS_Store": b"\0"})
+    train = load_splits(ShardsData(root=str(tmp_path)), 0).train
+    assert train.names == [f"{tmp_path / 'train.tar'}/{i}.png" for i in range(2)]
+
+
 @pytest.mark.parametrize(
     ("file", "told"),
     [("0.jpg", r"a second picture of 0, 0\.jpg"), ("0.left.png", r"0\.left\.png is no picture of 0.* 0_left")],

@@ -88,10 +88,10 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
     try:
         with tarfile.open(shard, "r:") as archive:  # uncompressed only: places are read directly
             for member in archive:
-                if not member.isfile():
-                    continue
                 folder, slash, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
+                if not (member.isfile() and stem):  # macOS packs ._a.png beside a.png
+                    continue
                 key, suffix = f"{folder}{slash}{stem}", suffix.lower()
                 if f".{suffix}" in SUFFIXES:
                     if key in pictures:
