@@ -57,7 +57,7 @@ _SCHEMAS = [
     ("logger", "schema", settings.LoggerConfig),
 ]
 
-_WITH_GROUP = ("train", "preflight")  # the commands of which adapter=… is a config group, and no path
+_WITH_GROUP = ("train", "preflight")  # commands with the settings of training, whose adapter=… is a config group
 # Where a user's path leads, or what is left of the disk, at any time
 _OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _OF_DISKS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

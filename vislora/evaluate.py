@@ -134,7 +134,7 @@ def _pictures(data: DataConfig) -> dict[str, Any]:
 
 def _told_apart(rows: list[Scored]) -> list[Scored]:
     """The rows; where data sets have one name, with the settings in which they differ behind it."""
-    roots = list({root: None for row in rows if (root := row.pictures.get("root"))})
+    roots = list(dict.fromkeys(filter(None, (row.pictures.get("root") for row in rows))))
     short = dict(zip(roots, ends([Path(root) for root in roots]), strict=True))
     told = []
     for row in rows:
