@@ -266,6 +266,18 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         assert again.evaluation.top1 == result.test.top1
 
 
+def test_denormals_count_as_zero_in_training_alone(photos, weights, tmp_path, monkeypatch):
+    def kept() -> float:
+        return (torch.full((), 1e-39) * 1.0).item()
+
+    seen, plain = [], Recognition.losses
+    monkeypatch.setattr(Recognition, "losses", lambda *a: (seen.append(kept()), plain(*a))[1])
+    words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}"]
+    train(configure("train", [*words, "trainer.epochs=1"]), tmp_path)
+    assert set(seen) == {0.0}
+    assert kept() > 0.0
+
+
 def test_a_training_goes_on_from_an_adapter(run, photos, weights, tmp_path):
     words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "optim.lr=0.0"]
     start = run[0] / "adapter"

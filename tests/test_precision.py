@@ -1,7 +1,9 @@
 """Precision follows the device."""
 
 import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from vislora.errors import ConfigError
 from vislora.precision import (
     autocast_dtype,
     cpu_has_bf16,
+    denormals_as_zero,
     new_accelerator,
     resolve_precision,
     training_attention,
@@ -138,3 +141,24 @@ def test_attention_is_torchs_own_in_fp32_and_after_an_error(bf16):
     assert F.scaled_dot_product_attention is own
     with training_attention(new_accelerator(Precision.fp32, cpu=True)):
         assert F.scaled_dot_product_attention is own
+
+
+def kept_denormals(numbers: int = 1) -> int:
+    return int((torch.full((numbers,), 1e-39) * 1.0).count_nonzero())
+
+
+def test_denormals_count_as_zero_meanwhile():
+    assert kept_denormals() == 1
+    with denormals_as_zero():
+        assert kept_denormals() == 0
+        with denormals_as_zero():
+            assert kept_denormals() == 0
+        assert kept_denormals() == 0
+        assert (torch.full((1,), 1.2e-38) * 1.0).item() > 0.0
+    assert kept_denormals() == 1
+
+
+def test_threads_started_meanwhile_take_denormals_for_zero_as_well():
+    script = "from test_precision import *\nwith denormals_as_zero(): print(kept_denormals(4_000_000))"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert child.stdout == "0\n", child.stderr

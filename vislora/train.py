@@ -87,9 +87,16 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     Raises:
         VisloraError: a mistake in the settings, the data, the model or the adapter, or a folder that holds a run.
     """
-    kind = _kind(config)
+    kind = kind_of(config)
     _check_prefix_cache(config)
 
+    from vislora.precision import denormals_as_zero
+
+    with denormals_as_zero():
+        return _train(kind, config, out, validated)
+
+
+def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> TrainResult:
     import torch
     from accelerate.utils import broadcast_object_list
 
@@ -171,7 +178,12 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     return TrainResult(outcome.artifact, progress.best, outcome.test, trainable, parameters)
 
 
-def _kind(config: TrainConfig) -> _Kind:
+def kind_of(config: TrainConfig) -> _Kind:
+    """What goes with its objective.
+
+    Raises:
+        ConfigError: a chosen model, data or adapter doesn't.
+    """
     kind = _KINDS[type(config.objective)]
     objective = type(config.objective).__name__.removesuffix("Objective").lower()
     fitting = type(config.adapter) in kind.adapters
@@ -257,7 +269,7 @@ def _main(config: TrainConfig, out: Path) -> float | None:
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN or hydra.sweeper._target_.endswith(".BasicSweeper"):
         return train(config, out).validation
-    wanted, given = _kind(config).direction, hydra.sweeper.get("direction")
+    wanted, given = kind_of(config).direction, hydra.sweeper.get("direction")
     given = getattr(given, "name", given)  # Optuna's default is a member of its own enumeration
     if given != wanted:
         raise ConfigError(

@@ -1,0 +1,77 @@
+"""python benchmarks/denormals.py [--rounds 20] [recipe=NAME key=value …]
+
+What a recipe's training step costs a CPU where numbers below 1.2e-38 are computed with as they are, and where they count
+as zero, as in a training by `vislora.train`. Each way has a process of its own, because torch's threads keep what they
+were started with; the two take turns.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from contextlib import nullcontext
+from functools import partial
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from interleaved import in_turns, machine, ratio
+
+from vislora.compose import configure
+from vislora.precision import denormals_as_zero, new_accelerator, own_device, resolve_precision, training_attention
+from vislora.train import kind_of
+
+VARIANTS = {"as they are": False, "denormals as zero": True}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("overrides", nargs="*", default=["recipe=vit_birds"])
+    options = parser.parse_args()
+    processes, variants = [], {}
+    for title, zero in VARIANTS.items():
+        here, there = get_context("spawn").Pipe()
+        processes.append(get_context("spawn").Process(target=train, args=(there, zero, options.overrides), daemon=True))
+        processes[-1].start()
+        here.recv()  # it is ready
+        variants[title] = partial(ask, here)
+    times = in_turns(variants, options.rounds)
+    for process in processes:
+        process.terminate()
+    print(f"{machine()}; {' '.join(options.overrides)}")
+    for title in variants:
+        milliseconds = 1e3 * statistics.median(times[title])
+        print(f"{title:20}{milliseconds:9.1f} ms{ratio(times[title], times['as they are']):8.2f}")
+
+
+def ask(process: Connection) -> float:
+    process.send("step")
+    return process.recv()
+
+
+def train(parent: Connection, zero: bool, overrides: list[str]) -> None:
+    """Take a step whenever the parent says so, and tell it how many seconds it took."""
+    with denormals_as_zero() if zero else nullcontext(), tempfile.TemporaryDirectory() as out:
+        config = configure("train", overrides)
+        precision = resolve_precision(config.trainer.precision, own_device())
+        accelerator = new_accelerator(precision)
+        task = import_module(kind_of(config).module).prepare(config, precision, accelerator, Path(out))
+        with task.training:
+            model = accelerator.prepare(task.model.train())
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+            parent.send("ready")
+            for batch in task.batches(0, config.trainer.epochs * task.order.steps_per_epoch):
+                parent.recv()
+                since = time.perf_counter()
+                with training_attention(accelerator):
+                    accelerator.backward(task.objective.losses(model, batch).mean())
+                optimizer.step()
+                optimizer.zero_grad()
+                parent.send(time.perf_counter() - since)
+
+
+if __name__ == "__main__":
+    main()
