@@ -1,8 +1,8 @@
 """python benchmarks/denormals.py [--rounds 20] [recipe=NAME key=value …]
 
-What a recipe's training step costs a CPU where numbers below 1.2e-38 are computed with as they are, and where they count
-as zero, as in a training by `vislora.train`. Each way has a process of its own, because torch's threads keep what they
-were started with; the two take turns.
+What a recipe's training step costs a CPU where numbers below 1.2e-38 are computed with as they are, and where they
+count as zero, as in a training by `vislora.train`. Each way has a process of its own, because torch's threads keep what
+they were started with; the two take turns.
 """
 
 import argparse
@@ -31,18 +31,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("overrides", nargs="*", default=["recipe=vit_birds"])
     options = parser.parse_args()
-    processes, variants = [], {}
+    processes = {}
     for title, zero in VARIANTS.items():
-        here, there = get_context("spawn").Pipe()
-        processes.append(get_context("spawn").Process(target=train, args=(there, zero, options.overrides), daemon=True))
-        processes[-1].start()
-        here.recv()  # it is ready
-        variants[title] = partial(ask, here)
-    times = in_turns(variants, options.rounds)
-    for process in processes:
-        process.terminate()
+        processes[title], there = get_context("spawn").Pipe()
+        get_context("spawn").Process(target=train, args=(there, zero, options.overrides)).start()
+        processes[title].recv()  # it is ready
+    times = in_turns({title: partial(ask, process) for title, process in processes.items()}, options.rounds)
+    for process in processes.values():
+        process.send("stop")
     print(f"{machine()}; {' '.join(options.overrides)}")
-    for title in variants:
+    for title in VARIANTS:
         milliseconds = 1e3 * statistics.median(times[title])
         print(f"{title:20}{milliseconds:9.1f} ms{ratio(times[title], times['as they are']):8.2f}")
 
@@ -64,7 +62,8 @@ def train(parent: Connection, zero: bool, overrides: list[str]) -> None:
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
             parent.send("ready")
             for batch in task.batches(0, config.trainer.epochs * task.order.steps_per_epoch):
-                parent.recv()
+                if parent.recv() == "stop":
+                    break
                 since = time.perf_counter()
                 with training_attention(accelerator):
                     accelerator.backward(task.objective.losses(model, batch).mean())

@@ -105,10 +105,10 @@ def denormals_as_zero() -> Iterator[None]:
     """Meanwhile a CPU takes numbers too small for a full mantissa (below 1.2e-38 in float32) for zero, as its bf16
     products do anyway, in this thread and in those that it starts.
 
-    It computes with them a hundred times more slowly, and a trained transformer has many: where attention is all on one
-    token, the gradients of the others are as small. benchmarks/denormals.py has the times. Torch starts its threads
-    with the first operation that it divides: enter before it, or those threads stay as they are, which costs time and
-    may change last bits.
+    It computes with them a hundred times more slowly, and a trained transformer may have many: where attention is all
+    on one token, the gradients of the others are as small. benchmarks/denormals.py has the times. Torch starts its
+    threads with the first operation that it divides: enter before it, or those threads stay as they are, which costs
+    time and may change last bits.
     """
     before = torch.full((), 2.0**-140).mul(1.0).item() == 0.0
     torch.set_flush_denormal(True)
