@@ -386,6 +386,7 @@ def test_a_search_goes_on_after_settings_that_diverge(photos, weights, tmp_path)
     ],
     ids=["direction", "processes", "validation"],
 )
+@pytest.mark.slow
 def test_a_search_that_would_mislead_is_refused_before_it_trains(words, environment, message, photos, tmp_path):
     data = ["model.weights=random", "data=imagefolder", f"data.root={photos / 'train'}", "optim.lr=choice(1e-9,5e-3)"]
     done = search(*words, *data, folder=tmp_path, **environment)

@@ -11,18 +11,12 @@ from torch.utils import backend_registration
 HERE = Path(__file__).resolve().parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch can't have a device written in Python",
 )
-@pytest.mark.parametrize(
-    "case",
-    [
-        "core",
-        pytest.param("recognition", marks=pytest.mark.slow),
-        pytest.param("text_to_image", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("case", ["core", "recognition", "text_to_image"])
 def test_on_a_device(case, tmp_path):
     words = [sys.executable, str(HERE / "device_cases.py"), case, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}

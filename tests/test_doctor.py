@@ -55,6 +55,7 @@ def test_architectures_that_differ_in_size_alone_have_one_layout():
     assert layouts["vit_tiny_patch16_224"] == layouts["vit_large_patch16_384"] != layouts["test_vit3"]
 
 
+@pytest.mark.slow
 def test_command_prints_one_row_for_each_family(tmp_path):
     words = ["models=test_vit*", "workers=0", f"hydra.run.dir={tmp_path}"]
     run = subprocess.run([sys.executable, "-m", "vislora.doctor", *words], capture_output=True, text=True, check=True)

@@ -235,6 +235,7 @@ def test_a_picture_with_two_captions_isnt_left_out_as_its_own_copy(tmp_path):
     assert result.leave_out == {}
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_told_in_one_sentence(clean, tmp_path):
     limit = (64, 64)  # bytes of a file
     words = ["data=imagefolder", f"data.root={clean}", f"hydra.run.dir={tmp_path / 'out'}"]
