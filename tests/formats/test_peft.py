@@ -309,6 +309,17 @@ def test_adapter_trained_by_peft_gives_the_same_logits_here(tmp_path, images, co
     assert torch.allclose(loaded_here(read_peft(tmp_path))(images), theirs, atol=1e-5)
 
 
+def test_modules_that_peft_trains_for_the_end_of_their_name_are_read(tmp_path):
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("qkv", "head", "aux_head")})
+    theirs = peft.get_peft_model(model, peft.LoraConfig(target_modules=["qkv"], modules_to_save=["head"]))
+    train(theirs)
+    theirs.save_pretrained(str(tmp_path))
+    trained = read_peft(tmp_path).trained
+    assert trained.keys() == {"head", "aux_head"}
+    for name, state in trained.items():
+        assert torch.equal(state["weight"], theirs.base_model.model[name].modules_to_save["default"].weight)
+
+
 def test_adapter_trained_by_peft_survives_the_way_here_and_back(tmp_path, images):
     logits = trained_by_peft(tmp_path / "a", **TRAINED_BY_PEFT["patterns"])(images)
     write_peft(read_peft(tmp_path / "a"), tmp_path / "b")

@@ -55,3 +55,12 @@ def test_name_that_ends_another_ones_name_is_refused():
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5)
     with pytest.raises(AdapterError, match=r"norm can't be trained in full without patch_embed\.norm"):
         find_trained(swin, ["norm(?<=^norm)"])
+
+
+def test_head_whose_name_ends_another_ones_name_is_refused_until_both_are_chosen():
+    model = timm.create_model("lowformer_b0", num_classes=5)
+    with pytest.raises(
+        AdapterError, match=r"classifier can't .* without pre_classifier.*adapter\.trained=\[norms,pre_cl"
+    ):
+        find_trained(model, ["norms"], besides=["classifier"])
+    assert find_trained(model, ["pre_classifier"], besides=["classifier"]) == ["pre_classifier"]

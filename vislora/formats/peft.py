@@ -176,7 +176,7 @@ def _split_trained(key: str, modules: list[str]) -> tuple[str, str] | None:
     words = key.removeprefix(_PREFIX).split(".")
     for cut in range(1, len(words)):
         module = ".".join(words[:cut])
-        if key.startswith(_PREFIX) and any(f".{module}".endswith(f".{name}") for name in modules):
+        if key.startswith(_PREFIX) and f"{_PREFIX}{module}".endswith(tuple(modules)):
             return module, ".".join(words[cut:])
     return None
 

@@ -19,7 +19,7 @@ def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str]
 
     Raises:
         AdapterError: one of `wanted` fits no module with parameters, or PEFT, which finds such modules by the ends of
-            their names, couldn't tell one that is chosen from one that isn't.
+            their names, couldn't tell one that is chosen, or trained anyway, from one that isn't.
     """
     with_parameters = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
     chosen: set[str] = set()
@@ -34,11 +34,12 @@ def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str]
     whole = [*chosen, *besides]
     outermost = [n for n in chosen if n not in besides and not any(inside(n, other) for other in whole if other != n)]
     outermost.sort(key=list(with_parameters).index)
-    for name in outermost:
-        if confused := [n for n in with_parameters if n.endswith(name) and n not in {*outermost, *besides}]:
+    trained = [*outermost, *besides]
+    for name in trained:
+        if confused := [n for n in with_parameters if n.endswith(name) and n not in trained]:
             raise AdapterError(
                 f"{name} can't be trained in full without {confused[0]}: PEFT finds modules by the ends of their "
-                "names; choose both"
+                f"names; choose both, by adapter.trained=[{','.join([*wanted, confused[0]])}]"
             )
     return outermost
 
