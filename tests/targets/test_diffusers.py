@@ -371,6 +371,14 @@ def test_joint_attention_takes_the_texts_own_projections_too():
     ]
 
 
+def test_projections_that_lie_beside_an_mlp_are_one_pair_without_its_rows():
+    model = MODELS["Flux2Transformer2DModel"][0]()
+    beside = [target for target in find_targets(model, ["qkv"]) if "mlp" in target.name]
+    assert [target.rows for target in beside] == [((0, 96),)] * 2
+    mlps = [target for target in find_targets(model, ["mlp"]) if target.name in {b.name for b in beside}]
+    assert [target.rows[0][0] for target in mlps] == [96, 96]
+
+
 def test_output_of_single_stream_blocks_is_the_blocks_own_projection():
     found = names(find_targets(built("FluxTransformer2DModel"), ["o"]))
     assert found[-2:] == ["single_transformer_blocks.0.proj_out", "single_transformer_blocks.1.proj_out"]

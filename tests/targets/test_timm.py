@@ -278,3 +278,16 @@ def test_block_without_an_mlp_is_refused():
     with pytest.raises(AdapterError, match=r"has no mlp in the chosen blocks"):
         find_targets(model, ["mlp"])
     assert names(find_targets(model, ["o"])) == ["blocks.0.attn.proj"]
+
+
+@pytest.mark.parametrize("projections", [["qkv"], ["q", "v"]], ids=",".join)
+@pytest.mark.parametrize("how", ["pruned", "separate weights"])
+def test_attention_without_one_plain_weight_is_left_to_the_error_that_tells_why(how, projections):
+    model = vit(1)
+    if how == "pruned":
+        nn.utils.prune.l1_unstructured(model.blocks[0].attn.qkv, "weight", 0.5)
+    else:
+        model.blocks[0].attn = nn.MultiheadAttention(DIM, 3, kdim=24, vdim=24)
+    targets = find_targets(model, projections)
+    with pytest.raises(AdapterError, match="computes its weight" if how == "pruned" else "separate weights"):
+        Adapters(model).add("it", targets, LoraSettings(2, 4.0))

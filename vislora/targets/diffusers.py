@@ -149,8 +149,8 @@ def _attention_layers(
     for word in found:
         for letter in word:
             for name in split[letter]:
-                layer, rows = stacked.get((letter, name), (name, None))
-                found[word].append(TargetLayer(f"{path}.{layer}", None if word == "qkv" else rows))
+                layer, rows = stacked.get((word, name), (name, None))
+                found[word].append(TargetLayer(f"{path}.{layer}", rows))
     if "o" in wanted and getattr(attention, "pre_only", False):
         parent = path.rpartition(".")[0]
         found["o"] += [TargetLayer(f"{parent}.{name}") for name in _present(model.get_submodule(parent), ("proj_out",))]
@@ -158,15 +158,17 @@ def _attention_layers(
 
 
 def _stacked(attention: nn.Module) -> dict[tuple[str, str], tuple[str, Rows]]:
-    """Of projections that lie in one layer, by letter and name: the layer, and their rows of it."""
+    """Of projections that lie in one layer, by letter (or "qkv") and name: the layer, and their rows of it."""
     found: dict[tuple[str, str], tuple[str, Rows]] = {}
     for layer in _present(attention, tuple(FUSED)) if is_fused(attention) else ():
         start = 0
         for part in FUSED[layer]:
             stop = start + attention.get_submodule(part).out_features
             found[part.removesuffix("_proj")[-1], part] = (layer, ((start, stop),))
+            found["qkv", part] = (layer, None)
             start = stop
     for layer in _present(attention, ("to_qkv_mlp_proj",)):
+        found["qkv", layer] = (layer, ((0, 3 * attention.inner_dim),))
         for i, letter in enumerate("qkv"):
             found[letter, layer] = (layer, ((i * attention.inner_dim, (i + 1) * attention.inner_dim),))
     return found

@@ -40,9 +40,10 @@ class Held:
         head, where heads repeat)."""
         parts = QKV if projection == "qkv" else (projection,)
         for path, layer in self.layers(attention):
-            if set(self.parts) <= set(parts):
+            weight = frozen_weight(layer)
+            if weight is None or set(self.parts) <= set(parts):  # without one, `adaptable` tells why
                 yield TargetLayer(path)
-            elif rows := self._rows(attention, frozen_weight(layer).shape[0], parts):
+            elif rows := self._rows(attention, weight.shape[0], parts):
                 # q, k and v lie side by side
                 yield TargetLayer(path, ((rows[0][0], rows[-1][1]),) if projection == "qkv" else rows)
 
