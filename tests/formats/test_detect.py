@@ -184,3 +184,14 @@ def test_what_is_no_adapter_is_told(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"junk")
     with pytest.raises(AdapterError, match=r"broken.safetensors can't be read as safetensors"):
         read_adapter(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya"])
+def test_scales_that_are_folded_into_matrices_of_half_precision_are_not_rounded(pipe, tmp_path, to):
+    adapter = tiny.trained(pipe, alpha=lambda name: 5.0 + len(name) % 2)
+    halved = {n: replace(w, lora_A=w.lora_A.half(), lora_B=w.lora_B.half()) for n, w in adapter.layers.items()}
+    written = write_adapter(Adapter(halved), to, tmp_path / "it.safetensors")
+    back = {tiny.in_files(name): w for name, w in read_adapter(written).layers.items()}
+    for name, w in halved.items():
+        whole = replace(w, lora_A=w.lora_A.float(), lora_B=w.lora_B.float())
+        torch.testing.assert_close(tiny.delta(back[tiny.in_files(name)]), tiny.delta(whole))

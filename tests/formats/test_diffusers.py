@@ -307,7 +307,7 @@ def test_settings_in_the_header_that_would_be_lost_are_named(tensors, tmp_path, 
         read_diffusers(tmp_path / "odd.safetensors")
 
 
-@pytest.mark.parametrize("alpha", [torch.ones(2), torch.tensor(math.nan)])
+@pytest.mark.parametrize("alpha", [torch.ones(2), torch.tensor(math.nan), torch.tensor(1j)])
 def test_alpha_that_is_no_number_is_refused(tensors, tmp_path, alpha):
     save_file(tensors | {f"{UNET}.alpha": alpha}, tmp_path / "odd.safetensors")
     with pytest.raises(AdapterError, match=f"{UNET} has rank 3 and alpha"):

@@ -110,6 +110,7 @@ SINCE_037 = pytest.mark.skipif(version("diffusers").startswith("0.36."), reason=
         ("WanPipeline", pairs(kohya(WAN), KOHYA, alpha=1.0), IN_WAN),
         ("QwenImagePipeline", pairs(comfy(QWEN), PEFT), tuple(QWEN)),
         ("QwenImagePipeline", pairs(kohya(QWEN), KOHYA, alpha=1.0), tuple(QWEN)),
+        ("QwenImagePipeline", pairs(QWEN, KOHYA, alpha=1.0), tuple(QWEN)),
         ("ZImagePipeline", pairs(comfy(Z_IMAGE), PEFT), tuple(Z_IMAGE)),
         pytest.param("ZImagePipeline", pairs(kohya(Z_IMAGE), KOHYA, alpha=1.0), tuple(Z_IMAGE), marks=SINCE_037),
         pytest.param("Flux2Pipeline", pairs(comfy(FLUX2), PEFT), IN_FLUX, marks=SINCE_037),

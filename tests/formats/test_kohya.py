@@ -92,7 +92,11 @@ def test_dora_has_a_length_for_each_output_row_as_comfyui_reads_it(sd, tmp_path)
 
 def test_dora_of_input_columns_is_refused(tmp_path):
     tensors = {f"{KEY}.lora_down.weight": torch.ones(2, 8), f"{KEY}.lora_up.weight": torch.ones(8, 2)}
-    for lengths, message in ((torch.ones(1, 8), "is for input columns"), (torch.ones(7, 1), r"shape \[7, 1\]")):
+    for lengths, message in (
+        (torch.ones(1, 8), "is for input"),
+        (torch.ones(7, 1), r"shape \[7, 1\]"),
+        (torch.ones(()), "shape"),
+    ):
         save_file(tensors | {f"{KEY}.dora_scale": lengths}, tmp_path / "odd.safetensors")
         with pytest.raises(AdapterError, match=message):
             read_kohya(tmp_path / "odd.safetensors")

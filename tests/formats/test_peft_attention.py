@@ -78,6 +78,15 @@ def test_written_adapter_gives_the_same_output_in_peft_and_here(tmp_path, x, par
     assert torch.allclose(here(x), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("without", ["attn", "out_proj", "attn|out_proj"])
+def test_layers_of_alpha_0_stay_off_beside_others(tmp_path, x, without):
+    settings = LoraSettings(3, 4.0, alpha_pattern=dict.fromkeys(without.split("|"), 0.0))
+    model, adapters = trained(find_targets(tower(), ["qkv", "o", "mlp"]), settings)
+    wanted = model(x)
+    write_peft(adapters.adapter("it"), tmp_path)
+    assert torch.allclose(summed(peft.PeftModel.from_pretrained(tower(), str(tmp_path)))(x), wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
 @pytest.mark.parametrize("parts", [["qkv", "o"], ["q", "v"]], ids=" ".join)
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")

@@ -58,7 +58,7 @@ def write_diffusers(adapter: Adapter, path: Path) -> Path:
     for name, weights in adapter.layers.items():
         down, up, magnitude = _WRITTEN_TEXT if name.startswith("text_encoder") else _WRITTEN
         tensors[f"{name}{down}"] = weights.lora_A
-        tensors[f"{name}{up}"] = weights.lora_B * weights.scale
+        tensors[f"{name}{up}"] = weights.lora_B.float() * weights.scale  # in 16 bits it would be rounded
         if weights.magnitude is not None:
             tensors[f"{name}{magnitude}"] = magnitude_of(weights)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def write_kohya(adapter: Adapter, path: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     for name, weights in adapter.layers.items():
         key = to_kohya(name, sdxl=version == 3)
-        up = weights.lora_B if alphas[name] == alpha else weights.lora_B * (alphas[name] / alpha)
+        up = weights.lora_B if alphas[name] == alpha else weights.lora_B.float() * (alphas[name] / alpha)
         parts = {"down": weights.lora_A, "up": up, "alpha": torch.tensor(alpha)}
         if weights.magnitude is not None:
             parts["magnitude"] = weights.magnitude.view(-1, *[1] * (weights.lora_A.dim() - 1))
@@ -77,7 +77,7 @@ def read_kohya(path: Path) -> Adapter:
             name = from_kohya(key)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}; in this format Stable Diffusion 1, 2 and XL can be read") from None
-        if "magnitude" in parts and parts["magnitude"].shape[0] == 1:
+        if "magnitude" in parts and parts["magnitude"].shape[:1] == (1,):
             raise AdapterError(f"{path}: {key}.dora_scale is for input columns; DoRA's own is for output rows")
         if name in layers:
             raise AdapterError(f"{path}: {key!r} is {name} a second time; which one counts?")

@@ -33,6 +33,8 @@ def as_units(layers: dict[str, LowRankWeights]) -> dict[str, LowRankWeights]:
             rank = max(unit.rank, part.rank)
             unit = _of_rank(unit, rank)
             part = _of_rank(part, rank)
+            if unit.scale == 0:  # what adds nothing can do so at any scale
+                unit = replace(unit, lora_B=torch.zeros_like(unit.lora_B), alpha=part.alpha or 1.0)
             shared[name.removesuffix(_PART)] = unit
             shared[name] = replace(part, lora_B=part.lora_B * (part.scale / unit.scale), alpha=unit.alpha)
     return shared

@@ -27,6 +27,7 @@ _FOREIGN = {
     "lora_unet_blocks_": "kohya's names of Wan",
     "lora_unet_layers_": "kohya's names of Z-Image",
     "lora_unet_transformer_blocks_": "kohya's names of Qwen-Image",
+    "transformer_blocks.": "names without the model's own",
     "double_blocks.": "Black Forest Labs' names",
     "single_blocks.": "Black Forest Labs' names",
     "joint_blocks.": "Stability's names",
@@ -118,7 +119,7 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
             raise AdapterError(f"{path}: {name} has a {part} of {tensor.dtype} that isn't all of finite numbers")
     rank = down.shape[0]
     alpha = parts["alpha"].flatten().tolist() if "alpha" in parts else [rank]
-    if rank < 1 or len(alpha) != 1 or not math.isfinite(alpha[0]):
+    if rank < 1 or len(alpha) != 1 or isinstance(alpha[0], complex) or not math.isfinite(alpha[0]):
         raise AdapterError(f"{path}: {name} has rank {rank} and alpha {alpha}; expected a number for each")
     return LowRankWeights(
         down.float(),
