@@ -541,6 +541,8 @@ def test_scale_is_the_strength_of_the_low_rank_path_alone(images):
     assert torch.allclose(model(images), bare(images), atol=1e-6)
     adapters.scale("birds", 1.0)
     assert torch.equal(model(images), full)
+    with pytest.raises(AdapterError, match="can't be scaled by nan"):
+        adapters.scale("birds", float("nan"))
     adapters.scale("birds", 0.5)
     halved = copy.deepcopy(adapters.adapter("birds"))
     for weights in halved.layers.values():
@@ -645,9 +647,16 @@ def test_adapter_of_another_architecture_is_refused_and_leaves_the_model_as_it_w
 
 def test_head_of_another_width_is_refused():
     value = with_adapter(vit()).adapter("birds")
-    head = {"weight": torch.ones(5, 32), "bias": torch.ones(5)}
-    with pytest.raises(AdapterError, match="the adapter's head doesn't fit"):
-        Adapters(vit()).load("alien", Adapter(value.layers, {"head": head}))
+    for weight in (torch.ones(5, 32), torch.ones(5)):
+        head = {"weight": weight, "bias": torch.ones(5)}
+        with pytest.raises(AdapterError, match="the adapter's head doesn't fit"):
+            Adapters(vit()).load("alien", Adapter(value.layers, {"head": head}))
+
+
+def test_model_without_numbers_takes_none():
+    value = with_adapter(vit()).adapter("birds")
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv is on the meta device"):
+        Adapters(vit().to("meta")).load("lost", value)
 
 
 def test_head_without_bias_stays_without_bias(images):

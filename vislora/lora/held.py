@@ -147,6 +147,8 @@ def _bias(model: nn.Module, path: str, value: Tensor) -> nn.Parameter:
 
 def _low_rank(model: nn.Module, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
     weight = frozen_weight(adaptable(model, path))
+    if weight.is_meta:
+        raise AdapterError(f"{path} is on the meta device, where an adapter loses its numbers; give it weights first")
     dora = weights.magnitude is not None
     like = torch.empty_like(weight, device="meta")  # its shape counts; no pairs are drawn in vain
     low = LowRank(like, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
@@ -166,7 +168,8 @@ def _low_rank(model: nn.Module, path: str, weights: LowRankWeights, dropout: flo
 
 def _trained(model: nn.Module, path: str, state: dict[str, Tensor]) -> nn.Module:
     module = _copied(module_named(model, path))
-    if isinstance(module, nn.Linear) and "weight" in state:  # a head may have another number of classes
+    # a head may have another number of classes
+    if isinstance(module, nn.Linear) and "weight" in state and state["weight"].dim() == 2:
         out, inner = state["weight"].shape
         if inner == module.in_features and (
             out != module.out_features or (module.bias is None) != ("bias" not in state)

@@ -1,5 +1,6 @@
 """Put adapters into a model, switch them, merge them, take them out again."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -210,8 +211,10 @@ class Adapters:
         """Apply an adapter at another strength: 0 is the base model (with the adapter's head), 1 as trained.
 
         Raises:
-            AdapterError: there is none of this name, or it is merged.
+            AdapterError: there is none of this name, or it is merged; or the multiplier is no finite number.
         """
+        if not math.isfinite(multiplier):
+            raise AdapterError(f"adapter {name!r} can't be scaled by {multiplier}; give a finite number")
         if self._base_weights and name == self.active:
             raise AdapterError(f"adapter {name!r} is merged into the weights; unmerge before changing its scale")
         for low in self._get(name).layers.values():
