@@ -243,6 +243,11 @@ def test_paths_need_no_quotes_for_hydra(name):
     assert configure("predict", [f"adapter=/runs/{name}", f"images=[{quoted(name)}]"]).images == [name]
 
 
+def test_folders_named_by_a_date_keep_their_underscores_and_numbers_are_numbers():
+    config = configure("train", ["data=imagefolder", "data.root=2024_05_01", "trainer.epochs=1_0", "optim.lr=1e-2"])
+    assert (config.data.root, config.trainer.epochs, config.optim.lr) == ("2024_05_01", 10, 0.01)
+
+
 def test_a_path_from_the_home_folder_is_found_where_the_shell_leaves_it_alone(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     assert configure("train", ["trainer.resume=~/runs/a"]).trainer.resume == "/home/ada/runs/a"

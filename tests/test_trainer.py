@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -399,6 +400,17 @@ def test_a_resumed_run_goes_on_counting_the_validations_without_improvement(spli
         make_trainer(split, tmp_path / "cut", objective=objective, **settings).fit()
     resumed = make_trainer(split, tmp_path / "resumed", resume=str(tmp_path / "cut"), **settings)
     assert resumed.fit().step == 4 * 4
+
+
+def test_speed_is_of_the_steps_without_the_writing_of_checkpoints(split, tmp_path, monkeypatch):
+    def slowly(*words):
+        save_checkpoint(*words)
+        time.sleep(0.5)
+
+    monkeypatch.setattr("vislora.trainer.save_checkpoint", slowly)
+    make_trainer(split, tmp_path, epochs=2).fit()
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert all(line["images_per_s"] > 22 / 0.5 for line in lines if "images_per_s" in line)
 
 
 def test_a_preview_is_of_what_would_be_exported_and_training_goes_on_as_if_it_had_not_been_drawn(split, tmp_path):

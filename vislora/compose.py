@@ -146,15 +146,16 @@ def quoted(text: str) -> str:
 
 def _readable(override: str) -> str:
     """The override as Hydra can read it: a plain value that its grammar has no way to read, as grün or a(1), in quotes;
-    there a leading ~ is the home folder, which shells leave to the command."""
+    there a leading ~ is the home folder, which shells leave to the command. So is a folder called 2024_05_01, which it
+    would read as the number 20240501."""
     key, _, value = override.partition("=")
     if not value or value.startswith(("[", "{", "'", '"')):
         return override
     try:
-        OverridesParser.create().parse_override(override)
+        read = OverridesParser.create().parse_override(override).value()
     except HydraException:
         return f"{key}={quoted(os.path.expanduser(value))}"
-    return override
+    return f"{key}={quoted(value)}" if "_" in value and isinstance(read, int | float) else override
 
 
 def _help(name: str, about: str) -> str:

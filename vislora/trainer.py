@@ -140,6 +140,7 @@ class Trainer:
                 save_checkpoint(
                     self.out / "checkpoints", self.model, optimizer.optimizer, ema, progress, self.accelerator, self.run
                 )
+                pending.restart_clock()
         bar.close()
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         if ema is not None:
