@@ -181,6 +181,9 @@ def test_a_torchvision_set_in_folders_with_lists(tmp_path):
     assert (len(splits.train), splits.val, len(splits.test)) == (6, None, 4)
     assert splits.train.labels == [0, 0, 0, 1, 1, 1]
     assert splits.test.image(3).mode == "RGB"
+    (root / "images" / "beagle_4.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    with pytest.raises(DataError, match=r"beagle_4\.jpg can't be decoded \(.*\); replace it"):
+        splits.test.image(3)
 
 
 def test_sets_that_are_not_there_are_explained(tmp_path):
