@@ -1,5 +1,7 @@
 """Extracted adapters agree with dense SVDs in float64."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -39,6 +41,20 @@ def test_extracted_adapter_of_full_rank_gives_the_tuned_models_logits():
     model = vit()
     Adapters(model).load("extracted", done.adapter)
     assert (model(images) - tuned(images)).abs().max() < 1e-4
+
+
+def test_depthwise_kernels_are_kept_in_full():
+    tuned = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), num_classes=5).eval()
+    base = copy.deepcopy(tuned)
+    with torch.no_grad():
+        for name in ("stages.0.blocks.0.conv_dw", "stages.1.blocks.0.mlp.fc1", "stem.0"):
+            tuned.get_submodule(name).weight.add_(0.05 * torch.randn_like(tuned.get_submodule(name).weight))
+    done = extract(base.state_dict(), tuned.state_dict(), energy=1.0)
+    assert done.adapter.layers.keys() == {"stages.1.blocks.0.mlp.fc1", "stem.0"}
+    assert done.adapter.trained.keys() == {"stages.0.blocks.0.conv_dw"}
+    images = torch.randn(2, 3, 32, 32)
+    Adapters(base).load("extracted", done.adapter)
+    assert (base(images) - tuned(images)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("name", "rank"), [("blocks.0.mlp.fc1", 5), ("blocks.0.mlp.fc2", 5), ("patch_embed.proj", 2)])

@@ -24,8 +24,8 @@ def extract(
     """The adapter that turns one model's weights into another's, by truncated SVD of their differences.
 
     Matrices and ungrouped convolution kernels become low-rank layers of scale 1, beside which their biases are kept;
-    modules that hold anything else that changed (norms, scales), or a weight of another shape (a new head), are kept in
-    full.
+    modules that hold anything else that changed (norms, scales, depthwise kernels), or a weight of another shape (a new
+    head), are kept in full.
 
     Args:
         base: the state dict of the base model.
@@ -95,7 +95,9 @@ def _truncated_difference(
 
 
 def _is_matrix(key: str, base: Tensor | None, tuned: Tensor) -> bool:
-    return key.endswith(".weight") and base is not None and base.shape == tuned.shape and tuned.dim() in (2, 4)
+    if not key.endswith(".weight") or base is None or base.shape != tuned.shape:
+        return False
+    return tuned.dim() == 2 or (tuned.dim() == 4 and tuned.shape[1] > 1)  # a kernel of one channel is a depthwise one
 
 
 def _differs(base: Tensor | None, tuned: Tensor) -> bool:
