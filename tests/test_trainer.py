@@ -375,6 +375,13 @@ def test_of_a_figure_that_is_better_when_less_the_least_is_the_best(split, tmp_p
     assert progress.best == losses[progress.best_step] == min(losses.values()) < max(losses.values())
 
 
+def test_a_validation_figure_that_is_no_number_ends_the_run_with_advice(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, objective=WatchesTheLoss())
+    trainer.validation = [(torch.full((2, 3, 32, 32), torch.nan), torch.zeros(2, dtype=torch.long))]
+    with pytest.raises(TrainingError, match=r"val_watched is nan at step 4; lower optim\.lr"):
+        trainer.fit()
+
+
 def test_validation_comes_as_often_as_is_set_and_at_the_end(split, tmp_path):
     make_trainer(split, tmp_path, epochs=3, validate_every=2).fit()
     assert [row["step"] for row in rows(tmp_path) if "val_top1" in row] == [8, 12]

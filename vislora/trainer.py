@@ -93,7 +93,7 @@ class Trainer:
 
         Raises:
             ConfigError: `config.resume` holds no checkpoint, one of another run, or not the parameters that were best.
-            TrainingError: the loss is no longer a number.
+            TrainingError: the loss, or the validation figure, is no longer a number.
         """
         steps = self.config.epochs * self.order.steps_per_epoch
         wrapped, optimizer = self.accelerator.prepare(self.model, make_optimizer(self.model, self.head, self.optim))
@@ -218,6 +218,11 @@ class Trainer:
         self._train_mode(wrapped)
         self.log.write(progress.step, figures)
         score = figures[self.objective.monitor]
+        if not math.isfinite(score):  # none would ever be better
+            raise TrainingError(
+                f"{self.objective.monitor} is {score} at step {progress.step}; lower optim.lr, or use "
+                "trainer.precision=fp32"
+            )
         gain = 0.0 if progress.best is None else score - progress.best
         if progress.best is None or (gain > 0.0 if self.objective.higher_is_better else gain < 0.0):
             progress.best, progress.best_step, progress.stale = score, progress.step, 0

@@ -36,6 +36,13 @@ def test_split_folders_become_splits_with_sorted_classes(tree):
     assert splits.train.image(dog).getpixel((0, 0)) == (13, 13, 13)
 
 
+def test_without_a_train_folder_it_is_told_how_to_evaluate_what_is_there(tree):
+    shutil.rmtree(tree / "train")
+    with pytest.raises(DataError, match=r"val, test but no train folder; .*data\.root=.*/val with split=train"):
+        load_splits(ImageFolderData(root=str(tree)), 0)
+    assert len(load_splits(ImageFolderData(root=str(tree / "test")), 0).train) == 9
+
+
 def test_class_folders_alone_are_held_out_from_by_class(tmp_path):
     for name, count in {"a": 10, "b": 20, "c": 2}.items():
         for i in range(count):

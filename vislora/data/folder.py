@@ -68,7 +68,11 @@ def split_folders(root: Path) -> dict[str, Path]:
                 raise DataError(f"{folders[0]} and {folders[1]} are one split by two names; put them together")
             found[name] = folders[0]
     if found and "train" not in found:
-        raise DataError(f"{root} holds {', '.join(f.name for f in found.values())} but no train folder")
+        one = next(iter(found.values()))
+        raise DataError(
+            f"{root} holds {', '.join(f.name for f in found.values())} but no train folder; what is to be evaluated "
+            f"alone is data.root={one} with split=train"
+        )
     return found or {"train": root}
 
 
