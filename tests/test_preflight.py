@@ -185,8 +185,17 @@ def test_the_command_writes_a_list_with_which_everything_is_clean(planted, tmp_p
     clean = run("data=imagefolder", f"data.root={planted}", f"data.quarantine={quarantine}")
     assert not {finding.kind for finding in clean.findings} & {"damaged", "empty", "huge", "copies", "leak", "conflict"}
     assert len(found(clean, "quarantined")) == 11
+    assert clean.leave_out == {}
     splits = load_splits(ImageFolderData(root=str(planted), quarantine=str(quarantine)), 0)
     assert not {f"{planted}/{name}" for name in listed} & {*splits.train.names, *splits.val.names, *splits.test.names}
+
+
+def test_the_next_list_holds_what_the_one_before_left_out(planted, tmp_path):
+    (tmp_path / "list.txt").write_text("train/mallard/empty.jpg\ntrain/mallard/3.jpg\ntrain/mallard/gone.jpg\n")
+    result = run("data=imagefolder", f"data.root={planted}", f"data.quarantine={tmp_path / 'list.txt'}")
+    listed = {name.split("/birds/")[-1] for name in result.leave_out}
+    assert listed >= {"train/mallard/empty.jpg", "train/mallard/3.jpg", "train/mallard/text.jpg"}
+    assert "train/mallard/gone.jpg" not in listed
 
 
 def test_data_that_can_not_be_trained_on_is_reported_all_the_same_with_exit_code_2(clean, tmp_path):

@@ -48,7 +48,8 @@ class Preflight:
         input_size: pixels of a side of the model's input, where it is known.
         captions: figures of the captions, where there are any.
         findings: worst first.
-        leave_out: files that should be left out, with the reason.
+        leave_out: files that should be left out, with the reason: those that are already, and what was found beside
+            them; empty where nothing was.
     """
 
     error: str | None
@@ -117,7 +118,10 @@ def look_through(
         *(about_captions(captions, captioned) if captions is not None else ()),
         *(about_sizes(sides, input_size) if input_size is not None else ()),
     ]
-    unusable = {str(problem.file): problem.kinds[0] for problem in problems if problem.kinds[0] in UNUSABLE}
+    first = {str(problem.file): problem.kinds[0] for problem in problems}
+    already = {name: "left out already" for name, kind in first.items() if kind == "quarantined"}
+    unusable = {name: UNUSABLE[kind] for name, kind in first.items() if kind in UNUSABLE and kind != "missing"}
+    found = unusable | superfluous_files(groups)
     return Preflight(
         error=error,
         pictures=dict(Counter(row.split for row in rows)),
@@ -126,6 +130,5 @@ def look_through(
         input_size=input_size,
         captions=captions,
         findings=tuple(sorted(findings, key=lambda finding: list(Level).index(finding.level))),
-        leave_out={name: UNUSABLE[kind] for name, kind in unusable.items() if kind != "missing"}
-        | superfluous_files(groups),
+        leave_out=already | found if found else {},  # the new list takes the place of the one there is
     )
