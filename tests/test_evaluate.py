@@ -167,6 +167,15 @@ def test_mistakes_are_explained(runs, photos):
         evaluate(config)
 
 
+def test_a_folder_that_holds_a_run_or_an_evaluation_is_left_as_it_is(compared, runs):
+    config = configure("evaluate", [f"adapter={runs / 'lora' / 'adapter'}", "resamples=10"])
+    for folder in (compared[1], runs / "lora"):
+        before = (folder / "config.yaml").read_text()
+        with pytest.raises(ConfigError, match="holds a training or an evaluation already; choose another folder"):
+            evaluate(config, folder)
+        assert (folder / "config.yaml").read_text() == before
+
+
 def test_adapters_are_named_by_what_tells_them_apart():
     assert short_names(["runs/a/adapter"]) == ["a"]
     assert short_names(["runs/a/adapter", "runs/b/model", "c"]) == ["a", "b", "c"]

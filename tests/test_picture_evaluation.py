@@ -29,7 +29,7 @@ from vislora.data.images import read_image
 from vislora.data.prompts import noise_seed
 from vislora.data.transforms import Preprocessing
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
-from vislora.evaluate import draws
+from vislora.evaluate import _main, draws
 from vislora.files import sha256
 from vislora.formats.detect import write_adapter
 from vislora.generate import generate
@@ -364,6 +364,12 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
         draws(configure("evaluate", [f"adapter={judge}", "prompts=[a]"]))
     bare = write_adapter(tiny.trained(tiny.stable_diffusion(tmp_path)), "kohya", tmp_path / "bare.safetensors")
     refused(ConfigError, "doesn't tell the pictures of its training; give reference=FOLDER", adapter=bare)
+
+
+def test_a_folder_that_holds_an_evaluation_is_refused_before_anything_is_drawn(evaluated, style, monkeypatch):
+    monkeypatch.setattr("vislora.picture_evaluation.evaluate_pictures", lambda config: pytest.fail("drawn"))
+    with pytest.raises(ConfigError, match="holds a training or an evaluation already; choose another folder"):
+        _main(configure("evaluate", [f"adapter={style}", *WORDS]), evaluated[1])
 
 
 @pytest.mark.slow

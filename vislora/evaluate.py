@@ -41,6 +41,7 @@ from vislora.config import (
     data_to_dict,
 )
 from vislora.errors import AdapterError, ConfigError, DataError
+from vislora.files import holds_results
 from vislora.names import ends, short_names
 
 if TYPE_CHECKING:
@@ -57,8 +58,12 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     report into `out` if given.
 
     Raises:
-        VisloraError: a mistake in the settings, the data or the adapter.
+        VisloraError: a mistake in the settings, the data or the adapter, or a folder that holds a training or an
+            evaluation already.
     """
+    if out is not None:
+        _check_unused(out)
+
     from vislora.inference import Inference
     from vislora.precision import new_accelerator, resolve_precision
     from vislora.recognizer import load_recognizer
@@ -88,6 +93,14 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
         write_scores(rows, adapted, config, out)
     accelerator.wait_for_everyone()
     return rows
+
+
+def _check_unused(out: Path) -> None:
+    """Refuse a folder whose files would be overwritten in part, and the rest shown beside the new ones."""
+    if holds_results(out):
+        raise ConfigError(
+            f"{out} holds a training or an evaluation already; choose another folder, as with hydra.run.dir=FOLDER"
+        )
 
 
 def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> list[tuple[str, DataConfig]]:
@@ -265,6 +278,7 @@ def _main(config: EvaluateConfig, out: Path) -> None:
         from vislora.picture_evaluation import evaluate_pictures
         from vislora.report.pictures import pictures_table, write_pictures
 
+        _check_unused(out)
         found, state = evaluate_pictures(config), PartialState()
         if state.is_main_process:
             write_pictures(found, config, out)

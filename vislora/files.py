@@ -85,6 +85,11 @@ def holds_run(folder: Path) -> bool:
     return (folder / METRICS).is_file()
 
 
+def holds_results(folder: Path) -> bool:
+    """Whether a training or an evaluation has written into the folder; both begin with their settings."""
+    return (folder / "config.yaml").is_file()
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256, in hex."""
     with path.open("rb") as file:
