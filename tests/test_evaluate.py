@@ -19,6 +19,7 @@ from vislora.compose import configure
 from vislora.data.images import read_image
 from vislora.errors import AdapterError, ConfigError
 from vislora.evaluate import evaluate, short_names
+from vislora.metrics.calibration import fit_temperature
 from vislora.metrics.recognition import evaluate_predictions
 from vislora.models.vit import build_vit
 from vislora.recognizer import load_recognizer
@@ -135,12 +136,15 @@ def test_a_temperature_is_fitted_to_the_pictures_that_the_training_held_out(runs
     shared = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "data=imagefolder", "data.val_fraction=0.4"]
     words = [*shared, f"data.root={photos / 'train'}", "seed=3", "trainer.epochs=1", "logger.trackers=[]"]
     run = train(configure("train", words), tmp_path)
-    words = [f"adapter={run.artifact}", "precision=fp32", "calibrate=true", "resamples=10", "split=val"]
-    (row,) = evaluate(configure("evaluate", words))
+    words = [f"adapter={run.artifact}", "precision=fp32", "resamples=10"]
+    (row,) = evaluate(configure("evaluate", [*words, "split=val"]))
     *_, told = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert row.evaluation.calibration.nll == pytest.approx(told["val_loss"], rel=1e-5)
-    assert row.evaluation.calibrated.nll < row.evaluation.calibration.nll
-    again = [*words, "data=imagefolder", f"data.root={photos / 'train'}", "data.val_fraction=0.4"]
+    (learned,) = evaluate(configure("evaluate", [*words, "split=train", "calibrate=true"]))
+    held_out = row.evaluation.predictions
+    fitted = fit_temperature(held_out.logits, held_out.labels)
+    assert learned.evaluation.calibrated.temperature == pytest.approx(fitted)
+    again = [*words, "split=val", "data=imagefolder", f"data.root={photos / 'train'}", "data.val_fraction=0.4"]
     (given,) = evaluate(configure("evaluate", again))
     assert given.evaluation.predictions.names == row.evaluation.predictions.names
 
@@ -151,6 +155,8 @@ def test_mistakes_are_explained(runs, photos):
         evaluate(configure("evaluate", [f"adapter={full}", "baselines=[zero]"]))
     with pytest.raises(ConfigError, match="is named twice"):
         evaluate(configure("evaluate", [f"adapter=[{lora},{lora}]"]))
+    with pytest.raises(ConfigError, match=r"calibrate=true fits a temperature to split=val.*; give split=test"):
+        configure("evaluate", [f"adapter={lora}", "calibrate=true", "split=val"])
     with pytest.raises(ConfigError, match=r"unknown key sets\.mine\.rot"):
         configure("evaluate", [f"adapter={lora}", "+data@sets.mine=imagefolder", "sets.mine.rot=x"])
     with pytest.raises(ConfigError, match=r"sets\.mine\.root has no value"):

@@ -544,7 +544,7 @@ class RecognitionFigures:
     sets: dict[str, DataConfig] = field(default_factory=dict)  # further ones by name: +data@sets.NAME=OPTION
     split: str = "test"
     baselines: list[Baseline] = field(default_factory=list)
-    calibrate: bool = False  # fit a temperature on the validation split
+    calibrate: bool = False  # fit a temperature on the validation split, for another one
     corruptions: list[Corruption] = field(default_factory=list)
     maps: int = 6  # pictures to show what the classifier looked at in; 0 for none
     map_images: list[str] = field(default_factory=list)  # files to show that of instead
@@ -592,6 +592,11 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
         _check_ranges(self, drawn_at_once=(1, math.inf))
         if self.split not in ("train", "val", "test"):
             raise ConfigError(f"split={self.split}: expected train, val or test")
+        if self.calibrate and self.split == "val":
+            raise ConfigError(
+                "calibrate=true fits a temperature to split=val, and would look better there than it is; give "
+                "split=test, or leave calibrate out"
+            )
         if self.style is not None and self.style_classifier is None:
             raise ConfigError(f"style={self.style} is a class of the style classifier; give style_classifier=FOLDER")
         for key in ("seeds", "scales"):

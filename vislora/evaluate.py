@@ -9,7 +9,7 @@ pictures. Without data=… each is scored on the data set of its training.
     adapter=[A,B]                          several, compared on the same images
     +data@sets.photos=imagefolder sets.photos.root=PHOTOS    a further data set, under a name of its own
     baselines=[zero,probe]                 beside each: the base model with the adapter's head; a linear probe of it
-    calibrate=true                         fit a temperature on the validation split
+    calibrate=true                         fit a temperature on the validation split, for another one
     corruptions=[noise,blur,brightness,contrast,jpeg,pixelate]    top-1 under five strengths of each
 
 Those that draw (`vislora.picture_evaluation`), beside the base model from the same noise, and reference pictures.
