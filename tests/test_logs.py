@@ -1,5 +1,6 @@
 """Figures and settings reach the trackers as they reach metrics.jsonl."""
 
+import importlib.util
 import json
 import math
 
@@ -10,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vislora.compose import configure
 from vislora.config import LoggerConfig, Tracker
+from vislora.errors import ConfigError
 from vislora.logs import MetricLog, start_trackers, trackers
 
 
@@ -46,4 +48,11 @@ def test_runs_can_be_compared_by_their_settings(logged):
 def test_trackers_are_those_that_are_named():
     assert trackers(LoggerConfig()) == ["tensorboard"]
     assert trackers(LoggerConfig(trackers=[])) == []
-    assert trackers(LoggerConfig(trackers=[Tracker.wandb])) == ["wandb"]
+    assert trackers(LoggerConfig(trackers=[Tracker.tensorboard])) == ["tensorboard"]
+
+
+def test_a_tracker_that_is_named_has_to_be_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"wandb isn't installed; pip install 'vislora\[wandb\]', or leave it out"):
+        trackers(LoggerConfig(trackers=[Tracker.wandb]))
+    assert trackers(LoggerConfig()) == []

@@ -9,13 +9,23 @@ from typing import Any
 from accelerate import Accelerator
 
 from vislora.config import LoggerConfig, Tracker, TrainConfig, to_dict
+from vislora.errors import ConfigError
 from vislora.files import METRICS
 
 
 def trackers(config: LoggerConfig) -> list[str]:
-    """The trackers to use, by accelerate's names; TensorBoard where it is installed if none are named."""
+    """The trackers to use, by accelerate's names; TensorBoard where it is installed if none are named.
+
+    Raises:
+        ConfigError: one that is named isn't installed.
+    """
     if config.trackers is not None:
-        return [tracker.value for tracker in config.trackers]
+        named = [tracker.value for tracker in config.trackers]
+        if absent := [name for name in named if importlib.util.find_spec(name) is None]:
+            raise ConfigError(
+                f"logger.trackers: {absent[0]} isn't installed; pip install 'vislora[{absent[0]}]', or leave it out"
+            )
+        return named
     return [Tracker.tensorboard.value] if importlib.util.find_spec("tensorboard") else []
 
 
