@@ -45,6 +45,18 @@ def test_runs_can_be_compared_by_their_settings(logged):
     assert all(isinstance(value, bool | int | float | str) for value in settings.values())
 
 
+def test_a_line_that_a_crash_cut_off_is_left_behind(tmp_path):
+    log = MetricLog(tmp_path, Accelerator(cpu=True))
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 1.5})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    log.continue_from(tmp_path, 2)
+    log.write(3, {"loss": 0.5})
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.5), (2, 1.5), (3, 0.5)]
+
+
 def test_trackers_are_those_that_are_named():
     assert trackers(LoggerConfig()) == ["tensorboard"]
     assert trackers(LoggerConfig(trackers=[])) == []

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from vislora.config import LoggerConfig, Tracker, TrainConfig, to_dict
 from vislora.errors import ConfigError
-from vislora.files import METRICS
+from vislora.files import METRICS, write_text
 
 
 def trackers(config: LoggerConfig) -> list[str]:
@@ -58,9 +58,10 @@ class MetricLog:
         if not self._accelerator.is_main_process:
             return
         earlier = run / self.path.name
-        lines = earlier.read_text(encoding="utf-8").splitlines() if earlier.is_file() else []
+        # behind the last line's end there is nothing, or what a crash cut off
+        lines = earlier.read_text(encoding="utf-8").split("\n")[:-1] if earlier.is_file() else []
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_text("".join(line + "\n" for line in kept), self.path)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         """Append one row; null for what is no finite number, as the gradient's norm of a step that fp16 skipped."""
