@@ -208,6 +208,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(split, tmp_path, file):
         make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first")).fit()
 
 
+def test_damaged_parameters_to_export_are_refused_before_the_first_step(split, tmp_path):
+    make_trainer(split, tmp_path / "first", epochs=1).fit()
+    best = tmp_path / "first" / "checkpoints" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-20])
+    with pytest.raises(ConfigError, match=r"best\.safetensors can't be read"):
+        make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first")).fit()
+    assert not (tmp_path / "second" / "metrics.jsonl").exists()
+
+
 def test_an_unfinished_checkpoint_is_cleared_away(split, tmp_path):
     (tmp_path / "checkpoints" / ".step_00000001.part").mkdir(parents=True)
     make_trainer(split, tmp_path, epochs=1).fit()

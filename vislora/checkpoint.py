@@ -189,17 +189,22 @@ def load_checkpoint(
         ConfigError: a file of it can't be read, or is of another model.
     """
     folder = checkpoint.folder
-    load_trainable_state(model, _read(folder / "model.safetensors"))
-    _load_optimizer_tensors(model, optimizer, _read(folder / "optimizer.safetensors"))
+    load_trainable_state(model, read_tensors(folder / "model.safetensors"))
+    _load_optimizer_tensors(model, optimizer, read_tensors(folder / "optimizer.safetensors"))
     if ema is not None:
-        ema.load(_read(folder / "ema.safetensors"))
+        ema.load(read_tensors(folder / "ema.safetensors"))
     if accelerator.scaler is not None and checkpoint.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint.scaler)
-    _set_generators(_read(folder / f"generators_{accelerator.process_index}.safetensors"), accelerator.device)
+    _set_generators(read_tensors(folder / f"generators_{accelerator.process_index}.safetensors"), accelerator.device)
     return replace(checkpoint.progress)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a run's file, on the CPU.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

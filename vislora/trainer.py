@@ -22,7 +22,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from vislora.checkpoint import (
     Progress,
     load_checkpoint,
     load_trainable_state,
+    read_tensors,
     save_checkpoint,
     trainable_state,
 )
@@ -156,11 +156,13 @@ class Trainer:
         progress = load_checkpoint(checkpoint, self.model, optimizer, ema, self.accelerator)
         earlier = checkpoint.run_folder
         best = earlier / "checkpoints" / "best.safetensors"
-        if self.config.keep is Keep.best and progress.best is not None and not best.is_file():
-            raise ConfigError(
-                f"trainer.resume={self.config.resume}: {best} is not there, and trainer.keep=best exports it unless "
-                "better parameters come; resume a whole run folder, or give trainer.keep=last"
-            )
+        if self.config.keep is Keep.best and progress.best is not None:
+            if not best.is_file():
+                raise ConfigError(
+                    f"trainer.resume={self.config.resume}: {best} is not there, and trainer.keep=best exports it "
+                    "unless better parameters come; resume a whole run folder, or give trainer.keep=last"
+                )
+            read_tensors(best)  # a damaged one would be found after the last epoch only
         self.log.continue_from(earlier, progress.step)
         if self.accelerator.is_main_process and best.is_file() and earlier.resolve() != self.out.resolve():
             (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -253,7 +255,7 @@ class Trainer:
     def _restore_best(self, progress: Progress) -> None:
         self.accelerator.wait_for_everyone()
         if self.config.keep is Keep.best and progress.best is not None:
-            load_trainable_state(self.model, load_file(self.out / "checkpoints" / "best.safetensors"))
+            load_trainable_state(self.model, read_tensors(self.out / "checkpoints" / "best.safetensors"))
 
 
 def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig) -> torch.optim.AdamW:
