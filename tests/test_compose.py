@@ -2,11 +2,14 @@
 
 import itertools
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from vislora import predict
 from vislora.compose import command, configure, quoted
 from vislora.config import (
     DATA_OPTIONS,
@@ -337,3 +340,23 @@ def test_a_folder_where_a_file_is_expected_is_told_in_one_sentence(tmp_path, mon
         command("resize", lambda config, out: tmp_path.read_text(), ["adapter=a", "rank=2", "out=b"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"vislora: {tmp_path} can't be used: Is a directory\n"
+
+
+def test_a_name_too_long_for_a_file_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["resize"])
+    name = "a" * 300
+    with pytest.raises(SystemExit) as stopped:
+        command("resize", lambda config, out: Path(config.adapter).exists(), [f"adapter={name}", "rank=2", "out=b"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"vislora: {name} can't be used: File name too long\n"
+
+
+def test_a_list_of_very_many_images_in_one_word_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images = f"images=[{','.join(f'{i}.png' for i in range(1000))}]"
+    monkeypatch.setattr(sys, "argv", ["predict", "adapter=nowhere", images])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(predict.__file__, run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("vislora: nowhere")

@@ -60,7 +60,7 @@ _SCHEMAS = [
 _WITH_GROUP = ("train", "preflight")  # commands with the settings of training, whose adapter=… is a config group
 # Where a user's path leads, or what is left of the disk, at any time
 _OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-_OF_DISKS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_DISKS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG)
 
 
 def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ Prints the most probable classes of each image, and of all in a folder and below
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def _main(config: PredictConfig, _out: Path) -> None:
 
 
 if __name__ == "__main__":
-    images = [
-        word for word in sys.argv[1:] if Path(word).exists() or ("=" not in word and not word.startswith(("-", "~")))
+    images = [  # Path's own exists() raises over a very long list
+        word for word in sys.argv[1:] if os.path.exists(word) or ("=" not in word and not word.startswith(("-", "~")))
     ]
     rest = [word for word in sys.argv[1:] if word not in images]
     command("predict", _main, [*rest, f"images=[{','.join(map(quoted, images))}]"] if images else rest)

@@ -61,6 +61,7 @@ def test_one_table_is_all_train_and_another_key_can_hold_the_label(tmp_path):
         ({"file_name": "../p.png", "label": "a"}, "line 3: '../p.png' leads out of the folder"),
         ({"file_name": "/etc/passwd", "label": "a"}, "line 3: '/etc/passwd' leads out of the folder"),
         ({"file_name": "q.png", "label": "a"}, "line 3: .*q.png is missing"),
+        ({"file_name": f"{'x' * 5000}.png", "label": "a"}, "line 3: .*xx.png is missing"),
         ({"file_name": "p9.png"}, "line 3: 'label' is None; expected a class's name or number"),
         ({"file_name": "p9.png", "label": True}, "line 3: 'label' is True"),
         ({"label": "a"}, 'line 3: expected {"file_name"'),

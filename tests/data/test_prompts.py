@@ -40,6 +40,8 @@ def test_malformed_prompts_are_told_by_line(tmp_path, name, text, message):
 def test_what_is_neither_a_file_nor_a_list_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"unrelated=a blue jay: there is no such file; write a list"):
         read_prompts("a blue jay", "unrelated")
+    with pytest.raises(ConfigError, match="there is no such file; write a list as prompts="):
+        read_prompts("a blue jay, " * 500, "prompts")
     with pytest.raises(ConfigError, match="expected a file, or a list of texts"):
         read_prompts([1, 2], "prompts")
     (tmp_path / "latin").write_bytes(b"\xe4")

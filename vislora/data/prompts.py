@@ -1,5 +1,6 @@
 """Prompts to draw, from a file or from a command line, each with the class it should show, where that is known."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_prompts(given: str | Sequence[str], key: str) -> list[Prompt]:
     """
     if isinstance(given, str):
         file = Path(given).expanduser()
-        if not file.is_file():
+        if not os.path.isfile(file):  # Path's own raises over a very long text
             raise ConfigError(f"{key}={given}: there is no such file; write a list as {key}=['a prompt','another one']")
         found = list(_from_jsonl(file) if file.suffix == ".jsonl" else _from_lines(text_lines(file), str(file)))
     elif isinstance(given, Sequence) and all(isinstance(line, str) for line in given):
