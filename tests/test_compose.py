@@ -153,6 +153,7 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
         ("train recipe=sketch_style", "objective.min_snr_gamma=0.0", "more than 0, or null"),
         ("train recipe=sketch_style", "objective.preview_steps=0", "1 or more"),
         ("evaluate adapter=A", "resamples=1", "2 or more"),
+        ("evaluate adapter=A", "seed=-1", f"0 to {2**63 - 1}"),
         ("evaluate adapter=A", "batch_size=0", "1 or more"),
         ("evaluate adapter=A", "maps=-1", "0 or more"),
         ("predict adapter=A images=[a.png]", "top=0", "1 or more"),

@@ -586,7 +586,7 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
     precision: Precision = Precision.auto
 
     def __post_init__(self) -> None:
-        _check_ranges(self, resamples=(2, math.inf), batch_size=(1, math.inf))
+        _check_ranges(self, resamples=(2, math.inf), seed=(0, 2**63 - 1), batch_size=(1, math.inf))
         _check_ranges(self, **dict.fromkeys(("maps", "mistakes", "workers"), (0, math.inf)))
         _check_drawing(self)
         _check_ranges(self, drawn_at_once=(1, math.inf))
