@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from vislora import predict
 from vislora.compose import command, configure, quoted
@@ -24,6 +25,7 @@ from vislora.config import (
     data_from_dict,
 )
 from vislora.config import data_to_dict as to_dict
+from vislora.data.splits import Files
 from vislora.errors import ConfigError
 from vislora.paths import CONF, RECIPES
 
@@ -361,3 +363,13 @@ def test_a_list_of_very_many_images_in_one_word_is_read(tmp_path, monkeypatch, c
         runpy.run_path(predict.__file__, run_name="__main__")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("vislora: nowhere")
+
+
+def test_a_picture_that_a_loaders_worker_cant_read_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["resize"])
+    loader = DataLoader(Files([tmp_path / "gone.png"]), sampler=[0], batch_size=None, num_workers=1)
+    with pytest.raises(SystemExit) as stopped:
+        command("resize", lambda config, out: next(iter(loader)), ["adapter=a", "rank=2", "out=b"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"vislora: {tmp_path / 'gone.png'} is missing\n"

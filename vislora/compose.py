@@ -247,7 +247,9 @@ def _check_keys(config: DictConfig, prefix: str, name: str) -> None:
 
 
 def _refuse(error: VisloraError) -> None:
-    print(f"vislora: {error}", file=sys.stderr)
+    # of what a DataLoader's worker raises torch makes an error of that class, whose text is a traceback
+    told = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    print(f"vislora: {told}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -145,7 +145,7 @@ def scaled(picture: Image.Image, side: int) -> Image.Image:
 
 
 class _UnreadableError(DataError):
-    def __init__(self, kind: str, what: str) -> None:
+    def __init__(self, what: str, kind: str = "damaged") -> None:  # torch makes it anew from its text, as pickle does
         super().__init__(what)
         self.kind = kind
 
@@ -155,20 +155,20 @@ def _opened(path: Path, place: Place | None) -> Iterator[Image.Image]:
     """The picture as Pillow opens it; any error on the way, and in the block, is a DataError."""
     try:
         if (path.stat().st_size if place is None else place.size) == 0:
-            raise _UnreadableError("empty", f"{path} is empty")
+            raise _UnreadableError(f"{path} is empty", "empty")
         with Image.open(path if place is None else _read(place)) as picture:
             yield picture
     except DataError:
         raise
     except FileNotFoundError:
-        raise _UnreadableError("missing", f"{path} is missing") from None
+        raise _UnreadableError(f"{path} is missing", "missing") from None
     except Image.UnidentifiedImageError:
-        raise _UnreadableError("unknown", f"{path} is no image, or of an unknown kind") from None
+        raise _UnreadableError(f"{path} is no image, or of an unknown kind", "unknown") from None
     except Image.DecompressionBombError as error:
         what = f"{path} is too large to be decoded safely ({error}); scale it down"
-        raise _UnreadableError("huge", what) from None
+        raise _UnreadableError(what, "huge") from None
     except Exception as error:  # Pillow's decoders raise many classes on malformed files, struct.error among them
-        raise _UnreadableError("damaged", f"{path} can't be decoded: {error}") from None
+        raise _UnreadableError(f"{path} can't be decoded: {error}") from None
 
 
 def _read(place: Place) -> io.BytesIO:
