@@ -1,5 +1,6 @@
 """Figures and settings reach the trackers as they reach metrics.jsonl."""
 
+import importlib.machinery
 import importlib.util
 import json
 import math
@@ -63,8 +64,10 @@ def test_trackers_are_those_that_are_named():
     assert trackers(LoggerConfig(trackers=[Tracker.tensorboard])) == ["tensorboard"]
 
 
-def test_a_tracker_that_is_named_has_to_be_installed(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+@pytest.mark.parametrize("found", ["nothing", "the folder of its runs"])
+def test_a_tracker_that_is_named_has_to_be_installed(found, monkeypatch):
+    spec = None if found == "nothing" else importlib.machinery.ModuleSpec("wandb", None, is_package=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(ConfigError, match=r"wandb isn't installed; pip install 'vislora\[wandb\]', or leave it out"):
         trackers(LoggerConfig(trackers=[Tracker.wandb]))
     assert trackers(LoggerConfig()) == []

@@ -21,12 +21,17 @@ def trackers(config: LoggerConfig) -> list[str]:
     """
     if config.trackers is not None:
         named = [tracker.value for tracker in config.trackers]
-        if absent := [name for name in named if importlib.util.find_spec(name) is None]:
+        if absent := [name for name in named if not _installed(name)]:
             raise ConfigError(
                 f"logger.trackers: {absent[0]} isn't installed; pip install 'vislora[{absent[0]}]', or leave it out"
             )
         return named
-    return [Tracker.tensorboard.value] if importlib.util.find_spec("tensorboard") else []
+    return [Tracker.tensorboard.value] if _installed(Tracker.tensorboard.value) else []
+
+
+def _installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder of its name, as wandb's of runs, has none
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, out: Path) -> None:
