@@ -42,6 +42,22 @@ def test_pictures_stay_with_their_names_and_labels():
             assert part.labels[i] == whole.labels[number]
 
 
+def test_a_picture_that_is_listed_several_times_is_on_one_side():
+    whole = split([*range(54), *range(54), 0])
+    labels = [*whole.labels[:-1], 1]  # the last row has the first picture in another class
+    kept, held = hold_out(ImageSplit(whole.classes, labels, whole.names, whole.pictures), 0.9, seed=0)
+    assert not set(kept.names) & set(held.names)
+    assert len(kept) + len(held) == len(whole)
+    assert [held.labels.count(k) for k in range(4)] == [2 * 35, 2 * 10, 2 * 1, 0]
+    assert kept.names.count("a/00") == 3
+
+
+def test_repeats_change_nothing_about_the_choice():
+    _, once = hold_out(split(), 0.2, seed=0)
+    _, thrice = hold_out(split([*range(54)] * 3), 0.2, seed=0)
+    assert set(thrice.names) == set(once.names)
+
+
 def test_single_pictures_can_not_be_held_out():
     lonely = ImageSplit(("a", "b"), [0, 1], ["0", "1"], Pixels(np.zeros((2, 1, 1, 3), np.uint8)))
     with pytest.raises(DataError, match="each class has a single picture"):

@@ -162,22 +162,25 @@ def hold_out(split: ImageSplit, fraction: float, seed: int) -> tuple[ImageSplit,
     """Divide a split into one to train on and one to validate on, class by class.
 
     Each class gives `fraction` of its pictures, at least one where it has two; the choice depends on the pictures'
-    names and the seed, not on the order they are listed in.
+    names and the seed, not on the order they are listed in. A picture that is listed several times counts as one, and
+    is on one side; one that is listed in several classes is trained on.
 
     Raises:
         DataError: no class has two pictures.
     """
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(split.labels):
-        by_class.setdefault(label, []).append(index)
-    kept: list[int] = []
-    held: list[int] = []
-    for label, members in sorted(by_class.items()):
-        members = sorted(members, key=lambda i: split.names[i])
-        random.Random(f"{seed} {split.classes[label]}").shuffle(members)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held += members[:count]
-        kept += members[count:]
-    if not held:
+    labels: dict[str, set[int]] = {}
+    for name, label in zip(split.names, split.labels, strict=True):
+        labels.setdefault(name, set()).add(label)
+    by_class: dict[int, list[str]] = {}
+    for name in sorted(labels):
+        if len(labels[name]) == 1:
+            by_class.setdefault(*labels[name], []).append(name)
+    chosen: set[str] = set()
+    for label, names in by_class.items():
+        random.Random(f"{seed} {split.classes[label]}").shuffle(names)
+        chosen.update(names[: min(max(1, round(fraction * len(names))), len(names) - 1)])
+    if not chosen:
         raise DataError("data.val_fraction: each class has a single picture, so that none can be held out; set it to 0")
-    return split.choose(sorted(kept)), split.choose(sorted(held))
+    kept = [index for index, name in enumerate(split.names) if name not in chosen]
+    held = [index for index, name in enumerate(split.names) if name in chosen]
+    return split.choose(kept), split.choose(held)
