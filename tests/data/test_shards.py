@@ -55,6 +55,12 @@ def test_endings_are_read_in_any_case(tmp_path):
     assert load_splits(ShardsData(root=str(tmp_path)), 0).train.labels == [0, 1]
 
 
+def test_a_label_may_be_told_twice_where_it_is_the_same(tmp_path):
+    files = {"a.png": png(1), "a.cls": b"0", "a.json": b'{"label": 0}', "b.png": png(2), "b.cls": b"1", "b.json": b"{}"}
+    pack(tmp_path / "train.tar", files)
+    assert load_splits(ShardsData(root=str(tmp_path)), 0).train.labels == [0, 1]
+
+
 def test_what_a_mac_packs_beside_each_file_is_no_picture(tmp_path):
     files = {"0.png": png(1), "0.cls": b"0", "1.png": png(2), "1.cls": b"1"}
     beside = {f"._{name}": b"\0\5\x16\7" for name in files}  # AppleDouble's first bytes
@@ -122,6 +128,8 @@ def test_links_and_paths_that_lead_elsewhere_are_not_followed(tmp_path):
         ({"a.png": b"x", "a.json": b'{"label": null}'}, "a has no a.cls"),
         ({"a.png": b"x", "a.json": b'{"label": [1]}'}, r"the label is \[1\]"),
         ({"a.png": b"x", "a.cls": b"1" * 100_000}, "too many for a label"),
+        ({"a.cls": b"0", "a.png": b"x", "a.json": b'{"label": 1}'}, r"a has two labels, '0' and in a\.json '1'"),
+        ({"a.json": b'{"label": 1}', "a.png": b"x", "a.cls": b"0"}, r"a has two labels, '1' and in a\.cls '0'"),
     ],
 )
 def test_shards_that_can_not_be_used_are_named(tmp_path, files, message):

@@ -33,8 +33,8 @@ def image_shards(config: ShardsData) -> Splits:
     named in `problems`.
 
     Raises:
-        DataError: no shard fits a pattern, one is compressed or malformed, a picture has no label, a class isn't in
-            train, or has no usable picture there.
+        DataError: no shard fits a pattern, one is compressed or malformed, a picture has no label or two, a class isn't
+            in train, or has no usable picture there.
     """
     root = Path(config.root).expanduser()
     samples = _listed(config, root)
@@ -107,8 +107,11 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
                     if member.size > _LONGEST_LABEL:
                         raise DataError(f"{shard}: {member.name} has {member.size} bytes, too many for a label")
                     text = archive.extractfile(member).read()
-                    if (label := _label(text, suffix, label_key, f"{shard}/{member.name}")) is not None:
-                        labels[key] = label
+                    label = _label(text, suffix, label_key, f"{shard}/{member.name}")
+                    if label is not None and labels.setdefault(key, label) != label:
+                        raise DataError(
+                            f"{shard}: {key} has two labels, {labels[key]!r} and in {member.name} {label!r}; keep one"
+                        )
     except tarfile.TarError as error:
         raise DataError(f"{shard} can't be read as an uncompressed tar file: {error}") from None
     if not pictures:
