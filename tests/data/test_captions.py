@@ -133,9 +133,9 @@ def test_a_folder_that_isnt_there_or_holds_nothing_is_refused(tmp_path):
         read(tmp_path, prompt="x")
 
 
-def test_a_link_that_leads_nowhere_is_no_picture(tmp_path):
-    for name in ("a", "b"):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text(name)
-    (tmp_path / "old.png").symlink_to(tmp_path / "nowhere.png")
-    assert captions_folder(CaptionsData(root=str(tmp_path))).train.captions == ["a", "b"]
+@pytest.mark.parametrize("settings", [{}, {"prompt": "a picture"}])
+def test_a_link_that_leads_nowhere_is_a_missing_picture(folder, settings):
+    (folder / "old.png").symlink_to(folder / "nowhere.png")
+    splits = read(folder, **settings)
+    assert len(splits.train) == 3
+    assert [(problem.file, problem.kinds) for problem in splits.problems] == [(folder / "old.png", ("missing",))]

@@ -50,6 +50,14 @@ def test_pictures_that_no_table_lists_are_named(tmp_path):
     assert found == {"more.png": ("aside",), "beside.png": ("aside",)}
 
 
+def test_a_link_that_leads_nowhere_is_a_missing_picture(tmp_path):
+    write(tmp_path / "train", [{"file_name": f"p{i}.png", "label": i} for i in range(2)])
+    link = tmp_path / "train" / "old.png"
+    link.symlink_to(tmp_path / "nowhere.png")
+    (problem,) = load_splits(MetadataData(root=str(tmp_path)), 0).problems
+    assert (problem.file, problem.kinds, problem.usable) == (link, ("missing",), False)
+
+
 def test_one_table_is_all_train_and_another_key_can_hold_the_label(tmp_path):
     write(tmp_path, [{"file_name": f"p{i}.png", "kind": "ab"[i % 2]} for i in range(4)])
     assert load_splits(MetadataData(root=str(tmp_path), label_key="kind"), 0).classes == ("a", "b")

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vislora.config import MetadataData
-from vislora.data.folder import pictures_aside, split_folders
+from vislora.data.folder import lost_links, pictures_aside, split_folders
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.rows import csv_table, json_lines
 from vislora.data.splits import Splits, splits_of_files
@@ -22,7 +22,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 def metadata_folder(config: MetadataData) -> Splits:
     """Labelled pictures: root/{train,val,test}/metadata.jsonl (or .csv), or root/metadata.jsonl alone; files that
-    can't be decoded and pictures that no table lists are left out, and named in `problems`.
+    can't be decoded, links that lead nowhere and pictures that no table lists are left out, and named in `problems`.
 
     Raises:
         DataError: a folder, table, picture or label is missing or malformed, a name leads out of the folder, or a class
@@ -36,7 +36,7 @@ def metadata_folder(config: MetadataData) -> Splits:
     aside = pictures_aside(root, files, f"is in no {' or '.join(METADATA)}")
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
-    return replace(splits, problems=[*splits.problems, *aside])
+    return replace(splits, problems=[*splits.problems, *aside, *lost_links(root)])
 
 
 def list_metadata(config: MetadataData) -> Labelled:
