@@ -1,7 +1,10 @@
 """A user's own pictures: class folders and tables."""
 
 import csv
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +104,20 @@ def test_links_to_folders_are_followed_and_a_circle_of_them_is_left(tree, tmp_pa
     names = [name for name, label in zip(splits.train.names, splits.train.labels, strict=True) if label == 1]
     assert names == [*(str(cats / f"{i}.PNG") for i in range(6)), str(cats / "more" / "deep" / "a.png")]
     assert splits.problems == []
+
+
+def test_a_folder_that_can_not_be_read_is_not_passed_over(tree, monkeypatch):
+    closed, scandir = tree / "train" / "cat" / "more", os.scandir
+    picture(closed / "a.png")
+
+    def refusing(path):  # as the system does; chmod does nothing to root
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="more"):
+        load_splits(ImageFolderData(root=str(tree)), 0)
 
 
 def test_upper_case_splits_are_splits(tree):

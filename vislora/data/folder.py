@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from vislora.config import ImageFolderData
 from vislora.data.images import Problem
@@ -77,7 +78,11 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All pictures in a folder and below it, hidden ones aside; also behind links to folders, each folder once."""
+    """All pictures in a folder and below it, hidden ones aside; also behind links to folders, each folder once.
+
+    Raises:
+        OSError: a folder can't be read.
+    """
     return sorted(filter(_is_picture, _files_below(folder)))
 
 
@@ -104,13 +109,17 @@ def pictures_aside(root: Path, files: Mapping[str, Iterable[tuple[Path, object]]
 
 def _files_below(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in os.walk(folder, followlinks=True, onerror=_give_up):
         if (real := os.path.realpath(where)) in seen:  # as in a circle of links
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where, name) for name in files)
+
+
+def _give_up(error: OSError) -> NoReturn:
+    raise error  # os.walk alone would pass over the folder, and over all pictures in it
 
 
 def _subfolders(folder: Path) -> list[Path]:
