@@ -123,6 +123,20 @@ def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list((tmp_path / "birds").iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no space")
+def test_all_space_on_the_disk_is_taken_before_the_first_picture_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
+
+    def drawings(_):
+        (part,) = (tmp_path / "birds").iterdir()
+        assert part.stat().st_blocks * 512 >= part.stat().st_size
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawn, "_drawings", drawings)
+    with pytest.raises(KeyboardInterrupt):
+        load_splits(BirdsData(**SMALL), 0)
+
+
 def test_a_script_without_a_guard_is_not_run_again_by_the_processes_that_draw(tmp_path):
     script = tmp_path / "script.py"  # no `if __name__ == "__main__":`
     script.write_text(
