@@ -151,6 +151,13 @@ def test_a_compressed_shard_and_a_missing_one_are_named(tmp_path):
         load_splits(ShardsData(root=str(tmp_path), train="x-{3..1}.tar"), 0)
 
 
+@pytest.mark.parametrize("pattern", ["/data/train-*.tar", "", ".", "**.tar"])
+def test_a_pattern_that_fits_no_file_in_root_is_refused(tmp_path, pattern):
+    told = r"is no pattern of shards: .*; write it relative to data\.root=|no shard in"  # as Python's version sees it
+    with pytest.raises(DataError, match=told):
+        load_splits(ShardsData(root=str(tmp_path), train=pattern), 0)
+
+
 def test_pictures_that_can_not_be_used_are_named_and_left_out(tmp_path):
     files = {f"{i}.png": png(50 * i) for i in range(4)} | {f"{i}.cls": str(i % 2).encode() for i in range(4)}
     shard = pack(

@@ -33,8 +33,8 @@ def image_shards(config: ShardsData) -> Splits:
     named in `problems`.
 
     Raises:
-        DataError: no shard fits a pattern, one is compressed or malformed, a picture has no label or two, a class isn't
-            in train, or has no usable picture there.
+        DataError: a pattern is malformed or no shard fits it, one is compressed or malformed, a picture has no label or
+            two, a class isn't in train, or has no usable picture there.
     """
     root = Path(config.root).expanduser()
     samples = _listed(config, root)
@@ -74,7 +74,12 @@ def _shards(root: Path, pattern: str) -> list[Path]:
         names = [name.replace(found[0], f"{number:0{wide}d}", 1) for name in names for number in numbers]
     shards = []
     for name in names:
-        fitting = sorted(path for path in root.glob(name) if path.is_file())
+        try:
+            fitting = sorted(path for path in root.glob(name) if path.is_file())
+        except (NotImplementedError, ValueError, IndexError) as error:  # pathlib's for "/x", "" and "."
+            raise DataError(
+                f"{name!r} is no pattern of shards: {error}; write it relative to data.root={root}, as 'train-*.tar'"
+            ) from None
         if not fitting:
             raise DataError(f"no shard in {root} is called {name}")
         shards += fitting
