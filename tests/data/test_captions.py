@@ -87,6 +87,7 @@ def test_a_csv_table_names_pictures_and_their_texts(folder):
         ('{"file_name": "b.png", "text": 3}', "expected"),
         ('["b.png"]', "expected"),
         ("{file_name: b.png}", "isn't JSON"),
+        ("[" * 100_000, "isn't JSON"),
         ('{"file_name": "b.png", "text": " "}', "caption is empty"),
         ('{"file_name": "b.png", "text": "a \\u001b[31m bird"}', "control character"),
         ('{"file_name": "b.png", "text": "a \\ud83d bird"}', r"'\\ud83d', one half of a character"),

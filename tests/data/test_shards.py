@@ -125,6 +125,7 @@ def test_links_and_paths_that_lead_elsewhere_are_not_followed(tmp_path):
         ({"a.cls": b"1"}, "holds no picture"),
         ({"a.png": b"x", "a.cls": b"\xff"}, r"a\.cls can't be read"),
         ({"a.png": b"x", "a.json": b"[1]"}, r"a\.json can't be read"),
+        ({"a.png": b"x", "a.json": b"[" * 60_000}, r"a\.json can't be read"),
         ({"a.png": b"x", "a.json": b'{"label": null}'}, "a has no a.cls"),
         ({"a.png": b"x", "a.json": b'{"label": [1]}'}, r"the label is \[1\]"),
         ({"a.png": b"x", "a.cls": b"1" * 100_000}, "too many for a label"),

@@ -73,6 +73,7 @@ def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
         ("image,label,label\n0.png,a,train\n", "two columns 'label'"),
         ("", "no column 'image'; it has none"),
         ('image,label,split\n0.png,"a,train\n1.png,b,train\n', "the row from line 2 on: unexpected end of data"),
+        ('image,"label,split\n0.png,a,train\n', "the row from line 1 on: unexpected end of data"),
     ],
 )
 def test_rows_that_can_not_be_used_are_named(root, text, message):

@@ -18,14 +18,16 @@ def csv_table(file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
     where a comma is the decimal point) or tabs.
 
     Raises:
-        DataError: the file is missing or not in UTF-8, two columns have one name, or (while rows are taken) a row isn't
-            CSV or is longer than the first line.
+        DataError: the file is missing or not in UTF-8, its first line isn't CSV, two columns have one name, or (while
+            rows are taken) a row isn't CSV or is longer than the first line.
     """
     lines = text_lines(file)
     delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", lines[0]).count)
     reader = csv.DictReader((f"{line}\n" for line in lines), strict=True, delimiter=delimiter)
-
-    columns = list(reader.fieldnames or ())
+    try:
+        columns = list(reader.fieldnames or ())
+    except csv.Error as error:
+        raise DataError(f"{file}, the row from line 1 on: {error}") from None
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise DataError(f"{file} has two columns {twice[0]!r}; take one out")
 
@@ -56,7 +58,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
         where = f"{file}, line {number}"
         try:
             yield where, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of brackets in brackets
             raise DataError(f"{where} isn't JSON: {error}") from None
 
 

@@ -131,7 +131,7 @@ def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:
     try:
         text = data.decode("utf-8").strip()
         value = text if suffix == "cls" else json.loads(text).get(key)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:  # the last of brackets in brackets
         raise DataError(f"{where} can't be read: {error}") from None
     if value is None:
         return None
