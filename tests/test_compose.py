@@ -170,6 +170,19 @@ def test_numbers_out_of_range_are_refused(command, override, expected):
         configure(name, [*needed, override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data=imagefolder", "data.root="], "data.root is empty; give the folder of the data set"),
+        (["recipe=sd15_style", "data.root="], "data.root is empty; give the folder of the data set"),
+        (["adapter.start="], "adapter.start is empty; give an adapter's file or folder, or null to start anew"),
+    ],
+)
+def test_an_unset_shell_variable_is_not_the_current_folder(overrides, told):
+    with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+        configure("train", overrides)
+
+
 def test_clipping_to_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"optim\.clip_norm=0 would leave nothing of the gradient"):
         configure("train", ["recipe=vit_birds", "optim.clip_norm=0"])

@@ -152,6 +152,10 @@ _DRAWN_SIZES = (32, 512)  # pixels of a side
 class BaseData:
     """What is learned from."""
 
+    def __post_init__(self) -> None:
+        if getattr(self, "root", None) == "":  # as of an unset shell variable: it would be the current folder
+            raise ConfigError("data.root is empty; give the folder of the data set")
+
 
 @dataclass
 class PriorConfig:
@@ -181,6 +185,7 @@ class CaptionedData(BaseData):
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_ranges(self, "data.", size=(1, math.inf), hflip=(0, 1), repeats=(1, math.inf))
 
 
@@ -227,6 +232,7 @@ class DataConfig(BaseData):
     crop_pct: float | None = None  # share of the resized image that the centre crop keeps; the model's by default
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_ranges(self, "data.", crop_pct=(0.01, 1))
         _check_shares(self, "data.", "val_fraction")
 
@@ -356,6 +362,8 @@ class LoraAdapter(AdapterConfig):
         blocks = [*self.blocks] if isinstance(self.blocks, list | tuple) else [self.blocks]
         if self.blocks is not None and not all(type(block) in (int, str) for block in blocks):
             raise ConfigError(f"adapter.blocks={self.blocks}: expected numbers, ranges or names of blocks, or a list")
+        if self.start == "":
+            raise ConfigError("adapter.start is empty; give an adapter's file or folder, or null to start anew")
         if self.pissa and self.dora:
             raise ConfigError("adapter.pissa and adapter.dora exclude each other; choose one")
         if self.pissa and self.dropout:
