@@ -12,7 +12,7 @@ from diffusers import (
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from vislora.errors import ModelError
-from vislora.objectives.schedules import Discrete, schedule
+from vislora.objectives.schedules import Discrete, schedule, shifted
 
 LATENTS, NOISE = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 LEVELS = torch.tensor([0.0, 0.2501, 0.5, 0.75, 0.9999])
@@ -67,6 +67,13 @@ def test_min_snr_is_finite_where_nothing_but_noise_is_left():
     assert torch.isfinite(weight).all()
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.1, 100.0])
+def test_the_largest_level_is_the_last_timestep_however_it_is_shifted(shift):
+    largest = torch.nextafter(torch.ones(5), torch.zeros(5))
+    noised = schedule(DDPMScheduler()).noise(LATENTS, NOISE, shifted(largest, shift), None)
+    assert noised.timesteps.tolist() == [999] * 5
+
+
 def test_a_flow_is_mixed_as_diffusers_scales_noise():
     peer = FlowMatchEulerDiscreteScheduler(shift=3.0)
     noised = schedule(peer).noise(LATENTS, NOISE, LEVELS, None)
@@ -79,14 +86,14 @@ def test_a_flow_is_mixed_as_diffusers_scales_noise():
 def test_levels_of_a_flow_are_logit_normal_and_shifted():
     levels = torch.linspace(0, 1, 20_001)[:-1]
     zeros = torch.zeros(len(levels), 1, 1, 1)
-    plain, shifted = (
+    plain, moved = (
         schedule(FlowMatchEulerDiscreteScheduler(shift=s)).noise(zeros, zeros, levels, None).timesteps / 1000
         for s in (1.0, 3.0)
     )
     logits = torch.logit(plain[1:].double())
     assert logits.mean() == pytest.approx(0.0, abs=0.01)
     assert logits.std() == pytest.approx(1.0, abs=0.02)
-    torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+    torch.testing.assert_close(moved, 3 * plain / (1 + 2 * plain))
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
@@ -95,13 +102,13 @@ def test_a_shift_that_grows_with_the_picture_is_the_one_that_diffusers_samples_w
     sizes = {"base_image_seq_len": 200, "max_image_seq_len": 4000, "base_shift": 0.4, "max_shift": 1.2}
     peer = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, time_shift_type=kind, **sizes)
     zeros = torch.zeros(5, 1, height, width)
-    plain, shifted = (
+    plain, moved = (
         schedule(scheduler).noise(zeros, zeros, LEVELS, None).timesteps / 1000
         for scheduler in (FlowMatchEulerDiscreteScheduler(shift=1.0), peer)
     )
     packed = FluxPipeline._pack_latents(zeros, 5, 1, height, width)
     peer.set_timesteps(sigmas=plain.tolist(), mu=calculate_shift(packed.shape[1], *sizes.values()))
-    torch.testing.assert_close(shifted, peer.sigmas[:-1])
+    torch.testing.assert_close(moved, peer.sigmas[:-1])
 
 
 def test_an_unknown_prediction_is_refused():

@@ -94,7 +94,7 @@ class Diffusion:
         return changed
 
     def _draw(self, seeds: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise like latents, levels [B] in [0, 1) and whether the caption is dropped [B]: functions of the seeds,
+        """Noise like latents, levels [B] in [0, 1] and whether the caption is dropped [B]: functions of the seeds,
         which are on the CPU, so that nothing waits for a GPU."""
         noise, shared, chances = [], [], []
         for seed in seeds.tolist():

@@ -31,7 +31,7 @@ class Noised(NamedTuple):
 
 class Schedule(Protocol):
     def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
-        """Mix noise [B, C, h, w] into latents at levels [B] in [0, 1): 0 is the least noise, near 1 the most."""
+        """Mix noise [B, C, h, w] into latents at levels [B] in [0, 1]: 0 is the least noise, 1 the most."""
 
 
 def schedule(scheduler: Any, device: torch.device | str = "cpu") -> Schedule:
@@ -69,7 +69,8 @@ class Discrete:
             )
 
     def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
-        timesteps = (levels * len(self.alphas_cumprod)).long()
+        times = len(self.alphas_cumprod)
+        timesteps = (levels * times).long().clamp(max=times - 1)  # a shifted level may have been rounded to 1
         share = self.alphas_cumprod[timesteps]
         a, s = share.sqrt()[:, None, None, None], (1.0 - share).sqrt()[:, None, None, None]
         target = {"epsilon": noise, "v_prediction": a * noise - s * latents, "sample": latents}[self.prediction]
