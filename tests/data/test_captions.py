@@ -127,6 +127,17 @@ def test_pictures_held_out_are_not_learned_from(folder):
         read(folder, val_fraction=0.05)
 
 
+def test_a_picture_with_several_captions_is_on_one_side(folder):
+    once = read(folder, val_fraction=0.34).val.names
+    names = ["a.jpg", "b.png", "deep/c.png"] * 2
+    rows = [json.dumps({"file_name": name, "text": f"caption {i}"}) for i, name in enumerate(names)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    splits = read(folder, val_fraction=0.34)
+    assert splits.val.names == once * 2
+    assert not set(splits.val.names) & set(splits.train.names)
+    assert len(splits.train) == 4
+
+
 def test_a_folder_that_isnt_there_or_holds_nothing_is_refused(tmp_path):
     with pytest.raises(DataError, match="there is no such folder"):
         read(tmp_path / "nowhere")

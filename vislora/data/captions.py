@@ -185,12 +185,15 @@ def _told(row: dict[str, Any], where: str) -> str:
 
 
 def _hold_out(whole: Captioned, fraction: float) -> tuple[Captioned, Captioned | None]:
-    """Pictures to learn from and to validate on; which ones depends on their number alone."""
-    held = round(fraction * len(whole))
-    if held == 0 or held == len(whole):
+    """Pictures to learn from and to validate on, one with several captions on one side; which ones depends on their
+    number alone."""
+    names = list(dict.fromkeys(whole.names))
+    held = round(fraction * len(names))
+    if held == 0 or held == len(names):
         if fraction:
-            raise DataError(f"data.val_fraction={fraction} of {len(whole)} pictures leaves none on one side")
+            raise DataError(f"data.val_fraction={fraction} of {len(names)} pictures leaves none on one side")
         return whole, None
-    order = list(range(len(whole)))
-    random.Random(0).shuffle(order)
-    return whole.choose(sorted(order[held:])), whole.choose(sorted(order[:held]))
+    random.Random(0).shuffle(names)
+    chosen = set(names[:held])
+    kept = [index for index, name in enumerate(whole.names) if name not in chosen]
+    return whole.choose(kept), whole.choose([index for index, name in enumerate(whole.names) if name in chosen])
