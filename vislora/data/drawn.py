@@ -1,5 +1,6 @@
 """The drawn birds as a data set: rendered once, kept in the cache."""
 
+import errno
 import hashlib
 import json
 import os
@@ -129,6 +130,8 @@ def _reserve(file: Path) -> None:
             try:
                 os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
             except OSError as error:
+                if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                    return  # a file system that reserves nothing
                 error.filename = str(file)  # the call knows a number alone
                 raise
 
