@@ -107,6 +107,7 @@ def test_several_adapters_act_with_their_weights(base, style, tmp_path):
     assert np.array_equal(pixels(picture.file), np.asarray(wanted))
 
 
+@pytest.mark.slow
 def test_command_takes_a_prompt_with_commas_as_it_is(style, tmp_path):
     words = [f"adapter={style}", "prompt=it's a jay, facing left [really]", "steps=1", "size=16"]
     words.append(f"hydra.run.dir={tmp_path / 'out'}")

@@ -94,9 +94,8 @@ def test_a_run_leaves_an_adapter_that_diffusers_draws_the_same_with(sd, photos, 
     assert (tiny.draw(mine) - base).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(
-    "text", [pytest.param("false", id="unet"), pytest.param("true", id="unet and text", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [pytest.param("false", id="unet"), pytest.param("true", id="unet and text")])
 def test_a_trained_style_draws_the_same_in_diffusers_from_both_files(tmp_path, text):
     pytest.importorskip("peft")
     words = ["recipe=sketch_style", "data.count=8", "data.val_count=0", "trainer.batch_size=4", "trainer.epochs=4"]
@@ -128,6 +127,7 @@ def birds(pipe):
     return torch.from_numpy(pipe(prompts, num_inference_steps=3, generator=noise, output_type="np").images)
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_same_noise_before_and_after(sd, photos, tmp_path):
     words = ["objective.preview_steps=2", "objective.guidance=4.0", "objective.before_after=2", "adapter.dropout=0.9"]
     result = run(sd, photos, tmp_path, *words, "data.size=32")
@@ -161,7 +161,7 @@ def test_the_report_shows_the_same_noise_before_and_after(sd, photos, tmp_path):
     assert len(pixels(preview)) == 2 * (2 * 64 + 6) + 15 + 6  # two rows of the learned size, enlarged; and captions
 
 
-@pytest.mark.parametrize("ema", ["null", "0.9"])
+@pytest.mark.parametrize("ema", [pytest.param("null", marks=pytest.mark.slow), "0.9"])
 def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(sd, photos, tmp_path, monkeypatch, ema):
     words = ["data.hflip=0.5", "objective.noise_offset=0.1", f"trainer.ema={ema}", "trainer.checkpoint_every=2"]
     straight = run(sd, photos, tmp_path / "straight", *words)
