@@ -202,10 +202,7 @@ class Trainer:
     def _flush(self, pending: "_Pending") -> dict[str, Any]:
         rows = pending.take()
         for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise TrainingError(
-                    f"the loss is {row['loss']} at step {row['step']}; lower optim.lr, or use trainer.precision=fp32"
-                )
+            _check_number("the loss", row["loss"], row["step"])
             self.log.write(row["step"], {"epoch": row["step"] / self.order.steps_per_epoch} | row)
         return {"loss": f"{rows[-1]['loss']:.3f}", "images/s": f"{rows[-1]['images_per_s']:.0f}"}
 
@@ -220,11 +217,7 @@ class Trainer:
         self._train_mode(wrapped)
         self.log.write(progress.step, figures)
         score = figures[self.objective.monitor]
-        if not math.isfinite(score):  # none would ever be better
-            raise TrainingError(
-                f"{self.objective.monitor} is {score} at step {progress.step}; lower optim.lr, or use "
-                "trainer.precision=fp32"
-            )
+        _check_number(self.objective.monitor, score, progress.step)  # none would ever be better than NaN
         gain = 0.0 if progress.best is None else score - progress.best
         if progress.best is None or (gain > 0.0 if self.objective.higher_is_better else gain < 0.0):
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
@@ -289,6 +282,11 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _check_number(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(f"{name} is {value} at step {step}; lower optim.lr, or use trainer.precision=fp32")
 
 
 class _Pending:
