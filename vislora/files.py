@@ -17,6 +17,7 @@ from vislora.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SETTINGS = "config.yaml"  # what a training and an evaluation write into their folder before anything else
 METRICS = "metrics.jsonl"  # what a training writes into its folder from the first step on
 
 
@@ -86,8 +87,8 @@ def holds_run(folder: Path) -> bool:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether a training or an evaluation has written into the folder; both begin with their settings."""
-    return (folder / "config.yaml").is_file()
+    """Whether a training or an evaluation has written into the folder."""
+    return (folder / SETTINGS).is_file()
 
 
 def sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ from vislora import config as settings
 from vislora.compose import command
 from vislora.config import Precision, TrainConfig
 from vislora.errors import ConfigError
-from vislora.files import holds_run, sha256
+from vislora.files import SETTINGS, holds_run, sha256
 
 if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
@@ -248,7 +248,7 @@ def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:
     from vislora.files import write_json, write_text
 
     out.mkdir(parents=True, exist_ok=True)
-    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
+    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / SETTINGS)
     write_json(task.preflight.to_dict(), out / "data.json")
 
 

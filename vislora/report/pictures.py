@@ -13,7 +13,7 @@ from torch import Tensor
 from vislora import __version__
 from vislora.config import EvaluateConfig
 from vislora.data.prompts import Prompt, noise_seed
-from vislora.files import write_json, write_rows, write_text
+from vislora.files import SETTINGS, write_json, write_rows, write_text
 from vislora.metrics.pictures import TITLES, Estimate
 from vislora.metrics.updates import LayerUpdate
 from vislora.report.before_after import file_name, write_pairs
@@ -76,7 +76,7 @@ class PictureEvaluation:
 def write_pictures(found: PictureEvaluation, config: EvaluateConfig, out: Path) -> None:
     """Write everything about an evaluation into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
+    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / SETTINGS)
     write_json(_to_dict(found), out / "scores.json")
     _write_table(found.rows, out / "scores.csv")
     _write_pictures(found, out)

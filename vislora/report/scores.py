@@ -12,7 +12,7 @@ from PIL import Image
 
 from vislora import __version__
 from vislora.config import Corruption, EvaluateConfig
-from vislora.files import write_json, write_rows, write_text
+from vislora.files import SETTINGS, write_json, write_rows, write_text
 from vislora.metrics.intervals import FIGURES, differences
 from vislora.metrics.recognition import Evaluation
 from vislora.metrics.updates import LayerUpdate
@@ -56,7 +56,7 @@ class Adapted:
 def write_scores(rows: Sequence[Scored], adapted: Sequence[Adapted], config: EvaluateConfig, out: Path) -> None:
     """Write everything about an evaluation into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / "config.yaml")
+    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / SETTINGS)
     table = [_row(i, row, rows, config) for i, row in enumerate(rows)]
     for row, values in zip(rows, table, strict=True):
         folder = out / values["folder"]

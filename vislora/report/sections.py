@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vislora.files import read_json
+from vislora.files import SETTINGS, read_json
 from vislora.report.curves import TITLES
 from vislora.report.page import (
     Section,
@@ -120,9 +120,9 @@ def data(run: Path) -> Section | None:
 
 def configuration(run: Path) -> Section | None:
     """Every setting."""
-    if not (run / "config.yaml").is_file():
+    if not (run / SETTINGS).is_file():
         return None
-    return Section("Configuration", code((run / "config.yaml").read_text(encoding="utf-8")))
+    return Section("Configuration", code((run / SETTINGS).read_text(encoding="utf-8")))
 
 
 def all_scores(out: Path) -> Section | None:
