@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +69,27 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Take the disk space of a file of so many bytes, which is going to be mapped: where space is missing, writing to
+    the map would kill the process.
+
+    Raises:
+        OSError: there isn't as much.
+    """
+    left = shutil.disk_usage(path.parent).free
+    if size > left:  # a file system that can't reserve would write zeros until it is full
+        raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed, {left / 1e9:.1f} GB are left", str(path))
+    with path.open("ab") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of a file system that reserves nothing
+                    error.filename = str(path)  # the call knows a number alone
+                    raise
 
 
 def free(out: str) -> Path:

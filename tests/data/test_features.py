@@ -1,5 +1,7 @@
 """Cached features come in the order, and mirrored as, the pictures of the same run would."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -127,10 +129,23 @@ def test_a_run_that_begins_while_another_fills_the_file_disturbs_neither(split, 
     assert len(list((tmp_path / "prefix").iterdir())) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no space")
+def test_all_space_on_the_disk_is_taken_before_anything_is_computed(split, monkeypatch, tmp_path):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
+
+    class Looks(Identity):
+        def features(self, images):
+            (part,) = (tmp_path / "prefix").glob("*.part")
+            assert part.stat().st_blocks * 512 >= part.stat().st_size > 0
+            return super().features(images)
+
+    assert computed(split, Looks(), PrefixCache.disk).rows.any()
+
+
 def test_a_full_disk_is_an_error_before_anything_is_computed(split, monkeypatch, tmp_path):
     monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
     huge = Identity()
     huge.shape = (10**9, 10**6)
-    with pytest.raises(ConfigError, match=r"needs [0-9.]+ GB in .*VISLORA_CACHE"):
+    with pytest.raises(ConfigError, match=r"[0-9.]+ GB are needed, .* in .*VISLORA_CACHE"):
         computed(split, huge, PrefixCache.disk)
     assert huge.pictures == 0

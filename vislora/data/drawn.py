@@ -1,9 +1,7 @@
 """The drawn birds as a data set: rendered once, kept in the cache."""
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +20,7 @@ from vislora.data.captions import Captioned, CaptionedSplits
 from vislora.data.order import mix
 from vislora.data.splits import ImageSplit, Pixels, Splits
 from vislora.errors import DataError
-from vislora.files import replacing
+from vislora.files import replacing, reserve
 from vislora.paths import cache_dir
 
 _POOL_FROM = 200  # pictures; fewer are drawn before a pool has started
@@ -116,24 +114,11 @@ def _render(jobs: list[_Job]) -> np.ndarray:
         size = jobs[0][-1]
         with replacing(path) as part:
             pixels = open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(jobs), size, size, 3))
-            _reserve(part)
+            reserve(part, part.stat().st_size)
             for i, drawing in enumerate(_drawings(jobs)):
                 pixels[i] = drawing
             pixels.flush()
     return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _reserve(file: Path) -> None:
-    """Take the disk space of a file that is mapped: where it is missing, writing to the map would kill the process."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-        with file.open("r+b") as opened:
-            try:
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-            except OSError as error:
-                if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
-                    return  # a file system that reserves nothing
-                error.filename = str(file)  # the call knows a number alone
-                raise
 
 
 def _drawings(jobs: list[_Job]) -> Iterator[Image.Image]:

@@ -4,10 +4,10 @@ A picture has one row of features, or two where a random flip is the only augmen
 a file are found by what decides them: the prefix (its key) and the pixels of every picture.
 """
 
+import errno
 import hashlib
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from vislora.config import PrefixCache
 from vislora.data.order import Order, SampleKey, eval_loader, mix, seeded
 from vislora.data.splits import ImageSplit
 from vislora.errors import ConfigError
+from vislora.files import reserve
 from vislora.paths import cache_dir
 from vislora.precision import training_attention
 
@@ -106,7 +107,7 @@ def compute_features(
     if part is not None:
         try:
             if accelerator.is_main_process:
-                _allocate(part, math.prod(shape) * prefix.dtype.itemsize)
+                _reserve(part, math.prod(shape) * prefix.dtype.itemsize)
             accelerator.wait_for_everyone()
             if not part.is_file():
                 raise ConfigError(
@@ -145,16 +146,17 @@ def _key_of_pictures(pictures: DataLoader, key: str) -> str:
     return hashlib.sha256(f"{key} {sorted(gather_object(mine))}".encode()).hexdigest()[:32]
 
 
-def _allocate(path: Path, size: int) -> None:
+def _reserve(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if size > free:  # writing to a mapped file beyond that would kill the process
+    try:
+        reserve(path, size)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
         raise ConfigError(
-            f"trainer.prefix_cache=disk needs {size / 1e9:.1f} GB in {path.parent}, which has {free / 1e9:.1f} GB left;"
-            " point VISLORA_CACHE elsewhere, or set trainer.prefix_cache=off"
-        )
-    with path.open("wb") as file:
-        file.truncate(size)
+            f"trainer.prefix_cache=disk: {error.strerror} in {path.parent}; point VISLORA_CACHE elsewhere, or set "
+            "trainer.prefix_cache=off"
+        ) from None
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
