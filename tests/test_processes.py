@@ -37,3 +37,14 @@ def test_two_processes_follow_the_loss_curve_of_one(two_processes, tmp_path):
     assert [loss for _, loss in curves[1]] == pytest.approx([loss for _, loss in curves[0]], rel=1e-3)
     assert scores[1]["images"] == scores[0]["images"] == 15
     assert scores[1]["top1"] == scores[0]["top1"]
+
+
+@pytest.mark.slow
+def test_a_process_without_a_picture_to_validate_on_is_not_waited_for(two_processes, tmp_path):
+    words = [*two_processes, "-m", "vislora.train", *COMMON, f"hydra.run.dir={tmp_path / 'run'}"]
+    words += ["data.val_per_species=1", "data.test_per_species=0", "adapter.pissa=true"]  # whose start is in buffers
+    words += ["trainer.epochs=2", "trainer.validate_every=1"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "val_top1" in row] == [4, 8]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -212,8 +212,12 @@ class Trainer:
 
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()
+        for name, buffer in self.model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):  # each process has its own; the first one's are exported
+                broadcast(buffer)
         with training_attention(self.accelerator):
-            figures = self.objective.validate(wrapped, self.validation, self.accelerator)
+            # not `wrapped`: it would exchange buffers once more, and wait for processes that have no batch to validate
+            figures = self.objective.validate(self.model, self.validation, self.accelerator)
         self._train_mode(wrapped)
         self.log.write(progress.step, figures)
         score = figures[self.objective.monitor]
