@@ -429,6 +429,19 @@ def test_speed_is_of_the_steps_without_the_writing_of_checkpoints(split, tmp_pat
     assert all(line["images_per_s"] > 22 / 0.5 for line in lines if "images_per_s" in line)
 
 
+def test_speed_is_of_all_the_time_that_steps_took_also_with_previews_between_them(split, tmp_path):
+    class Slow(Recognition):
+        def losses(self, model, batch):
+            time.sleep(0.2)
+            return super().losses(model, batch)
+
+    trainer = make_trainer(split, tmp_path, objective=Slow(), epochs=2, preview_every=3)
+    trainer.preview = lambda file: None
+    trainer.fit()
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert all(line["images_per_s"] < 6 / 0.2 for line in lines if "images_per_s" in line)
+
+
 def test_a_preview_is_of_what_would_be_exported_and_training_goes_on_as_if_it_had_not_been_drawn(split, tmp_path):
     settings = {"ema": 0.5, "keep": Keep.last}
     plain = make_trainer(split, tmp_path / "plain", **settings)

@@ -126,13 +126,14 @@ class Trainer:
             checkpoint_due = epoch_ended or (
                 self.config.checkpoint_every is not None and progress.step % self.config.checkpoint_every == 0
             )
-            if len(pending) >= _FLUSH_EVERY or checkpoint_due:
+            preview_due = self._preview_due(progress.step, steps)
+            if len(pending) >= _FLUSH_EVERY or checkpoint_due or preview_due:  # neither is timed
                 bar.set_postfix(self._flush(pending), refresh=False)
             if epoch_ended and self._validation_due(progress.step, steps):
                 with averaged(ema):
                     bar.set_postfix(self._validate(wrapped, progress), refresh=False)
                 pending.restart_clock()
-            if self._preview_due(progress.step, steps):
+            if preview_due:
                 with averaged(ema):
                     self._draw_preview(wrapped, progress.step)
                 pending.restart_clock()
