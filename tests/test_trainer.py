@@ -468,6 +468,19 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(split, tmp_path):
         make_trainer(split, tmp_path, optim=optim, epochs=20).fit()
 
 
+class HasNoGradient(Recognition):
+    """Its losses are numbers, whose gradient is none: that of a square root at zero."""
+
+    def losses(self, model, batch):
+        return super().losses(model, batch) + (0.0 * model.head.bias).square().sum().sqrt()
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_in_a_checkpoint(split, tmp_path):
+    with pytest.raises(TrainingError, match=r"the gradient's norm is nan at step 1; lower optim\.lr"):
+        make_trainer(split, tmp_path, objective=HasNoGradient(), epochs=1, batch_size=22).fit()
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_decay_is_for_matrices_and_the_head_has_its_own_rate(split, tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=48, num_heads=3, num_classes=3)
     optimizer = make_optimizer(model, ("head.",), OptimConfig(lr=1.0, head_lr=2.0, weight_decay=0.3))

@@ -93,7 +93,7 @@ class Trainer:
 
         Raises:
             ConfigError: `config.resume` holds no checkpoint, one of another run, or not the parameters that were best.
-            TrainingError: the loss, or the validation figure, is no longer a number.
+            TrainingError: the loss, its gradient, or the validation figure is no longer a number.
         """
         steps = self.config.epochs * self.order.steps_per_epoch
         wrapped, optimizer = self.accelerator.prepare(self.model, make_optimizer(self.model, self.head, self.optim))
@@ -204,6 +204,8 @@ class Trainer:
         rows = pending.take()
         for row in rows:
             _check_number("the loss", row["loss"], row["step"])
+            if self.accelerator.scaler is None:  # which leaves such a step out
+                _check_number("the gradient's norm", row["grad_norm"], row["step"])
             self.log.write(row["step"], {"epoch": row["step"] / self.order.steps_per_epoch} | row)
         return {"loss": f"{rows[-1]['loss']:.3f}", "images/s": f"{rows[-1]['images_per_s']:.0f}"}
 
