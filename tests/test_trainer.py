@@ -144,6 +144,23 @@ def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(split, tmp_path, ke
     assert rows(tmp_path / "resumed") == rows(tmp_path / "straight")
 
 
+def test_batchnorm_resumes_to_the_same_bits_the_count_of_its_batches_among_them(split, tmp_path):
+    def trainer(name, **settings):
+        made = make_trainer(split, tmp_path / name, epochs=2, **settings)
+        made.model = timm.create_model("resnet10t", num_classes=3)
+        return made
+
+    straight = trainer("straight")
+    straight.fit()
+    objective = StopsAt()
+    object.__setattr__(objective, "calls_left", 5)  # 4 steps an epoch
+    with pytest.raises(Stopped):
+        trainer("cut", objective=objective).fit()
+    resumed = trainer("resumed", resume=str(tmp_path / "cut"))
+    resumed.fit()
+    assert_same_bits(resumed.model.state_dict(), straight.model.state_dict())
+
+
 def test_a_run_resumed_twice_still_takes_the_same_path(split, tmp_path):
     straight = make_trainer(split, tmp_path / "straight", checkpoint_every=1)
     straight.fit()

@@ -44,9 +44,11 @@ class Progress:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters that require a gradient, and buffers (running statistics)."""
+    """What training changes: parameters that require a gradient, and buffers (running statistics, and of how many
+    batches); other integers in buffers are positions, which stay as they are."""
     state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    return state | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+    buffers = dict(model.named_buffers())
+    return state | {n: b for n, b in buffers.items() if b.is_floating_point() or n.endswith("num_batches_tracked")}
 
 
 def frozen_key(models: Iterable[nn.Module]) -> str:
