@@ -19,6 +19,26 @@ COMMON = [
     "logger.trackers=[]",
 ]
 
+BUSY = """
+import datetime, time
+from torch.distributed import distributed_c10d
+from vislora.config import Precision
+from vislora.precision import new_accelerator, own_device
+distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=2)  # 10 minutes on GPUs
+{first}
+accelerator = new_accelerator(Precision.fp32)
+with accelerator.main_process_first():
+    time.sleep(6 if accelerator.is_main_process else 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["", "own_device()"])
+def test_a_process_waits_for_the_first_one_longer_than_torch_would(two_processes, tmp_path, first):
+    (tmp_path / "busy.py").write_text(BUSY.format(first=first))
+    done = subprocess.run([*two_processes, "busy.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
 
 @pytest.mark.slow
 def test_two_processes_follow_the_loss_curve_of_one(two_processes, tmp_path):

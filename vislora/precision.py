@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from vislora.errors import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# of a process for the first one, which draws, encodes or looks into what all need; torch would let it give up after
+# 10 minutes on GPUs, and after 30 on CPUs
+_LONGEST_WAIT = timedelta(days=1)
 _MANY_QUERIES = 768  # of 577 attention is faster in float32, of 1024 in bf16
 
 
@@ -47,16 +51,21 @@ def own_device() -> torch.device:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_LONGEST_WAIT).device
 
 
 def new_accelerator(precision: Precision, **options: Any) -> Accelerator:
     """An Accelerator of this precision; accelerate itself would hold a process to that of its first one."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision="no" if precision is Precision.fp32 else precision.value, **options)
+    return Accelerator(
+        mixed_precision="no" if precision is Precision.fp32 else precision.value,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        **options,
+    )
 
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
