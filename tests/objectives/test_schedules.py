@@ -12,7 +12,7 @@ from diffusers import (
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from vislora.errors import ModelError
-from vislora.objectives.schedules import Discrete, schedule, shifted
+from vislora.objectives.schedules import Discrete, schedule
 
 LATENTS, NOISE = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 LEVELS = torch.tensor([0.0, 0.2501, 0.5, 0.75, 0.9999])
@@ -70,7 +70,7 @@ def test_min_snr_is_finite_where_nothing_but_noise_is_left():
 @pytest.mark.parametrize("shift", [1.0, 3.1, 100.0])
 def test_the_largest_level_is_the_last_timestep_however_it_is_shifted(shift):
     largest = torch.nextafter(torch.ones(5), torch.zeros(5))
-    noised = schedule(DDPMScheduler()).noise(LATENTS, NOISE, shifted(largest, shift), None)
+    noised = schedule(DDPMScheduler()).noise(LATENTS, NOISE, largest, None, shift)
     assert noised.timesteps.tolist() == [999] * 5
 
 
@@ -94,6 +94,15 @@ def test_levels_of_a_flow_are_logit_normal_and_shifted():
     assert logits.mean() == pytest.approx(0.0, abs=0.01)
     assert logits.std() == pytest.approx(1.0, abs=0.02)
     torch.testing.assert_close(moved, 3 * plain / (1 + 2 * plain))
+
+
+def test_a_shift_of_the_training_multiplies_the_schedulers_own():
+    whole, parts = (
+        schedule(FlowMatchEulerDiscreteScheduler(shift=own)).noise(LATENTS, NOISE, LEVELS, None, shift)
+        for own, shift in ((6.0, 1.0), (3.0, 2.0))
+    )
+    torch.testing.assert_close(parts.timesteps, whole.timesteps)
+    torch.testing.assert_close(parts.latents, whole.latents)
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vislora.data.encoded import Encoder
 from vislora.data.order import mix
-from vislora.objectives.schedules import Schedule, shifted
+from vislora.objectives.schedules import Schedule
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -32,7 +32,7 @@ class Diffusion:
         noise_offset: strength of the noise that all pixels of a channel share, so that a style may change how bright
             whole images are (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
         caption_dropout: share of showings without a caption, for classifier-free guidance.
-        timestep_shift: factor on the odds u / (1 - u) of each drawn noise level u (Esser et al. 2024,
+        timestep_shift: factor on the odds t / (1 - t) of each drawn time t, as a share of all (Esser et al. 2024,
             https://arxiv.org/abs/2403.03206, section 5.3.2): above 1 there is more noise in training.
     """
 
@@ -53,7 +53,7 @@ class Diffusion:
         latents, text = self._encoded(batch)
         noise, levels, dropped = self._draw(batch["seed"], latents)
         text = self._without_captions(text, dropped)
-        noised = self.schedule.noise(latents, noise, levels, self.min_snr_gamma)
+        noised = self.schedule.noise(latents, noise, levels, self.min_snr_gamma, self.timestep_shift)
         predicted = model(noised.latents, noised.timesteps, text).float()
         return noised.weight * batch["weight"] * (predicted - noised.target).square().mean((1, 2, 3))
 
@@ -103,7 +103,6 @@ class Diffusion:
             shared.append(torch.randn(latents.shape[1], 1, 1, generator=generator))
             chances.append(torch.rand(2, generator=generator))
         levels, drops = torch.stack(chances).to(latents.device, non_blocking=True).unbind(1)
-        levels = shifted(levels, self.timestep_shift)
         mixed = torch.stack(noise) + self.noise_offset * torch.stack(shared)
         return mixed.to(latents.device, non_blocking=True), levels, drops < self.caption_dropout
 

@@ -30,8 +30,9 @@ class Noised(NamedTuple):
 
 
 class Schedule(Protocol):
-    def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
-        """Mix noise [B, C, h, w] into latents at levels [B] in [0, 1]: 0 is the least noise, 1 the most."""
+    def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None, shift: float = 1.0) -> Noised:
+        """Mix noise [B, C, h, w] into latents at levels [B] in [0, 1]: 0 is the least noise, 1 the most. The odds of
+        the times that they stand for are multiplied by `shift`; see `shifted`."""
 
 
 def schedule(scheduler: Any, device: torch.device | str = "cpu") -> Schedule:
@@ -68,9 +69,10 @@ class Discrete:
                 f"the scheduler's prediction_type is {self.prediction!r}: expected epsilon, v_prediction or sample"
             )
 
-    def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
+    def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None, shift: float = 1.0) -> Noised:
         times = len(self.alphas_cumprod)
-        timesteps = (levels * times).long().clamp(max=times - 1)  # a shifted level may have been rounded to 1
+        # a shifted level may have been rounded to 1
+        timesteps = (shifted(levels, shift) * times).long().clamp(max=times - 1)
         share = self.alphas_cumprod[timesteps]
         a, s = share.sqrt()[:, None, None, None], (1.0 - share).sqrt()[:, None, None, None]
         target = {"epsilon": noise, "v_prediction": a * noise - s * latents, "sample": latents}[self.prediction]
@@ -101,17 +103,17 @@ class Flow:
     times: int
     shift: Callable[[int], float]
 
-    def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None) -> Noised:
+    def noise(self, latents: Tensor, noise: Tensor, levels: Tensor, gamma: float | None, shift: float = 1.0) -> Noised:
         drawn = torch.special.ndtri(levels.clamp(1e-6, 1.0 - 1e-6)).sigmoid()
-        shift = self.shift((latents.shape[2] // _TOKEN) * (latents.shape[3] // _TOKEN))
-        sigma = shifted(drawn, shift)
+        own = self.shift((latents.shape[2] // _TOKEN) * (latents.shape[3] // _TOKEN))
+        sigma = shifted(drawn, shift * own)
         s = sigma[:, None, None, None]
         return Noised((1.0 - s) * latents + s * noise, sigma * self.times, noise - latents, torch.ones_like(sigma))
 
 
-def shifted(levels: Tensor, shift: float) -> Tensor:
-    """Levels u in [0, 1] whose odds u / (1 - u) are multiplied (Esser et al. 2024, section 5.3.2)."""
-    return shift * levels / (1.0 + (shift - 1.0) * levels)
+def shifted(times: Tensor, shift: float) -> Tensor:
+    """Times t in [0, 1] whose odds t / (1 - t) are multiplied (Esser et al. 2024, section 5.3.2)."""
+    return shift * times / (1.0 + (shift - 1.0) * times)
 
 
 def _shift(config: Any) -> Callable[[int], float]:
