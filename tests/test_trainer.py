@@ -178,6 +178,21 @@ def test_a_run_resumed_twice_still_takes_the_same_path(split, tmp_path):
     assert_same_bits(parameters(previous), parameters(straight))
 
 
+def test_the_time_of_a_resumed_run_is_that_of_all_its_steps(split, tmp_path):
+    class Slow(StopsAt):
+        def losses(self, model, batch):
+            time.sleep(0.2)
+            return super().losses(model, batch)
+
+    objective = Slow()
+    object.__setattr__(objective, "calls_left", 6)  # the checkpoint is of step 4, the epoch's end
+    with pytest.raises(Stopped):
+        make_trainer(split, tmp_path / "cut", objective=objective, epochs=2).fit()
+    progress = make_trainer(split, tmp_path / "resumed", epochs=2, resume=str(tmp_path / "cut")).fit()
+    earlier = Checkpoint.open(tmp_path / "cut").progress.seconds
+    assert progress.seconds > earlier > 4 * 0.2
+
+
 def test_a_run_resumed_in_its_own_folder_takes_back_what_it_logged_after_the_checkpoint(split, tmp_path):
     settings = {"batch_size": 1, "epochs": 2}
     make_trainer(split, tmp_path / "straight", **settings).fit()

@@ -35,12 +35,14 @@ class Progress:
         step: optimizer steps done.
         best: the best validation figure so far, and the step it was reached at.
         stale: validations since then.
+        seconds: that the training loop took, validation included; without what a resumed run did once more.
     """
 
     step: int = 0
     best: float | None = None
     best_step: int = 0
     stale: int = 0
+    seconds: float = 0.0
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

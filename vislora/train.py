@@ -161,15 +161,13 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
         run=run,
         preview=task.preview,
     )
-    ready = time.perf_counter()
     with task.training:
         progress = trainer.fit()
-    train_s = time.perf_counter() - ready
 
     outcome = task.finish()
     if accelerator.is_main_process:
-        total_s = time.perf_counter() - started
-        write_summary(out, config, trainable, parameters, train_s, total_s, precision, accelerator.device)
+        total_s = time.perf_counter() - started + (0.0 if resumed is None else resumed.progress.seconds)
+        write_summary(out, config, trainable, parameters, progress.seconds, total_s, precision, accelerator.device)
         write_run_report(out)
     if progress.best is not None:
         accelerator.print(f"best {task.objective.monitor} {progress.best:.4g} at step {progress.best_step}")

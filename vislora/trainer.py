@@ -95,11 +95,13 @@ class Trainer:
             ConfigError: `config.resume` holds no checkpoint, one of another run, or not the parameters that were best.
             TrainingError: the loss, its gradient, or the validation figure is no longer a number.
         """
+        began = time.perf_counter()
         steps = self.config.epochs * self.order.steps_per_epoch
         wrapped, optimizer = self.accelerator.prepare(self.model, make_optimizer(self.model, self.head, self.optim))
         base_rates = [group["lr"] for group in optimizer.param_groups]
         ema = Ema(self.model, self.config.ema) if self.config.ema is not None else None
         progress = self._start(optimizer.optimizer, ema)
+        began -= progress.seconds
         batches = iter(self.batches(progress.step))
         bar = tqdm(
             total=steps,
@@ -138,6 +140,7 @@ class Trainer:
                     self._draw_preview(wrapped, progress.step)
                 pending.restart_clock()
             if checkpoint_due:
+                progress.seconds = time.perf_counter() - began
                 save_checkpoint(
                     self.out / "checkpoints", self.model, optimizer.optimizer, ema, progress, self.accelerator, self.run
                 )
@@ -147,6 +150,7 @@ class Trainer:
         if ema is not None:
             load_trainable_state(self.model, trainable_state(self.model) | ema.averages)
         self._restore_best(progress)
+        progress.seconds = time.perf_counter() - began
         return progress
 
     def _start(self, optimizer: torch.optim.Optimizer, ema: Ema | None) -> Progress:

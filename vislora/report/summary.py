@@ -26,8 +26,8 @@ def write_summary(
 
     Args:
         trainable: trained parameters, of `parameters` in all.
-        train_s: seconds of the training loop, validation included.
-        total_s: seconds since the command began its work.
+        train_s: seconds of the training loop, validation included, before a resumed run stopped too.
+        total_s: seconds since the command began its work, and those of the loop before that.
     """
     memory, of = peak_memory(device)
     summary = {
