@@ -32,10 +32,10 @@ def offline_if_unreachable() -> None:
     at once, instead of after its minute of retries."""
     import huggingface_hub.constants as hub
 
-    host = urlsplit(hub.ENDPOINT).hostname
+    url = urlsplit(hub.ENDPOINT)  # of a mirror where HF_ENDPOINT names one
     if hub.HF_HUB_OFFLINE or getproxies():
         return
     try:
-        socket.create_connection((host, 443), timeout=3).close()
+        socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=3).close()
     except OSError:
         hub.HF_HUB_OFFLINE = True
