@@ -68,3 +68,12 @@ def test_a_process_without_a_picture_to_validate_on_is_not_waited_for(two_proces
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "val_top1" in row] == [4, 8]
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_its_first_run(two_processes, tmp_path):
+    words = [*two_processes, "-m", "vislora.train", "--multirun", *COMMON, "optim.lr=1e-3,2e-3", "trainer.epochs=1"]
+    words += ["data.test_per_species=0", f"hydra.sweep.dir={tmp_path / 'runs'}"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len([*(tmp_path / "runs").glob("*/summary.json")]) == 2

@@ -172,7 +172,8 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     if progress.best is not None:
         accelerator.print(f"best {task.objective.monitor} {progress.best:.4g} at step {progress.best_step}")
     accelerator.print(f"{outcome.artifact.name}: {outcome.artifact}")
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()  # not end_training: the next run of a search needs the group of processes
     return TrainResult(outcome.artifact, progress.best, outcome.test, trainable, parameters)
 
 
