@@ -39,3 +39,14 @@ def test_without_a_port_it_is_that_of_the_protocol(client, endpoint, port):
     offline_if_unreachable()
     assert asked == [port]
     assert hub.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("proxies", "offline"),
+    [({"no": "localhost"}, True), ({"https": "proxy:3128"}, False), ({"all": "proxy:3128"}, False)],
+)
+def test_behind_a_proxy_the_client_finds_out_by_itself(client, proxies, offline):
+    client.setattr(hub, "ENDPOINT", "https://127.0.0.1:9")  # where nothing answers
+    client.setattr(vislora.models.hub, "getproxies", lambda: proxies)
+    offline_if_unreachable()
+    assert offline == hub.HF_HUB_OFFLINE

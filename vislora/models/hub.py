@@ -33,7 +33,8 @@ def offline_if_unreachable() -> None:
     import huggingface_hub.constants as hub
 
     url = urlsplit(hub.ENDPOINT)  # of a mirror where HF_ENDPOINT names one
-    if hub.HF_HUB_OFFLINE or getproxies():
+    proxies = getproxies()  # with no_proxy among them, which is none
+    if hub.HF_HUB_OFFLINE or url.scheme in proxies or "all" in proxies:
         return
     try:
         socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=3).close()
