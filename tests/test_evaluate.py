@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vislora.compose import configure
+from vislora.config import PredictConfig
 from vislora.data.images import read_image
-from vislora.errors import AdapterError, ConfigError
+from vislora.errors import AdapterError, ConfigError, ModelError
 from vislora.evaluate import evaluate, short_names
 from vislora.metrics.calibration import fit_temperature
 from vislora.metrics.recognition import evaluate_predictions
 from vislora.models.vit import build_vit
+from vislora.predict import predict
 from vislora.recognizer import load_recognizer
 from vislora.report.scores import scores_table, write_scores
 from vislora.train import train
@@ -171,6 +173,18 @@ def test_mistakes_are_explained(runs, photos):
     config.split = "train"
     with pytest.raises(ConfigError, match="imagefolder has no validation split"):
         evaluate(config)
+
+
+def test_a_model_that_computes_no_numbers_is_told_of_before_any_figure(runs, photos, tmp_path):
+    broken = shutil.copytree(runs / "full" / "model", tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["head.bias"][1] = float("nan")
+    save_file(weights, broken / "model.safetensors")
+    message = "in fp32 the model computes no finite numbers of .*0.png, .* and 18 more; its weights may be broken"
+    with pytest.raises(ModelError, match=message):
+        evaluate(configure("evaluate", [f"adapter={broken}", "precision=fp32"]))
+    with pytest.raises(ModelError, match=r"no finite numbers of .*red.* and 4 more"):
+        predict(PredictConfig(adapter=str(broken), images=[str(photos / "test" / "red")]))
 
 
 def test_a_folder_that_holds_a_run_or_an_evaluation_is_left_as_it_is(compared, runs):
