@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_diffusion as tiny
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AnimateDiffPipeline, DDPMPipeline, DDPMScheduler, MotionAdapter, StableDiffusionPipeline
 from PIL import Image
 
 import vislora
@@ -155,6 +155,20 @@ def test_settings_that_make_no_sense_are_refused(style, tmp_path, words, message
 def test_what_the_pipeline_refuses_is_told_in_one_sentence(base, tmp_path):
     with pytest.raises(ConfigError, match=r"StableDiffusionPipeline can't draw that: .* divisible by 8 but are 15"):
         run(tmp_path, f"model.name={base}", "size=15")
+
+
+def test_a_pipeline_that_draws_no_pictures_of_prompts_is_refused(tmp_path):
+    sd = tiny.stable_diffusion(tmp_path / "words")
+    models = {name: getattr(sd, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+    size = {"block_out_channels": (8, 16), "motion_norm_num_groups": 4, "motion_num_attention_heads": 2}
+    motion = MotionAdapter(**size, motion_layers_per_block=1)
+    AnimateDiffPipeline(**models, motion_adapter=motion).save_pretrained(tmp_path / "video")
+    with pytest.raises(ConfigError, match=r"AnimateDiffPipeline draws videos, .*; give a text-to-image pipeline with"):
+        run(tmp_path / "out", f"model.name={tmp_path / 'video'}")
+    DDPMPipeline(sd.unet, DDPMScheduler()).save_pretrained(tmp_path / "unconditional")
+    with pytest.raises(ConfigError, match="DDPMPipeline takes no prompt: it can't be asked for pictures of prompts"):
+        run(tmp_path / "out", f"model.name={tmp_path / 'unconditional'}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_negative_prompt_without_guidance_is_refused():

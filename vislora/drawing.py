@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vislora.lora import Adapter
+
+_ASKED = ("prompt", "num_inference_steps", "guidance_scale", "generator", "height", "width")
 
 
 def read_adapters(config: PipelineConfig, files: Sequence[str]) -> list[Adapter]:
@@ -58,6 +61,7 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
 
     Raises:
         ModelError: it can't be opened.
+        ConfigError: it draws something else than a picture of a prompt.
     """
     import torch
 
@@ -66,7 +70,21 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
 
     device = own_device()
     precision = resolve_precision(wanted, device) if device.type == "cuda" else Precision.fp32
-    return load_pipeline(model, autocast_dtype(precision) or torch.float32).to(device)
+    pipe = load_pipeline(model, autocast_dtype(precision) or torch.float32)
+    _check_draws_prompts(pipe)
+    return pipe.to(device)
+
+
+def _check_draws_prompts(pipe: Any) -> None:
+    takes, kind = inspect.signature(pipe.__call__).parameters, type(pipe).__name__
+    another = "give a text-to-image pipeline with model.name=…"
+    if missing := [name for name in _ASKED if name not in takes]:
+        raise ConfigError(f"{kind} takes no {missing[0]}: it can't be asked for pictures of prompts; {another}")
+    if "num_frames" in takes:
+        raise ConfigError(
+            f"{kind} draws videos, and pictures are wanted; {another}, or apply the adapter in Python: "
+            "vislora.apply(pipe, FILE)"
+        )
 
 
 @dataclass(frozen=True)
