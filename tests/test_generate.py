@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import tiny_diffusion as tiny
 import torch
-from diffusers import AnimateDiffPipeline, DDPMPipeline, DDPMScheduler, MotionAdapter, StableDiffusionPipeline
+from diffusers import (
+    AnimateDiffPipeline,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchLCMScheduler,
+    MotionAdapter,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 
 import vislora
@@ -60,6 +67,18 @@ def test_settings_in_a_picture_draw_it_again(base, style, tmp_path):
         generator=torch.Generator().manual_seed(settings["seed"]),
     ).images[0]
     assert np.array_equal(pixels(picture.file), np.asarray(again))
+
+
+def test_a_seed_is_one_picture_where_the_scheduler_draws_noise_of_its_own(tmp_path):
+    pipe = tiny.stable_diffusion_3(tmp_path / "words")
+    pipe.scheduler = FlowMatchLCMScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "lcm")
+    state = torch.get_rng_state()
+    drawn = [run(tmp_path / out, f"model.name={tmp_path / 'lcm'}", "seeds=[0,1]") for out in ("once", "again")]
+    once, again = ([pixels(picture.file) for picture in pictures] for pictures in drawn)
+    assert np.array_equal(once, again)
+    assert not np.array_equal(once[0], once[1])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_settings_are_told_in_the_words_that_viewers_look_for(style, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,17 +133,31 @@ def draw(
         negative = sampling.negative_prompt
         told = {} if negative is None else {"negative_prompt": [negative] * len(part)}
         try:
-            drawn = pipe(
-                [prompt for prompt, _ in part],
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-                height=sampling.size,
-                width=sampling.size,
-                **told,
-            )
+            with _own_noise(part[0][1]):
+                drawn = pipe(
+                    [prompt for prompt, _ in part],
+                    num_inference_steps=sampling.steps,
+                    guidance_scale=sampling.guidance,
+                    generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+                    height=sampling.size,
+                    width=sampling.size,
+                    **told,
+                )
         except ValueError as error:  # what its check_inputs raises
             raise ConfigError(f"{type(pipe).__name__} can't draw that: {' '.join(str(error).split())}") from error
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
     return [image for _, images in batches for image in images]
+
+
+@contextmanager
+def _own_noise(seed: int) -> Iterator[None]:
+    """Meanwhile torch's global random numbers are those of a seed: stochastic flow matching, as FlowMatchLCMScheduler
+    has it, takes the noise of its steps from there, since its pipelines hand their generators to no scheduler."""
+    import torch
+
+    from vislora.data.order import mix
+
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(mix(seed, 1))  # another one: the seed's own numbers are the picture's first noise
+        yield
