@@ -55,6 +55,7 @@ def test_settings_in_a_picture_draw_it_again(base, style, tmp_path):
     (picture,) = run(tmp_path, f"adapter={style}", "adapter.scale=0.7", "seeds=[5]", "negative_prompt=blurred")
     settings = json.loads(Image.open(picture.file).text["vislora"])
     assert settings == picture.settings
+    assert settings["precision"] == "fp32"  # what auto is on a CPU
     pipe = StableDiffusionPipeline.from_pretrained(settings["model"]["name"], safety_checker=None)
     vislora.apply(pipe, settings["adapters"][0]["file"], scale=settings["scale"])
     again = pipe(

@@ -67,13 +67,19 @@ def open_pipeline(model: PipelineConfig, wanted: Precision) -> Any:
     import torch
 
     from vislora.models.diffusion import load_pipeline
-    from vislora.precision import autocast_dtype, own_device, resolve_precision
+    from vislora.precision import autocast_dtype, own_device
+
+    pipe = load_pipeline(model, autocast_dtype(drawn_in(wanted)) or torch.float32)
+    _check_draws_prompts(pipe)
+    return pipe.to(own_device())
+
+
+def drawn_in(wanted: Precision) -> Precision:
+    """The precision that this process draws in where that is wanted."""
+    from vislora.precision import own_device, resolve_precision
 
     device = own_device()
-    precision = resolve_precision(wanted, device) if device.type == "cuda" else Precision.fp32
-    pipe = load_pipeline(model, autocast_dtype(precision) or torch.float32)
-    _check_draws_prompts(pipe)
-    return pipe.to(device)
+    return resolve_precision(wanted, device) if device.type == "cuda" else Precision.fp32
 
 
 def _check_draws_prompts(pipe: Any) -> None:

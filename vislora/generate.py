@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vislora import __version__
 from vislora.compose import command, quoted
 from vislora.config import GenerateConfig, PipelineConfig
-from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_adapters
+from vislora.drawing import Sampling, draw, drawn_in, open_pipeline, pipeline_of, read_adapters
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def _about(config: GenerateConfig, model: PipelineConfig) -> dict[str, Any]:
         "steps": config.steps,
         "guidance": config.guidance,
         "adapters": [{"file": f, "weight": w} for f, w in zip(config.adapter.files, weights, strict=True)],
+        "precision": drawn_in(config.precision).value,  # the same noise in another one is another picture
         "model": {key: value for key, value in asdict(model).items() if key in ("name", "revision", "variant")},
         "vislora": __version__,
         "diffusers": diffusers.__version__,
