@@ -366,6 +366,17 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
     refused(ConfigError, "doesn't tell the pictures of its training; give reference=FOLDER", adapter=bare)
 
 
+def test_an_adapter_of_another_model_is_told_of_by_its_file_before_anything_is_drawn(
+    style, base, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("vislora.picture_evaluation.draw", lambda *_: pytest.fail("drawn"))
+    xl = tiny.trained(tiny.stable_diffusion_xl(tmp_path), components=["unet"])
+    other = write_adapter(xl, "diffusers", tmp_path / "xl.safetensors")
+    words = [f"adapter=[{style},{other}]", *WORDS, f"model.name={base}", f"reference={photos}"]
+    with pytest.raises(AdapterError, match=r"xl\.safetensors: .*(this pipeline has no module|has shape)"):
+        evaluate_pictures(configure("evaluate", words))
+
+
 def test_a_folder_that_holds_an_evaluation_is_refused_before_anything_is_drawn(evaluated, style, monkeypatch):
     monkeypatch.setattr("vislora.picture_evaluation.evaluate_pictures", lambda config: pytest.fail("drawn"))
     with pytest.raises(ConfigError, match="holds a training or an evaluation already; choose another folder"):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +21,7 @@ from vislora.data.load import load_captions
 from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts
 from vislora.data.splits import Chosen, Files
 from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_adapters
-from vislora.errors import ConfigError, DataError
+from vislora.errors import AdapterError, ConfigError, DataError
 from vislora.lora import Adapter
 from vislora.metrics.distances import frechet_distance, kernel_distance, sample_warning
 from vislora.metrics.pictures import Estimate, StyleAxis, diversity, kept_content, mean_estimate
@@ -46,6 +47,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     with accelerator.main_process_first():  # so that one process prepares the caches
         judges = _judges(config, adapters, accelerator.device)
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
+    _check_fits(pipe, config.adapter, adapters)
 
     base = _draw(pipe, config, judges, "the base model", accelerator)
     rows = [*judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
@@ -68,6 +70,16 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         judges.warnings(len(base.images)),
         updates,
     )
+
+
+def _check_fits(pipe: Any, files: Sequence[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse an adapter that doesn't fit the pipeline before the base model and the adapters ahead of it have drawn."""
+    for file, adapter in zip(files, adapters, strict=True):
+        try:
+            apply(pipe, adapter)
+        except AdapterError as error:
+            raise AdapterError(f"{file}: {error}") from None
+        unapply(pipe)
 
 
 @dataclass(frozen=True)
