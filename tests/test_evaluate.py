@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from vislora.compose import configure
 from vislora.config import PredictConfig
 from vislora.data.images import read_image
-from vislora.errors import AdapterError, ConfigError, ModelError
+from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.evaluate import evaluate, short_names
 from vislora.metrics.calibration import fit_temperature
 from vislora.metrics.recognition import evaluate_predictions
@@ -185,6 +185,13 @@ def test_a_model_that_computes_no_numbers_is_told_of_before_any_figure(runs, pho
         evaluate(configure("evaluate", [f"adapter={broken}", "precision=fp32"]))
     with pytest.raises(ModelError, match=r"no finite numbers of .*red.* and 4 more"):
         predict(PredictConfig(adapter=str(broken), images=[str(photos / "test" / "red")]))
+
+
+def test_a_picture_to_map_that_isnt_there_is_told_of_before_anything_is_scored(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("vislora.inference.Inference.outputs", lambda *_: pytest.fail("scored"))
+    words = [f"adapter={runs / 'lora' / 'adapter'}", "map_images=[nowhere.jpg]"]
+    with pytest.raises(DataError, match=r"nowhere\.jpg is missing"):
+        evaluate(configure("evaluate", words), tmp_path / "out")
 
 
 def test_a_folder_that_holds_a_run_or_an_evaluation_is_left_as_it_is(compared, runs):

@@ -45,10 +45,13 @@ from vislora.files import holds_results
 from vislora.names import ends, short_names
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
+    from PIL import Image
 
     from vislora.data.splits import ImageSplit, Splits
     from vislora.inference import Inference
+    from vislora.metrics.updates import LayerUpdate
     from vislora.recognizer import Recognizer
     from vislora.report.scores import Scored
 
@@ -64,6 +67,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     if out is not None:
         _check_unused(out)
 
+    from vislora.data.images import read_image
     from vislora.inference import Inference
     from vislora.precision import new_accelerator, resolve_precision
     from vislora.recognizer import load_recognizer
@@ -72,6 +76,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     accelerator = new_accelerator(Precision.fp32)
     precision = resolve_precision(config.precision, accelerator.device)
     inference = Inference(config.batch_size, precision, config.workers, accelerator)
+    asked = [(path, read_image(Path(path))) for path in config.map_images]  # a mistake there is told before any work
     rows: list[Scored] = []
     adapted: list[Adapted] = []
     loaded: dict[str, Splits] = {}
@@ -87,7 +92,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
                 with entered as scored:
                     rows.append(_score(variant, title, _pictures(data), scored, splits, split, config, inference))
             if i == 0 and out is not None:
-                adapted.append(Adapted(name, *_what_changed(recognizer, split, config, accelerator.device)))
+                adapted.append(Adapted(name, *_what_changed(recognizer, split, asked, config.maps, accelerator.device)))
     rows = _told_apart(rows)
     if out is not None and accelerator.is_main_process:
         write_scores(rows, adapted, config, out)
@@ -229,22 +234,21 @@ def _robustness(
     return found
 
 
-def _what_changed(recognizer: Recognizer, split: ImageSplit, config: EvaluateConfig, device) -> tuple:
-    """The norms of the updates, and maps of what was looked at before and after."""
+def _what_changed(
+    recognizer: Recognizer, split: ImageSplit, asked: list[tuple[str, Image.Image]], maps: int, device: torch.device
+) -> tuple[list[LayerUpdate], Image.Image | None]:
+    """The norms of the updates, and maps of what was looked at before and after: in the pictures asked for, or in so
+    many of the split's."""
     from vislora.attribution_maps import draw_maps
-    from vislora.data.images import read_image
     from vislora.metrics.updates import layer_updates
 
     updates = []
     if recognizer.adapters is not None:
         adapter = recognizer.adapters.adapter(recognizer.adapters.active)
         updates = layer_updates(adapter, recognizer.model)
-    if config.map_images:
-        pictures = [(path, read_image(Path(path))) for path in config.map_images]
-    else:
-        count = min(config.maps, len(split))
-        chosen = [(2 * i + 1) * len(split) // (2 * count) for i in range(count)]
-        pictures = [(split.classes[split.labels[i]], split.image(i)) for i in chosen]
+    count = min(maps, len(split))
+    chosen = [(2 * i + 1) * len(split) // (2 * count) for i in range(count)]
+    pictures = asked or [(split.classes[split.labels[i]], split.image(i)) for i in chosen]
     return updates, draw_maps(recognizer, pictures, device) if pictures else None
 
 
