@@ -18,3 +18,17 @@ def test_what_a_single_pixel_says_is_spread_as_a_gaussian():
     bell = torch.exp(-apart.square().sum(0) / (2 * sigma**2)) / (2 * torch.pi * sigma**2)
     torch.testing.assert_close(maps[0], 6.0 * bell, rtol=0.01, atol=1e-3)
     assert maps.sum().item() == pytest.approx(6.0, rel=1e-4)
+
+
+def test_maps_of_many_pictures_need_the_memory_of_a_few():
+    sizes = []
+
+    def says(images):
+        sizes.append(len(images))
+        return (images * images).mean((1, 2, 3))[:, None] * torch.tensor([1.0, -1.0])
+
+    images, classes = torch.randn(19, 3, 32, 32), torch.arange(19) % 2
+    maps = _maps(SimpleNamespace(model=says), images, classes)
+    assert max(sizes) == 8
+    alone = [_maps(SimpleNamespace(model=says), images[i : i + 1], classes[i : i + 1]) for i in range(19)]
+    torch.testing.assert_close(maps, torch.cat(alone))
