@@ -161,8 +161,22 @@ def test_adapters_of_different_base_models_are_not_blended(birds, cats, tmp_path
     resize(ResizeConfig(adapter=str(cats), rank=2, out=str(other)))
     about = json.loads((other / "vislora.json").read_text())
     (other / "vislora.json").write_text(json.dumps(about | {"weights_sha256": "0" * 64}))
-    with pytest.raises(AdapterError, match="only one base can be blended"):
+    message = "other was trained on vit_tiny_patch16_224 with weights of SHA-256 00.*; only one base can be blended"
+    with pytest.raises(AdapterError, match=message):
         blend(BlendConfig(adapter=[str(adapter), str(other)], weights=[1, 1], out=str(tmp_path / "both")))
+
+
+def test_an_adapter_that_tells_no_base_is_blended_with_one_that_does(tmp_path):
+    layer = LowRankWeights(torch.randn(3, 8), torch.randn(8, 3), 3, 3.0, 8)
+    weights = {"unet.mid_block.attn.to_q": layer}
+    mine, downloaded = tmp_path / "mine.safetensors", tmp_path / "downloaded.safetensors"
+    write_diffusers(Adapter(weights, about={"model": {"name": "embedded"}}), mine)
+    write_diffusers(Adapter(weights), downloaded)
+    for i, files in enumerate(([mine, downloaded], [downloaded, mine])):
+        out = tmp_path / f"{i}.safetensors"
+        blend(BlendConfig(adapter=[*map(str, files)], weights=[0.7, 0.3], how=Blending.cat, out=str(out)))
+        (found,) = read_diffusers(out).layers.values()
+        torch.testing.assert_close(found.scale * found.lora_B @ found.lora_A, layer.lora_B @ layer.lora_A)
 
 
 def test_mistakes_are_explained(birds, tmp_path):

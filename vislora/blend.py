@@ -41,12 +41,21 @@ def blend(config: BlendConfig) -> Computed:
 
 
 def _check_base(folders: Sequence[str], adapters: Sequence[Adapter]) -> None:
-    bases = [(a.about.get("model", {}).get("name"), a.about.get("weights_sha256")) for a in adapters]
-    for folder, base in zip(folders, bases, strict=True):
-        if base != bases[0]:
+    """Refuse adapters of which two tell different bases; files of other programs tell none, and shapes must do."""
+    told = [(folder, base) for folder, a in zip(folders, adapters, strict=True) if (base := _base(a)) is not None]
+    for folder, base in told:
+        if base != told[0][1]:
             raise AdapterError(
-                f"{folder} was trained on {base}, {folders[0]} on {bases[0]}; only one base can be blended"
+                f"{folder} was trained on {base}, {told[0][0]} on {told[0][1]}; only one base can be blended"
             )
+
+
+def _base(adapter: Adapter) -> str | None:
+    """The name of the model that an adapter says it was trained on, and its weights' hash where there is one."""
+    model, sha256 = adapter.about.get("model"), adapter.about.get("weights_sha256")
+    if not isinstance(model, dict):
+        return None
+    return f"{model.get('name')}" + (f" with weights of SHA-256 {sha256}" if sha256 else "")
 
 
 def _main(config: BlendConfig, _out: Path) -> None:
