@@ -9,6 +9,7 @@ from vislora.report.figures import new_figure, styled
 
 _COUNTED = 40  # classes up to which every cell has its count
 _NAMED = 120  # and up to which every row has its name
+_LONGEST = 48  # letters of a name that are shown: as many of its beginning as of its end
 
 
 @styled()
@@ -16,13 +17,15 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
     """Counts [K, K] (row: true class, column: predicted), shaded by share of the row."""
     k = len(classes)
     share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    side = min(max(4.0, 0.3 * k + 2.2), 22.0)
+    names = [_shortened(name) for name in classes] if k <= _NAMED else []
+    margin = 0.9 + 0.085 * max(map(len, names), default=0)  # inches that the longest name may take
+    side = min(max(4.0, 0.3 * k + margin), 22.0)
     figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    if k <= _NAMED:
-        axes.set_xticks(range(k), classes, rotation=90)
-        axes.set_yticks(range(k), classes)
+    if names:
+        axes.set_xticks(range(k), names, rotation=90)
+        axes.set_yticks(range(k), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if k <= _COUNTED:
@@ -32,3 +35,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
                     colour = "#fffffe" if share[i, j] > 0.5 else "#08306b"  # no page's own: the cells stay light
                     axes.text(j, i, count, ha="center", va="center", fontsize=7, color=colour)
     return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
