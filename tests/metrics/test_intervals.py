@@ -82,6 +82,33 @@ def test_19_of_20_intervals_hold_the_truth():
     assert 180 <= held <= 198  # 190 expected, binomial
 
 
+def overconfident(seed, n, temperature):
+    """Outcomes of a classifier whose logits have to be divided by a temperature for its probabilities to be right."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, 10, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    return Outcomes.of((temperature * logits).double().softmax(1), labels)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_19_of_20_intervals_hold_the_calibration_error_of_so_many_images(temperature):
+    errors, ends = [], []
+    for trial in range(100):
+        outcomes = overconfident(trial, 300, temperature)
+        errors.append(outcomes.figures(np.arange(300)[None])[-1, 0])
+        ends.append(intervals(outcomes, 200, seed=trial)["ece"])
+    held = sum(low <= np.mean(errors) <= high for low, high in ends)
+    assert held >= 90  # 95 expected, binomial
+    assert all(0 <= low <= error <= high for (low, high), error in zip(ends, errors, strict=True))
+
+
+def test_a_difference_of_calibration_errors_is_in_the_middle_of_its_interval():
+    one, other = overconfident(1, 300, 1.0), overconfident(1, 300, 2.0)
+    whole = [each.figures(np.arange(300)[None])[-1, 0] for each in (one, other)]
+    low, high = differences(one, other, 500)["ece"]
+    assert (low + high) / 2 == pytest.approx(whole[0] - whole[1], abs=0.01)
+
+
 def test_of_one_image_the_interval_is_a_point():
     one = Outcomes.of(torch.tensor([[0.2, 0.8]]), torch.tensor([1]))
     assert intervals(one)["top1"] == (1.0, 1.0)

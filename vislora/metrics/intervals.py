@@ -3,8 +3,13 @@
 The bootstrap of Efron (1979, https://doi.org/10.1214/aos/1176344552), its percentile interval, as scipy has it. It says
 what another draw of test images would have changed; another training isn't in it. Of few images that are all right, or
 all wrong, it says nothing: each draw is like the other, and the interval a point.
+
+Chance never lessens a calibration error, whose terms are distances: of a well calibrated classifier a draw has half as
+much again as the figure itself. So its interval is moved back by the mean of what the draws add, and tells what other
+images would have changed of a figure that holds as much chance as this one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +23,8 @@ FIGURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")
 _CHUNK = 2_000_000  # indices drawn at a time
 
 Interval = tuple[float, float]
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Figures [F, R] of the images chosen in each of R draws, [R, N]."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Outcomes:
 
 def intervals(outcomes: Outcomes, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
     """A 95% interval of each of `FIGURES`."""
-    return dict(zip(FIGURES, _percentiles(outcomes.figures, len(outcomes.labels), resamples, seed), strict=True))
+    found = _of_figures(outcomes.figures, len(outcomes.labels), resamples, seed)
+    return found | {"ece": (max(found["ece"][0], 0.0), found["ece"][1])}
 
 
 def differences(one: Outcomes, other: Outcomes, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
@@ -72,18 +80,28 @@ def differences(one: Outcomes, other: Outcomes, resamples: int = 2000, seed: int
     def difference(chosen: np.ndarray) -> np.ndarray:
         return one.figures(chosen) - other.figures(chosen)
 
-    return dict(zip(FIGURES, _percentiles(difference, len(one.labels), resamples, seed), strict=True))
+    return _of_figures(difference, len(one.labels), resamples, seed)
 
 
 def mean_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
     """A 95% interval of the mean of values [N]."""
-    (interval,) = _percentiles(lambda chosen: values[chosen].mean(1)[None], len(values), resamples, seed)
+    (interval,), _ = _percentiles(lambda chosen: values[chosen].mean(1)[None], len(values), resamples, seed)
     return interval
 
 
-def _percentiles(figures, n: int, resamples: int, seed: int) -> list[Interval]:
+def _of_figures(figures: Statistic, n: int, resamples: int, seed: int) -> dict[str, Interval]:
+    """The intervals by their names, that of the calibration error moved back by what the draws add."""
+    ends, means = _percentiles(figures, n, resamples, seed)
+    found, place = dict(zip(FIGURES, ends, strict=True)), FIGURES.index("ece")
+    added = means[place] - figures(np.arange(n)[None])[place, 0].item()
+    return found | {"ece": (found["ece"][0] - added, found["ece"][1] - added)}
+
+
+def _percentiles(figures: Statistic, n: int, resamples: int, seed: int) -> tuple[list[Interval], list[float]]:
+    """Of each figure the interval, and the mean of the draws."""
     if n == 1:  # every draw is that one, and scipy refuses it
-        return [(value, value) for value in figures(np.zeros((1, 1), int))[:, 0].tolist()]
+        values = figures(np.zeros((1, 1), int))[:, 0].tolist()
+        return [(value, value) for value in values], values
     drawn = bootstrap(
         (np.arange(n),),
         lambda chosen, axis: figures(np.atleast_2d(chosen)),
@@ -94,7 +112,8 @@ def _percentiles(figures, n: int, resamples: int, seed: int) -> list[Interval]:
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return list(zip(drawn.confidence_interval.low.tolist(), drawn.confidence_interval.high.tolist(), strict=True))
+    low, high = (end.tolist() for end in drawn.confidence_interval)
+    return list(zip(low, high, strict=True)), drawn.bootstrap_distribution.mean(-1).tolist()
 
 
 def _counts(values: np.ndarray, bins: int, weights: np.ndarray | None = None) -> np.ndarray:
