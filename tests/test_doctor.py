@@ -35,6 +35,14 @@ def test_model_that_cannot_be_run_is_a_finding():
     assert problems([], [finding]) == [f"test_vit.no_such_weights: {finding.problem}"]
 
 
+def test_error_without_a_word_is_a_finding_too(monkeypatch):
+    def asserting(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("timm.create_model", asserting)
+    assert examine("vit_tiny_patch16_224").problem == "AssertionError: "
+
+
 def test_structure_names_families_and_projections():
     structure = look_at("botnet26t_256")
     assert structure.families == ("timm.layers.bottleneck_attn.BottleneckAttn",)

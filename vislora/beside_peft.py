@@ -31,7 +31,8 @@ def in_peft(
         pairs = [p for name, p in wrapped.named_parameters() if name.endswith("lora_B.default.weight")]
         dead = count_dead(wrapped, pairs)
     except _REFUSALS as error:
-        return f"refused: {str(error).strip().splitlines()[0][:120]}"
+        first = str(error).strip().partition("\n")[0]
+        return f"refused: {first[:120]}"
     return f"dead: {dead} of {len(pairs)} layers" if dead else "live"
 
 

@@ -56,7 +56,8 @@ def examine(name: str) -> Findings:
     try:
         return _examined(name)
     except Exception as error:  # whatever a model or PEFT raises is a finding
-        return Findings(name, problem=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        first = str(error).strip().partition("\n")[0]  # nothing, of a bare assertion
+        return Findings(name, problem=f"{type(error).__name__}: {first[:200]}")
 
 
 def _examined(name: str) -> Findings:
