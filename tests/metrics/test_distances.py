@@ -103,12 +103,24 @@ def test_its_interval_spreads_as_repeated_experiments_do():
 
 
 def test_pictures_of_one_prompt_are_drawn_together():
-    """Ten units of three identical pictures vary as ten pictures do, and not as thirty."""
+    """Ten units of three identical pictures are as far as ten pictures, and vary as those do, not as thirty."""
     ten, other = gaussians(10, 4, 0), gaussians(400, 4, 1)
     thirty, units = ten.repeat_interleave(3, 0), torch.arange(10).repeat_interleave(3)
-    low, high = kernel_distance(thirty, other, units)[1]
-    low_apart, high_apart = kernel_distance(thirty, other)[1]
-    assert high - low > 1.3 * (high_apart - low_apart)
+    value, ends = kernel_distance(thirty, other, units)
+    of_ten, ends_of_ten = kernel_distance(ten, other)
+    assert value == pytest.approx(of_ten, rel=1e-9)
+    assert ends == pytest.approx(ends_of_ten, rel=1e-9)
+
+
+def test_pictures_that_a_prompt_makes_alike_are_at_no_distance_from_their_own_kind():
+    values = []
+    for seed in range(200):
+        draws = torch.Generator().manual_seed(seed)
+        prompts = torch.randn(12, 1, 8, generator=draws, dtype=torch.float64)
+        pictures = 0.8 * prompts + 0.6 * torch.randn(12, 3, 8, generator=draws, dtype=torch.float64)  # variance 1
+        reference = torch.randn(40, 8, generator=draws, dtype=torch.float64)
+        values.append(kernel_distance(pictures.flatten(0, 1), reference, torch.arange(12).repeat_interleave(3), 2)[0])
+    assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5
 
 
 def test_too_few_pictures_are_refused_and_few_are_warned_of():

@@ -48,8 +48,9 @@ def kernel_distance(
     https://doi.org/10.1214/aos/1176347263, whose factor is 1 for halves).
 
     Args:
-        units: [N], which pictures of `one` belong together, such as those of one prompt, and are drawn together; each
-            on its own by default.
+        units: [N], which pictures of `one` belong together, such as those of one prompt; each on its own by default.
+            They are drawn together, and no pair of them is counted: pictures of one prompt are alike, and would take
+            their set for one of less variety, and so for another kind than the reference.
 
     Raises:
         DataError: a set has fewer than four units.
@@ -60,16 +61,16 @@ def kernel_distance(
     if (fewest := min(len(names), len(other))) < 4:
         raise DataError(f"a kernel distance needs four units of each kind; there are {fewest}")
     kernels = poly_kernel(one, one), poly_kernel(one, other), poly_kernel(other, other)
+    apart = (units[:, None] != units).double()
     draws, found = np.random.default_rng(seed), []
     for _ in range(subsets):
         half = names[draws.permutation(len(names))[: len(names) // 2]]
         rows = torch.isin(units, half).nonzero()[:, 0]
         columns = torch.from_numpy(draws.permutation(len(other))[: len(other) // 2])
-        found.append(
-            _discrepancy(kernels[0][rows][:, rows], kernels[1][rows][:, columns], kernels[2][columns][:, columns])
-        )
+        within = kernels[0][rows][:, rows], apart[rows][:, rows]
+        found.append(_discrepancy(*within, kernels[1][rows][:, columns], kernels[2][columns][:, columns]))
     low, high = np.percentile(found, [2.5, 97.5])
-    return _discrepancy(*kernels), (float(low), float(high))
+    return _discrepancy(kernels[0], apart, *kernels[1:]), (float(low), float(high))
 
 
 def sample_warning(pictures: int, reference: int, dimension: int) -> str | None:
@@ -85,10 +86,11 @@ def sample_warning(pictures: int, reference: int, dimension: int) -> str | None:
     )
 
 
-def _discrepancy(xx: Tensor, xy: Tensor, yy: Tensor) -> float:
-    """From kernel matrices [N, N], [N, M] and [M, M], without the pairs of a picture with itself."""
-    n, m = len(xx), len(yy)
-    within = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
+def _discrepancy(xx: Tensor, apart: Tensor, xy: Tensor, yy: Tensor) -> float:
+    """From kernel matrices [N, N], [N, M] and [M, M], without the pairs of a picture with itself; of the first those
+    that are `apart` (1, others 0)."""
+    m = len(yy)
+    within = (xx * apart).sum() / apart.sum() + (yy.sum() - yy.trace()) / (m * (m - 1))
     return (within - 2 * xy.mean()).item()
 
 
