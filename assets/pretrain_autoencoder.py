@@ -20,7 +20,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from vislora.compose import configure
-from vislora.config import Precision
+from vislora.config.training import Precision
 from vislora.data.birds import STYLES
 from vislora.data.drawn import drawn_birds
 from vislora.data.order import Order, SampleKey, mix

@@ -33,7 +33,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vislora.checkpoint import Checkpoint, load_trainable_state
 from vislora.compose import configure
-from vislora.config import BirdsData, Precision
+from vislora.config.data import BirdsData
+from vislora.config.training import Precision
 from vislora.data.birds import SPECIES, caption, seeded_scene
 from vislora.data.drawn import drawing_seeds, drawn_birds
 from vislora.data.order import Order, mix

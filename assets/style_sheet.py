@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import vislora
-from vislora.config import PipelineConfig
+from vislora.config.model import PipelineConfig
 from vislora.drawing import Sampling, draw
 from vislora.models.diffusion import load_pipeline
 from vislora.report.sheets import save_grid

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from interleaved import in_turns, machine, ratio
 from torch import Tensor
 
-from vislora.config import PipelineConfig, Precision
+from vislora.config.model import PipelineConfig
+from vislora.config.training import Precision
 from vislora.lora import Adapters, LoraSettings, TargetLayer
 from vislora.models.diffusion import load_pipeline
 from vislora.precision import new_accelerator, training_attention

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vislora.config import PipelineConfig, Precision
+from vislora.config.model import PipelineConfig
+from vislora.config.training import Precision
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.order import SampleKey

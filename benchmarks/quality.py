@@ -23,7 +23,10 @@ import torch
 from torch import nn
 
 from vislora.compose import configure
-from vislora.config import EvaluateConfig, LoraAdapter, TrainConfig, data_to_dict
+from vislora.config.adapter import LoraAdapter
+from vislora.config.commands import EvaluateConfig
+from vislora.config.data import data_to_dict
+from vislora.config.training import TrainConfig
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.transforms import eval_transform, train_transform

@@ -23,7 +23,7 @@ from torchvision.transforms.functional import to_pil_image
 
 import vislora
 from vislora.compose import configure
-from vislora.config import PipelineConfig
+from vislora.config.model import PipelineConfig
 from vislora.data.birds import SPECIES, STYLES, caption, picture, seeded_scene
 from vislora.data.encoded import to_tensor
 from vislora.data.order import mix

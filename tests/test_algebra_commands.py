@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from vislora.blend import blend
 from vislora.compose import configure
-from vislora.config import BlendConfig, Blending, ExtractConfig, ModelConfig, ResizeConfig
+from vislora.config.commands import BlendConfig, Blending, ExtractConfig, ResizeConfig
+from vislora.config.model import ModelConfig
 from vislora.errors import AdapterError, ConfigError
 from vislora.extract import extract
 from vislora.formats.diffusers import read_diffusers, write_diffusers

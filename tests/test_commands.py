@@ -22,15 +22,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vislora.compose import configure
-from vislora.config import (
-    EvaluateConfig,
-    ExportConfig,
-    ExtractConfig,
-    ImageFolderData,
-    ModelConfig,
-    Precision,
-    PredictConfig,
-)
+from vislora.config.commands import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig
+from vislora.config.data import ImageFolderData
+from vislora.config.model import ModelConfig
+from vislora.config.training import Precision
 from vislora.data.images import read_image
 from vislora.data.transforms import eval_transform
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError

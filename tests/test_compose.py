@@ -12,19 +12,10 @@ from torch.utils.data import DataLoader
 
 from vislora import predict
 from vislora.compose import command, configure, quoted
-from vislora.config import (
-    DATA_OPTIONS,
-    BirdsData,
-    CaptionedData,
-    DataConfig,
-    ImageFolderData,
-    LoraAdapter,
-    Precision,
-    ProbeAdapter,
-    Target,
-    data_from_dict,
-)
-from vislora.config import data_to_dict as to_dict
+from vislora.config.adapter import LoraAdapter, ProbeAdapter, Target
+from vislora.config.data import DATA_OPTIONS, BirdsData, CaptionedData, DataConfig, ImageFolderData, data_from_dict
+from vislora.config.data import data_to_dict as to_dict
+from vislora.config.training import Precision
 from vislora.data.splits import Files
 from vislora.errors import ConfigError
 from vislora.paths import CONF, RECIPES

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vislora.compose import configure
-from vislora.config import PredictConfig
+from vislora.config.commands import PredictConfig
 from vislora.data.images import read_image
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.evaluate import evaluate, short_names

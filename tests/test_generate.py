@@ -22,7 +22,7 @@ from PIL import Image
 
 import vislora
 from vislora.compose import configure
-from vislora.config import ModelConfig
+from vislora.config.model import ModelConfig
 from vislora.errors import ConfigError
 from vislora.export import export
 from vislora.formats.detect import read_adapter, write_adapter

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vislora.compose import configure
-from vislora.config import LoggerConfig, Tracker
+from vislora.config.training import LoggerConfig, Tracker
 from vislora.errors import ConfigError
 from vislora.logs import MetricLog, start_trackers, trackers
 

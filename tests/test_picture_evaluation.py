@@ -23,7 +23,8 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torchvision.transforms import v2
 
 from vislora.compose import configure
-from vislora.config import CaptionsData, ModelConfig, data_to_dict
+from vislora.config.data import CaptionsData, data_to_dict
+from vislora.config.model import ModelConfig
 from vislora.data import splits
 from vislora.data.images import read_image
 from vislora.data.prompts import noise_seed

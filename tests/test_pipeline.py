@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import vislora
 from vislora.blend import blend
 from vislora.compose import configure
-from vislora.config import PipelineConfig
+from vislora.config.model import PipelineConfig
 from vislora.errors import AdapterError
 from vislora.formats.detect import write_adapter
 from vislora.lora import Adapter

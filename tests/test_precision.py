@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vislora.config import Precision
+from vislora.config.training import Precision
 from vislora.errors import ConfigError
 from vislora.precision import (
     autocast_dtype,

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from vislora.compose import configure
-from vislora.config import ImageFolderData
+from vislora.config.data import ImageFolderData
 from vislora.data.birds import SPECIES, picture
 from vislora.data.findings import Level, Row
 from vislora.data.load import load_splits

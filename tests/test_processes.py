@@ -22,7 +22,7 @@ COMMON = [
 BUSY = """
 import datetime, time
 from torch.distributed import distributed_c10d
-from vislora.config import Precision
+from vislora.config.training import Precision
 from vislora.precision import new_accelerator, own_device
 distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=2)  # 10 minutes on GPUs
 {first}

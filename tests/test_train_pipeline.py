@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import vislora
 from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
-from vislora.config import PipelineConfig
+from vislora.config.model import PipelineConfig
 from vislora.data.prompts import noise_seed
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.export import export

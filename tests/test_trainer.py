@@ -22,7 +22,9 @@ from vislora.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from vislora.config import AugmentConfig, Bias, Keep, LoraAdapter, OptimConfig, Precision, TrainerConfig
+from vislora.config.adapter import Bias, LoraAdapter
+from vislora.config.data import AugmentConfig
+from vislora.config.training import Keep, OptimConfig, Precision, TrainerConfig
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.splits import ImageSplit, Pixels
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform

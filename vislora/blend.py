@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vislora.compose import command
-from vislora.config import BlendConfig
+from vislora.config.commands import BlendConfig
 from vislora.errors import AdapterError
 from vislora.files import free
 

@@ -29,32 +29,54 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vislora import config as settings
+from vislora.config.adapter import FullAdapter, LoraAdapter, PipelineLora, ProbeAdapter
+from vislora.config.commands import (
+    BlendConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    GenerateConfig,
+    PredictConfig,
+    ResizeConfig,
+    UsedAdapters,
+)
+from vislora.config.data import DATA_OPTIONS
+from vislora.config.model import ModelConfig, PipelineConfig
+from vislora.config.training import (
+    DiffusionObjective,
+    LoggerConfig,
+    OptimConfig,
+    RecognitionObjective,
+    TrainConfig,
+    TrainerConfig,
+)
+from vislora.config.values import literal
 from vislora.errors import ConfigError, TrainingError, VisloraError
 from vislora.paths import CONF, RECIPES
 
 _SCHEMAS = [
-    (None, "train_schema", settings.TrainConfig),
-    (None, "evaluate_schema", settings.EvaluateConfig),
-    (None, "predict_schema", settings.PredictConfig),
-    (None, "export_schema", settings.ExportConfig),
-    (None, "generate_schema", settings.GenerateConfig),
-    (None, "extract_schema", settings.ExtractConfig),
-    (None, "resize_schema", settings.ResizeConfig),
-    (None, "blend_schema", settings.BlendConfig),
-    (None, "doctor_schema", settings.DoctorConfig),
-    ("model", "schema", settings.ModelConfig),
-    ("model", "pipeline_schema", settings.PipelineConfig),
-    *(("data", f"{option}_schema", schema) for option, schema in settings.DATA_OPTIONS.items()),
-    ("adapter", "lora_schema", settings.LoraAdapter),
-    ("adapter", "pipeline_lora_schema", settings.PipelineLora),
-    ("adapter", "probe_schema", settings.ProbeAdapter),
-    ("adapter", "full_schema", settings.FullAdapter),
-    ("objective", "recognition_schema", settings.RecognitionObjective),
-    ("objective", "diffusion_schema", settings.DiffusionObjective),
-    ("optim", "schema", settings.OptimConfig),
-    ("trainer", "schema", settings.TrainerConfig),
-    ("logger", "schema", settings.LoggerConfig),
+    (None, "train_schema", TrainConfig),
+    (None, "evaluate_schema", EvaluateConfig),
+    (None, "predict_schema", PredictConfig),
+    (None, "export_schema", ExportConfig),
+    (None, "generate_schema", GenerateConfig),
+    (None, "extract_schema", ExtractConfig),
+    (None, "resize_schema", ResizeConfig),
+    (None, "blend_schema", BlendConfig),
+    (None, "doctor_schema", DoctorConfig),
+    ("model", "schema", ModelConfig),
+    ("model", "pipeline_schema", PipelineConfig),
+    *(("data", f"{option}_schema", schema) for option, schema in DATA_OPTIONS.items()),
+    ("adapter", "lora_schema", LoraAdapter),
+    ("adapter", "pipeline_lora_schema", PipelineLora),
+    ("adapter", "probe_schema", ProbeAdapter),
+    ("adapter", "full_schema", FullAdapter),
+    ("objective", "recognition_schema", RecognitionObjective),
+    ("objective", "diffusion_schema", DiffusionObjective),
+    ("optim", "schema", OptimConfig),
+    ("trainer", "schema", TrainerConfig),
+    ("logger", "schema", LoggerConfig),
 ]
 
 _WITH_GROUP = ("train", "preflight")  # commands with the settings of training, whose adapter=… is a config group
@@ -141,7 +163,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
 
 def quoted(text: str) -> str:
     """A text as one value for Hydra, which would take commas, brackets and much else apart."""
-    return QuotedString(settings.literal(text), Quote.single).with_quotes()
+    return QuotedString(literal(text), Quote.single).with_quotes()
 
 
 def _readable(override: str) -> str:
@@ -166,7 +188,7 @@ def _help(name: str, about: str) -> str:
             folder = RECIPES if group == "recipe" else CONF / group
             if folder.is_dir():
                 options.append(f"  {group}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
-    more = "With --cfg job it prints every setting that it would run with; vislora/config.py says what each means."
+    more = "With --cfg job it prints every setting that it would run with; vislora/config/ says what each means."
     parts = [about.strip(), "\n".join(options), more]
     return "\n\n".join(filter(None, parts))
 
@@ -211,7 +233,7 @@ def _typed(config: DictConfig, adapter: str | list[str] | None, name: str) -> An
     if adapter is not None:
         several = adapter if isinstance(adapter, list) else [adapter]
         try:
-            if _adapter_type(config) is settings.UsedAdapters:
+            if _adapter_type(config) is UsedAdapters:
                 config.adapter.files = several
             else:
                 config.adapter = adapter

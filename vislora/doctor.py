@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vislora.compose import command
-from vislora.config import DoctorConfig
+from vislora.config.commands import DoctorConfig
 from vislora.errors import AdapterError, ConfigError
 from vislora.files import write_json
 

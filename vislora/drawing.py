@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vislora.config import PipelineConfig, Precision
+from vislora.config.model import PipelineConfig
+from vislora.config.training import Precision
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:

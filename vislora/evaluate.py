@@ -29,17 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vislora.compose import command
-from vislora.config import (
-    Baseline,
-    Corruption,
-    DataConfig,
-    EvaluateConfig,
-    PictureFigures,
-    Precision,
-    RecognitionFigures,
-    data_from_dict,
-    data_to_dict,
-)
+from vislora.config.commands import Baseline, Corruption, EvaluateConfig, PictureFigures, RecognitionFigures
+from vislora.config.data import DataConfig, data_from_dict, data_to_dict
+from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError
 from vislora.files import holds_results
 from vislora.names import ends, short_names

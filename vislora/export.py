@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vislora.compose import command
-from vislora.config import ExportConfig, ExportTo
+from vislora.config.commands import ExportConfig, ExportTo
 from vislora.errors import ConfigError
 from vislora.files import free
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vislora.compose import command
-from vislora.config import ExtractConfig, ModelConfig
+from vislora.config.commands import ExtractConfig
+from vislora.config.model import ModelConfig
 from vislora.errors import ConfigError
 from vislora.files import free
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from vislora import __version__
 from vislora.compose import command, quoted
-from vislora.config import GenerateConfig, PipelineConfig
+from vislora.config.commands import GenerateConfig
+from vislora.config.model import PipelineConfig
 from vislora.drawing import Sampling, draw, drawn_in, open_pipeline, pipeline_of, read_adapters
 from vislora.errors import ConfigError
 

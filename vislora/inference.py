@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vislora.config import Precision
+from vislora.config.training import Precision
 from vislora.data.order import eval_loader
 from vislora.data.splits import ImageSplit
 from vislora.data.transforms import Preprocessing, eval_transform

@@ -8,7 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vislora.config import LoggerConfig, Tracker, TrainConfig, to_dict
+from vislora.config.training import LoggerConfig, Tracker, TrainConfig
+from vislora.config.values import to_dict
 from vislora.errors import ConfigError
 from vislora.files import METRICS, write_text
 

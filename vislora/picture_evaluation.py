@@ -15,7 +15,9 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from vislora.config import CaptionedData, EvaluateConfig, Precision, data_from_dict
+from vislora.config.commands import EvaluateConfig
+from vislora.config.data import CaptionedData, data_from_dict
+from vislora.config.training import Precision
 from vislora.data.captions import picture_files
 from vislora.data.load import load_captions
 from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vislora.config import Precision
+from vislora.config.training import Precision
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from vislora.compose import command, quoted
-from vislora.config import Precision, PredictConfig
+from vislora.config.commands import PredictConfig
+from vislora.config.training import Precision
 from vislora.errors import ConfigError
 
 

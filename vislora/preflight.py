@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vislora.compose import command
-from vislora.config import BaseData, CaptionedData, ModelConfig, PipelineConfig, TrainConfig
+from vislora.config.data import BaseData, CaptionedData
+from vislora.config.model import ModelConfig, PipelineConfig
+from vislora.config.training import TrainConfig
 from vislora.errors import DataError
 
 if TYPE_CHECKING:

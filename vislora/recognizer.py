@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vislora.config import ModelConfig
+from vislora.config.model import ModelConfig
 from vislora.data.cache import weights_key
 from vislora.data.order import seeded
 from vislora.data.transforms import Preprocessing, eval_transform

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vislora.compose import command
-from vislora.config import ResizeConfig
+from vislora.config.commands import ResizeConfig
 from vislora.files import free
 
 if TYPE_CHECKING:

@@ -18,9 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from vislora import config as settings
 from vislora.compose import command
-from vislora.config import Precision, TrainConfig
+from vislora.config.adapter import FullAdapter, LoraAdapter, PipelineLora, ProbeAdapter
+from vislora.config.data import AugmentConfig, CaptionedData, DataConfig
+from vislora.config.model import ModelConfig, PipelineConfig
+from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
+from vislora.config.values import to_dict
 from vislora.errors import ConfigError
 from vislora.files import SETTINGS, holds_run, sha256
 
@@ -61,18 +64,18 @@ class _Kind:
 
 
 _KINDS: dict[type, _Kind] = {
-    settings.RecognitionObjective: _Kind(
+    RecognitionObjective: _Kind(
         "vislora.tasks.recognition",
-        settings.ModelConfig,
-        settings.DataConfig,
-        (settings.LoraAdapter, settings.ProbeAdapter, settings.FullAdapter),
+        ModelConfig,
+        DataConfig,
+        (LoraAdapter, ProbeAdapter, FullAdapter),
         "maximize",
     ),
-    settings.DiffusionObjective: _Kind(
+    DiffusionObjective: _Kind(
         "vislora.tasks.diffusion",
-        settings.PipelineConfig,
-        settings.CaptionedData,
-        (settings.PipelineLora,),
+        PipelineConfig,
+        CaptionedData,
+        (PipelineLora,),
         "minimize",
     ),
 }
@@ -199,12 +202,12 @@ def kind_of(config: TrainConfig) -> _Kind:
 
 def _check_prefix_cache(config: TrainConfig) -> None:
     """Refuse a cache of features where pictures don't come in finitely many forms."""
-    if config.trainer.prefix_cache is settings.PrefixCache.off:
+    if config.trainer.prefix_cache is PrefixCache.off:
         return
-    if isinstance(config.model, settings.PipelineConfig):
+    if isinstance(config.model, PipelineConfig):
         raise ConfigError("trainer.prefix_cache is for timm models; pipelines cache their latents (data.cache)")
     augment = config.data.augment
-    harmless = settings.AugmentConfig(hflip=augment.hflip)
+    harmless = AugmentConfig(hflip=augment.hflip)
     if odd := {k: v for k, v in vars(harmless).items() if getattr(augment, k) != v}:
         raise ConfigError(
             "trainer.prefix_cache needs pictures that come again; set "
@@ -220,12 +223,12 @@ def _make_paths_absolute(config: TrainConfig) -> None:
         model.weights = _absolute(model.weights)
     if model.name.startswith("local-dir:"):
         model.name = f"local-dir:{_absolute(model.name.removeprefix('local-dir:'))}"
-    if isinstance(model, settings.PipelineConfig) and model.name != "embedded" and Path(model.name).is_dir():
+    if isinstance(model, PipelineConfig) and model.name != "embedded" and Path(model.name).is_dir():
         model.name = _absolute(model.name)
     for group, name in ((data, "root"), (data, "quarantine"), (config.adapter, "start")):
         if getattr(group, name, None) is not None:
             setattr(group, name, _absolute(getattr(group, name)))
-    if isinstance(data, settings.CaptionedData) and data.prior.images is not None:
+    if isinstance(data, CaptionedData) and data.prior.images is not None:
         data.prior.images = _absolute(data.prior.images)
 
 
@@ -253,7 +256,7 @@ def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:
 
 def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Precision) -> dict[str, Any]:
     """The settings without which a resumed run would take another path than one that never stopped."""
-    whole = settings.to_dict(config)
+    whole = to_dict(config)
     own = ("epochs", "batch_size", "accumulation", "ema", "prefix_cache")
     return {
         **{key: whole[key] for key in ("seed", "model", "data", "adapter", "objective", "optim")},

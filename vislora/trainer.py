@@ -34,7 +34,7 @@ from vislora.checkpoint import (
     save_checkpoint,
     trainable_state,
 )
-from vislora.config import Keep, OptimConfig, TrainerConfig
+from vislora.config.training import Keep, OptimConfig, TrainerConfig
 from vislora.data.order import Order
 from vislora.ema import Ema, averaged
 from vislora.errors import ConfigError, TrainingError

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from vislora.config import CaptionsData
+from vislora.config.data import CaptionsData
 from vislora.data.captions import captions_folder
 from vislora.errors import DataError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vislora.config import Corruption
+from vislora.config.commands import Corruption
 from vislora.data.corruptions import STRENGTHS, corrupt, corrupted
 from vislora.data.splits import ImageSplit, Pixels
 from vislora.data.transforms import Preprocessing

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vislora.config import BirdsData
+from vislora.config.data import BirdsData
 from vislora.data import drawn
 from vislora.data.birds import SPECIES, picture
 from vislora.data.load import load_splits
@@ -140,7 +140,7 @@ def test_all_space_on_the_disk_is_taken_before_the_first_picture_is_drawn(tmp_pa
 def test_a_script_without_a_guard_is_not_run_again_by_the_processes_that_draw(tmp_path):
     script = tmp_path / "script.py"  # no `if __name__ == "__main__":`
     script.write_text(
-        "from vislora.config import BirdsData\n"
+        "from vislora.config.data import BirdsData\n"
         "from vislora.data import drawn\n"
         "drawn._POOL_FROM = 1\n"
         f"print(len(drawn.drawn_birds(BirdsData(**{SMALL})).test))\n"

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vislora.config import AugmentConfig, PrefixCache
+from vislora.config.data import AugmentConfig
+from vislora.config.training import PrefixCache
 from vislora.data.features import compute_features
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.splits import ImageSplit, Pixels

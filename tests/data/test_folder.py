@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vislora.config import CsvData, ImageFolderData
+from vislora.config.data import CsvData, ImageFolderData
 from vislora.data.load import load_splits
 from vislora.errors import DataError
 

@@ -4,7 +4,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from vislora.config import HfData
+from vislora.config.data import HfData
 from vislora.data.findings import about_files
 from vislora.data.load import load_splits
 from vislora.errors import DataError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vislora.config import BirdsData
+from vislora.config.data import BirdsData
 from vislora.data import load
 from vislora.data.splits import ImageSplit, Pixels, Splits
 from vislora.errors import ConfigError, DataError

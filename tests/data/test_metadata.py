@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from vislora.config import MetadataData
+from vislora.config.data import MetadataData
 from vislora.data.load import load_splits
 from vislora.errors import DataError
 

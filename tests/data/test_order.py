@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vislora.config import AugmentConfig
+from vislora.config.data import AugmentConfig
 from vislora.data.order import MicroBatches, Order, eval_loader, mix, train_loader
 from vislora.data.splits import ImageSplit, Pixels
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vislora.config import Cub200Data, HfData, TorchvisionData
+from vislora.config.data import Cub200Data, HfData, TorchvisionData
 from vislora.data import public
 from vislora.data.load import load_splits
 from vislora.errors import DataError

@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from vislora.config import CaptionsData, CsvData, ImageFolderData
+from vislora.config.data import CaptionsData, CsvData, ImageFolderData
 from vislora.data.load import load_captions, load_splits
 from vislora.data.quarantine import leave_out, write_quarantine
 from vislora.errors import DataError

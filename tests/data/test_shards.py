@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vislora.compose import configure
-from vislora.config import ShardsData
+from vislora.config.data import ShardsData
 from vislora.data.load import load_splits
 from vislora.data.quarantine import write_quarantine
 from vislora.errors import DataError

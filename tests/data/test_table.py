@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vislora.config import CsvData
+from vislora.config.data import CsvData
 from vislora.data.load import load_splits
 from vislora.errors import DataError
 

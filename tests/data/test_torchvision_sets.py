@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vislora.config import TorchvisionData
+from vislora.config.data import TorchvisionData
 from vislora.data import public
 from vislora.data.load import load_splits
 from vislora.errors import DataError

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from vislora.config import AugmentConfig
+from vislora.config.data import AugmentConfig
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.errors import ConfigError
 

@@ -6,7 +6,7 @@ import tiny_diffusion as tiny
 import torch
 from torch import nn
 
-from vislora.config import PipelineLora
+from vislora.config.adapter import PipelineLora
 from vislora.formats.diffusers import write_diffusers
 from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import text_encoders

@@ -9,7 +9,7 @@ import tiny_diffusion as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from vislora.config import PipelineConfig
+from vislora.config.model import PipelineConfig
 from vislora.errors import ModelError
 from vislora.models.diffusion import load_pipeline, resolution
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
 
-from vislora.config import ModelConfig
+from vislora.config.model import ModelConfig
 from vislora.errors import ModelError
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import vislora.data.splits
 from vislora.compose import configure
-from vislora.config import Precision
+from vislora.config.training import Precision
 from vislora.data.buckets import bucket_sizes, nearest
 from vislora.errors import ConfigError
 from vislora.tasks.diffusion import prepare

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 import vislora.tasks.prior
-from vislora.config import CaptionsData, PriorConfig
+from vislora.config.data import CaptionsData, PriorConfig
 from vislora.data.captions import Captioned, CaptionedSplits
 from vislora.tasks.prior import with_prior
 

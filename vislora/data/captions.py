@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vislora.config import CaptionsData
+from vislora.config.data import CaptionsData
 from vislora.data.folder import SUFFIXES, lost_links, pictures_aside, pictures_below
 from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files

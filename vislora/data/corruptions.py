@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vislora.config import Corruption
+from vislora.config.commands import Corruption
 from vislora.data.order import mix, seeded
 from vislora.data.splits import ImageSplit, Pictures
 from vislora.data.transforms import Preprocessing, fit_to_size

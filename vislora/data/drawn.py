@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import vislora.data.birds
-from vislora.config import BirdsCaptionsData, BirdsData
+from vislora.config.data import BirdsCaptionsData, BirdsData
 from vislora.data.birds import SPECIES, STYLES, Species, caption, invented, picture, seeded_scene
 from vislora.data.captions import Captioned, CaptionedSplits
 from vislora.data.order import mix

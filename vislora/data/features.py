@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from vislora.config import PrefixCache
+from vislora.config.training import PrefixCache
 from vislora.data.order import Order, SampleKey, eval_loader, mix, seeded
 from vislora.data.splits import ImageSplit
 from vislora.errors import ConfigError

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from vislora.config import ImageFolderData
+from vislora.config.data import ImageFolderData
 from vislora.data.images import Problem
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files

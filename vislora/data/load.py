@@ -1,4 +1,4 @@
-"""A data set by its settings. To add one: a class in `vislora.config.DATA_OPTIONS`, a file in conf/data, a
+"""A data set by its settings. To add one: a class in `vislora.config.data.DATA_OPTIONS`, a file in conf/data, a
 function, and a row here."""
 
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import zip_longest
 
-from vislora.config import (
+from vislora.config.data import (
     BaseData,
     BirdsCaptionsData,
     BirdsData,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vislora.config import MetadataData
+from vislora.config.data import MetadataData
 from vislora.data.folder import lost_links, pictures_aside, split_folders
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.rows import csv_table, json_lines

@@ -12,7 +12,7 @@ import torchvision.datasets
 from PIL import Image
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from vislora.config import Cub200Data, HfData, TorchvisionData
+from vislora.config.data import Cub200Data, HfData, TorchvisionData
 from vislora.data.images import Problem, upright_rgb
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, ImageSplit, Splits, splits_of_files

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vislora.config import ShardsData
+from vislora.config.data import ShardsData
 from vislora.data.folder import SUFFIXES
 from vislora.data.images import Place
 from vislora.data.quarantine import leave_out

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vislora.config import CsvData
+from vislora.config.data import CsvData
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.rows import csv_table
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files

@@ -9,7 +9,7 @@ import torch
 from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torchvision.transforms import InterpolationMode, v2
 
-from vislora.config import AugmentConfig
+from vislora.config.data import AugmentConfig
 from vislora.errors import ModelError
 
 _CROP_MODES = ("center", "squash", "border")

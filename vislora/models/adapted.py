@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vislora.config import LoraAdapter, PipelineLora
+from vislora.config.adapter import LoraAdapter, PipelineLora
 from vislora.errors import AdapterError
 from vislora.formats.components import named_by_component
 from vislora.formats.detect import read_adapter

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vislora.config import ModelConfig
+from vislora.config.model import ModelConfig
 from vislora.data.cache import weights_key
 from vislora.data.transforms import eval_transform
 from vislora.errors import ModelError

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vislora.config import PipelineConfig
+from vislora.config.model import PipelineConfig
 from vislora.data.cache import content_key, weights_key
 from vislora.errors import ModelError
 from vislora.models.denoiser import encode_images, encode_text, text_encoders, tokenize

@@ -8,7 +8,7 @@ import timm
 from timm.data import resolve_data_config
 from torch import nn
 
-from vislora.config import ModelConfig
+from vislora.config.model import ModelConfig
 from vislora.data.transforms import Preprocessing
 from vislora.errors import ModelError
 from vislora.files import sha256, write_json

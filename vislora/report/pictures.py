@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vislora import __version__
-from vislora.config import EvaluateConfig
+from vislora.config.commands import EvaluateConfig
 from vislora.data.prompts import Prompt, noise_seed
 from vislora.files import SETTINGS, write_json, write_rows, write_text
 from vislora.metrics.pictures import TITLES, Estimate

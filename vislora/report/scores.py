@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from vislora import __version__
-from vislora.config import Corruption, EvaluateConfig
+from vislora.config.commands import Corruption, EvaluateConfig
 from vislora.files import SETTINGS, write_json, write_rows, write_text
 from vislora.metrics.intervals import FIGURES, differences
 from vislora.metrics.recognition import Evaluation

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vislora import __version__
-from vislora.config import Precision, TrainConfig
+from vislora.config.training import Precision, TrainConfig
 from vislora.files import write_json
 
 

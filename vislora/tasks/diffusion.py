@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from vislora import __version__
-from vislora.config import CaptionedData, Precision, TrainConfig, data_to_dict
+from vislora.config.data import CaptionedData, data_to_dict
+from vislora.config.training import Precision, TrainConfig
 from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
 from vislora.data.cache import content_key
 from vislora.data.captions import Captioned

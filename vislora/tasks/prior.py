@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vislora.config import CaptionedData, CaptionsData
+from vislora.config.data import CaptionedData, CaptionsData
 from vislora.data.cache import content_key
 from vislora.data.captions import Captioned, CaptionedSplits, captions_folder, clean, picture_files
 from vislora.data.order import mix

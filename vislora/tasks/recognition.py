@@ -11,16 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from vislora import __version__
-from vislora.config import (
-    AdapterConfig,
-    FullAdapter,
-    LoraAdapter,
-    Precision,
-    PrefixCache,
-    ProbeAdapter,
-    TrainConfig,
-    data_to_dict,
-)
+from vislora.config.adapter import AdapterConfig, FullAdapter, LoraAdapter, ProbeAdapter
+from vislora.config.data import data_to_dict
+from vislora.config.training import Precision, PrefixCache, TrainConfig
 from vislora.data.cache import content_key
 from vislora.data.features import Features, compute_features
 from vislora.data.load import load_splits
