@@ -20,9 +20,9 @@ class LayerUpdate:
     base: float
 
     @property
-    def relative(self) -> float:
-        """||dW|| / ||W0||."""
-        return self.update / self.base if self.base else float("inf")
+    def relative(self) -> float | None:
+        """||dW|| / ||W0||; None where the frozen weight is zero, as of layers that start as nothing."""
+        return self.update / self.base if self.base else None
 
 
 def layer_updates(adapter: Adapter, model: nn.Module) -> list[LayerUpdate]:

@@ -99,7 +99,8 @@ def updates(run: Path) -> Section | None:
     layers = read_json(run / "updates.json")
     if not layers:
         return None
-    rows = [[u["layer"], f"{u['update']:.4g}", f"{u['base']:.4g}", f"{u['relative']:.2%}"] for u in layers]
+    shares = ["" if u["relative"] is None else f"{u['relative']:.2%}" for u in layers]
+    rows = [[u["layer"], f"{u['update']:.4g}", f"{u['base']:.4g}", s] for u, s in zip(layers, shares, strict=True)]
     header = ["layer", "‖ΔW‖", "‖W₀‖", "‖ΔW‖ / ‖W₀‖"]
     shown = drawing(run / "updates.svg", "Frobenius norm of each layer's update, over that of its frozen weight")
     return Section("What training moved", side_by_side(shown, table(header, rows)))

@@ -19,7 +19,7 @@ def draw_updates(updates: Sequence[LayerUpdate]) -> Figure:
     shown = updates[:_MOST]
     figure = new_figure(5.0, min(max(2.2, 0.19 * len(shown) + 0.7), 18.0))
     axes = figure.subplots()
-    axes.barh(range(len(shown)), [update.relative for update in shown], color=COLOURS[0])
+    axes.barh(range(len(shown)), [update.relative or 0.0 for update in shown], color=COLOURS[0])
     axes.set_yticks(range(len(shown)), [update.layer for update in shown], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("‖ΔW‖ / ‖W₀‖" + (f", the first {_MOST} of {len(updates)} layers" if len(updates) > _MOST else ""))
