@@ -462,6 +462,12 @@ def test_an_adapter_on_random_weights_finds_them_again_by_its_seed(photos, tmp_p
             load_recognizer(run.artifact)
 
 
+def test_a_recognizers_folder_may_be_given_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(AdapterError, match=re.escape(f"{tmp_path / 'nothing'} isn't a folder")):
+        load_recognizer("~/nothing")
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_says_how_to_go_on(photos, tmp_path):
     words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos}"]

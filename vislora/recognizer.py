@@ -58,7 +58,7 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
         AdapterError: not such a folder, or the base weights aren't those the adapter was trained on.
         ModelError: the base model can't be built.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     about = read_about(folder)
     classes = tuple(about["classes"])
     adapters = None
