@@ -2,11 +2,12 @@
 
 What an epoch of diffusion training costs with latents and text embeddings from the cache (data.cache=true), interleaved
 in one run with one that encodes pictures and captions in every step. The embedded pipeline, and one of Stable Diffusion
-1.5's shape with random weights; rank 8 on all attention. As in the trainer, the denoiser runs under autocast and the
-encoders in the precision they are loaded in, on a CPU float32; on one, the half-precision step is timed only where it
-is native. An epoch is as many steps as there are batches of pictures, so ratios of steps are ratios of epochs. Pictures
-are decoded already, except in the "photos" cases, where they are JPEG files of a phone's 12 megapixels, as people have
-them: without a cache they are decoded and reduced in every epoch too.
+1.5's shape with random weights; rank 8 on all attention. As in the trainer, the denoiser runs under autocast with its
+frozen weights cast once, and the encoders in the precision they are loaded in, on a CPU float32; on one, the
+half-precision step is timed only where it is native. An epoch is as many steps as there are batches of pictures, so
+ratios of steps are ratios of epochs. Pictures are decoded already, except in the "photos" cases, where they are JPEG
+files of a phone's 12 megapixels, as people have them: without a cache they are decoded and reduced in every epoch too.
+"Of anew": the cached step, as a share of one in which autocast casts all weights each time.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from interleaved import machine
+from interleaved import in_turns, machine, ratio
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -39,7 +41,7 @@ from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import EMBEDDED, PipelineEncoder, load_pipeline
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
-from vislora.precision import cpu_has_bf16, new_accelerator, training_attention
+from vislora.precision import CastOnce, autocast_dtype, cpu_has_bf16, new_accelerator, training_attention
 from vislora.targets.diffusers import find_targets
 
 
@@ -75,7 +77,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     native = device.type == "cuda" or cpu_has_bf16()
     print(machine())
-    print(f"{'':24}{'denoiser':>10}{'without':>12}{'cached':>12}{'ratio':>8}{'encoding':>12}")
+    print(f"{'':24}{'denoiser':>10}{'without':>12}{'cached':>12}{'ratio':>8}{'encoding':>12}{'of anew':>9}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VISLORA_CACHE"] = folder
         for name in options.cases:
@@ -153,23 +155,25 @@ def _photos(count: int) -> Files:
 
 
 def _compare(name: str, steps: Steps, precision: str, rounds: int) -> None:
-    times: dict[str, list[float]] = {"without": [], "cached": [], "encode": []}
     accelerator = new_accelerator(Precision(precision))
-    for turn in range(rounds + 1):
-        for kind, seconds in times.items():
-            since = time.perf_counter()
-            with training_attention(accelerator):
-                result = getattr(steps, kind)(precision)
-                if result.requires_grad:
-                    result.mean().backward()
-            if steps.device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn > 0:  # the first warms up
-                seconds.append(time.perf_counter() - since)
-            steps.model.zero_grad()
-    ratio = statistics.median(a / b for a, b in zip(times["without"], times["cached"], strict=True))
-    without, cached, encode = (f"{1e3 * statistics.median(values):9.0f} ms" for values in times.values())
-    print(f"{name:24}{precision:>10}{without:>12}{cached:>12}{ratio:8.2f}{encode:>12}", flush=True)
+    casts = CastOnce(steps.model, autocast_dtype(Precision(precision)))
+    kinds = {"without": casts, "cached": casts, "encode": casts, "anew": nullcontext()}
+
+    def seconds(kind: str) -> float:
+        since = time.perf_counter()
+        with training_attention(accelerator), kinds[kind]:
+            result = getattr(steps, "cached" if kind == "anew" else kind)(precision)
+            if result.requires_grad:
+                result.mean().backward()
+        if steps.device.type == "cuda":
+            torch.cuda.synchronize()
+        steps.model.zero_grad()
+        return time.perf_counter() - since
+
+    times = in_turns({kind: partial(seconds, kind) for kind in kinds}, rounds)
+    without, cached, encode = (f"{1e3 * statistics.median(times[k]):9.0f} ms" for k in ("without", "cached", "encode"))
+    ratios = f"{ratio(times['without'], times['cached']):8.2f}{encode:>12}{ratio(times['cached'], times['anew']):9.2f}"
+    print(f"{name:24}{precision:>10}{without:>12}{cached:>12}{ratios}", flush=True)
 
 
 def stable_diffusion() -> StableDiffusionPipeline:

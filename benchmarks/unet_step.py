@@ -4,8 +4,8 @@ What one training step of a diffusion UNet costs: the frozen limit, vislora and 
 
 The frozen limit is the least any adapter can cost: the forward pass, and the backward pass of activations from the loss
 to the input of the first adapted layer. Adapters of rank 8 are on q, k, v and o of self and cross attention. The
-variants share the frozen weights, which are random; under bf16 autocast they are in float32 on a CPU and in bf16 on a
-GPU, as the trainer has them.
+variants share the frozen weights, which are random; under bf16 autocast they are in float32 on a CPU, which casts them
+in every step of every variant, where the trainer does it once, and in bf16 on a GPU, as the trainer has them.
 """
 
 import argparse

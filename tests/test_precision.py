@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vislora.config.training import Precision
 from vislora.errors import ConfigError
 from vislora.precision import (
+    CastOnce,
     autocast_dtype,
     cpu_has_bf16,
     denormals_as_zero,
@@ -141,6 +143,45 @@ def test_attention_is_torchs_own_in_fp32_and_after_an_error(bf16):
     assert F.scaled_dot_product_attention is own
     with training_attention(new_accelerator(Precision.fp32, cpu=True)):
         assert F.scaled_dot_product_attention is own
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.out = nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 6, bias=False)
+        self.out.weight = self.embed.weight  # as language models share them
+        self.conv, self.grouped, self.norm = nn.Conv2d(1, 2, 1), nn.Conv1d(2, 2, 1), nn.LayerNorm(4)
+
+
+def test_frozen_weights_of_plain_layers_alone_are_cast_and_come_back():
+    model = Words().requires_grad_(False)
+    model.inner.bias.requires_grad_()
+    own = {name: (p, p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    casts = CastOnce(model, torch.bfloat16)
+
+    def cast() -> set[str]:
+        return {name for name, p in model.named_parameters() if p.dtype is torch.bfloat16}
+
+    def fails_in(context) -> None:
+        with context:
+            changed.append(cast())
+            raise KeyError
+
+    changed: list[set[str]] = []
+    with casts, pytest.raises(KeyError):
+        fails_in(casts.undone())
+    with pytest.raises(KeyError):
+        fails_in(casts)
+    assert changed == [set(), {"inner.weight", "conv.weight", "conv.bias"}]
+    for name, p in model.named_parameters():
+        assert (p, p.data_ptr()) == own[name][:2]
+        assert torch.equal(p, own[name][2])
+
+
+def test_without_autocast_nothing_is_cast():
+    model = Words().requires_grad_(False)
+    with CastOnce(model, None):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def kept_denormals(numbers: int = 1) -> int:

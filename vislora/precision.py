@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vislora.config.training import Precision
 from vislora.errors import ConfigError
@@ -107,6 +107,50 @@ def training_attention(accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         F.scaled_dot_product_attention = plain
+
+
+class CastOnce:
+    """Entered, the frozen weights of a model's linear layers and convolutions are in autocast's type, to which it would
+    cast them in every pass: on a CPU 6% of a step of Stable Diffusion 1.5's UNet. Under autocast the model computes the
+    same bit for bit; without, it only can while this is `undone`.
+
+    Adapted layers keep their weights, as 16 bits hold no sum with a small update, and so do layers that share theirs.
+
+    Args:
+        model: with its adapters.
+        dtype: autocast's; None where it is off, and nothing is cast.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        cast: dict[int, nn.Parameter] = {}
+        kept: set[int] = set()
+        for module in model.modules():
+            own = {id(p): p for p in module.parameters(recurse=False)}
+            if type(module) in (nn.Linear, nn.Conv2d):  # no others: what they do with their weights is their own
+                cast |= {key: p for key, p in own.items() if not p.requires_grad}
+            else:
+                kept |= own.keys()
+        self._away = [(p, p.data.to(dtype)) for key, p in cast.items() if key not in kept] if dtype is not None else []
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Meanwhile the weights are what they were."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for i, (parameter, other) in enumerate(self._away):
+            self._away[i] = (parameter, parameter.data)
+            parameter.data = other
 
 
 @contextmanager

@@ -5,11 +5,15 @@ import pytest
 import tiny_diffusion as tiny
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMPipeline, UNet2DModel
+from torch import Tensor
 
 from vislora.errors import ModelError
+from vislora.lora import Adapters, LoraSettings
 from vislora.models.denoiser import Denoiser, encode_images, encode_text, text_encoders, tokenize
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
+from vislora.precision import CastOnce
+from vislora.targets.diffusers import find_targets
 
 PROMPTS = ["a blue jay", "an owl at night and some more words than there is room for"]
 PIPELINES = {
@@ -87,6 +91,34 @@ def test_dropped_captions_are_the_pipelines_own_text_for_none(name, zeros, learn
     found = [given["encoder_hidden_states"], given.get("pooled_projections")]
     found[1] = given["added_cond_kwargs"]["text_embeds"] if "added_cond_kwargs" in given else found[1]
     torch.testing.assert_close([tensor for tensor in found if tensor is not None], expected)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of Flux's RMSNorm under autocast
+@pytest.mark.parametrize("learned", [True, False], ids=["tokens", "encoded"])
+def test_weights_cast_once_give_the_same_bits_under_autocast(pipe, learned):
+    model = Denoiser(pipe, text=learned)
+    adapters = Adapters(model)
+    adapters.add("style", find_targets(model, ["q", "v"]), LoraSettings(rank=2, alpha=2))
+    text = tokenize(pipe, PROMPTS)
+    if not learned:
+        with torch.no_grad():
+            text = encode_text(pipe, text)
+    text["time_ids"] = torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]] * 2)
+    latents, trained = torch.randn(2, 4, 8, 8), [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data += 0.1
+
+    def computed() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(latents, torch.tensor([10.0, 500.0]), text)
+        grads = torch.autograd.grad(predicted.float().square().mean(), trained, materialize_grads=True)
+        return [predicted, *grads]  # zeros of a text encoder's last layers, which SDXL doesn't read
+
+    expected = computed()
+    with CastOnce(model, torch.bfloat16):
+        assert {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}
+        found = computed()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_parameters_bear_the_names_of_the_pipelines_components(pipe):

@@ -32,7 +32,7 @@ from vislora.models.diffusion import PipelineEncoder, load_pipeline, longest_sid
 from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
-from vislora.precision import autocast_dtype
+from vislora.precision import CastOnce, autocast_dtype
 from vislora.report.before_after import write_pairs
 from vislora.report.sheets import save_grid
 from vislora.report.updates import write_updates
@@ -87,10 +87,12 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
     sampling = Sampling(config.objective.preview_steps, config.objective.guidance, side)
+    casts = CastOnce(model, autocast_dtype(precision))
 
     def preview(file: Path) -> None:
         pipe.to(device)
-        save_grid([draw(pipe, [(p, seed) for p in prompts], sampling) for seed in range(2)], prompts, file)
+        with casts.undone():
+            save_grid([draw(pipe, [(p, seed) for p in prompts], sampling) for seed in range(2)], prompts, file)
         spare()
 
     def finish() -> Outcome:
@@ -127,6 +129,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         preflight=look_through(captioned_rows_of(splits), learned.problems, side),
         finish=finish,
         preview=preview,
+        training=casts,
     )
 
 
