@@ -26,6 +26,19 @@ def test_a_side_that_is_no_multiple_is_refused():
         bucket_sizes(500)
 
 
+@pytest.mark.parametrize("size", [(300, 200), (133, 977), (50, 40), (65, 64), (3000, 64)])
+def test_a_cut_is_the_middle_of_the_whole_picture_resized(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    factor = 64 / min(size)
+    whole = picture.resize((round(factor * size[0]), round(factor * size[1])), Image.Resampling.BICUBIC)
+    crop = cut(picture, (64, 64))
+    left, top = crop.corner
+    assert (left, top) == ((whole.width - 64) // 2, (whole.height - 64) // 2)
+    expected = np.asarray(whole.crop((left, top, left + 64, top + 64))).astype(int)
+    assert np.abs(np.asarray(crop.image) - expected).max() <= 1  # of rounding
+
+
 def test_a_picture_goes_where_its_proportions_are_nearest():
     sizes = bucket_sizes(512)
     assert nearest((3000, 3000), sizes) == (512, 512)

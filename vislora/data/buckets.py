@@ -57,9 +57,11 @@ def cut(picture: Image.Image, size: Size) -> Crop:
     """Resize a picture until it just covers `size`, with antialiasing, and cut out its middle."""
     scale = max(size[0] / picture.width, size[1] / picture.height)
     covering = tuple(max(round(scale * side), wanted) for side, wanted in zip(picture.size, size, strict=True))
-    resized = picture if covering == picture.size else picture.resize(covering, Image.Resampling.BICUBIC)
     left, top = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    return Crop(resized.crop((left, top, left + size[0], top + size[1])), picture.size, (left, top))
+    x, y = picture.width / covering[0], picture.height / covering[1]
+    # only what is kept is resized: of a panorama the whole would take gigabytes
+    box = (left * x, top * y, min((left + size[0]) * x, picture.width), min((top + size[1]) * y, picture.height))
+    return Crop(picture.resize(size, Image.Resampling.BICUBIC, box), picture.size, (left, top))
 
 
 @dataclass(frozen=True)
