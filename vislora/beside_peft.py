@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vislora.errors import first_line
 from vislora.lora import TargetLayer
 
 _REFUSALS = (ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError)
@@ -31,8 +32,7 @@ def in_peft(
         pairs = [p for name, p in wrapped.named_parameters() if name.endswith("lora_B.default.weight")]
         dead = count_dead(wrapped, pairs)
     except _REFUSALS as error:
-        first = str(error).strip().partition("\n")[0]
-        return f"refused: {first[:120]}"
+        return f"refused: {first_line(error)[:120]}"
     return f"dead: {dead} of {len(pairs)} layers" if dead else "live"
 
 

@@ -27,6 +27,11 @@ class TrainingError(VisloraError):
     """A run that can't go on."""
 
 
+def first_line(error: Exception) -> str:
+    """Of what an error says; nothing, of a bare assertion."""
+    return str(error).strip().partition("\n")[0]
+
+
 def first_three(names: Sequence[str]) -> str:
     """Of some names, and how many more there are, for such a message."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

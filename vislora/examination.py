@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vislora.beside_peft import in_peft, opened_by_peft
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, first_line
 from vislora.formats.peft import read_peft, write_peft
 from vislora.lora import Adapters, LowRank
 from vislora.models.smallest import prove_alive_cheaply
@@ -56,8 +56,7 @@ def examine(name: str) -> Findings:
     try:
         return _examined(name)
     except Exception as error:  # whatever a model or PEFT raises is a finding
-        first = str(error).strip().partition("\n")[0]  # nothing, of a bare assertion
-        return Findings(name, problem=f"{type(error).__name__}: {first[:200]}")
+        return Findings(name, problem=f"{type(error).__name__}: {first_line(error)[:200]}")
 
 
 def _examined(name: str) -> Findings:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vislora.config.ranges import check_ranges, check_shares
 from vislora.config.values import literal, to_dict
-from vislora.errors import ConfigError
+from vislora.errors import ConfigError, first_line
 
 
 @dataclass
@@ -255,4 +255,4 @@ def data_from_dict(values: Any) -> BaseData:
         own = {key: literal(value) for key, value in values.items() if key != "option"}
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DATA_OPTIONS[option]), own))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"data={option}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"data={option}: {first_line(error)}") from None
