@@ -18,7 +18,7 @@ from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files
 from vislora.data.metadata import METADATA, metadata_rows, metadata_table
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.splits import Chosen, Files, Pictures
+from vislora.data.splits import Chosen, Files, Pictures, parted
 from vislora.errors import DataError
 
 _TEXT = (".txt", ".caption")
@@ -194,6 +194,5 @@ def _hold_out(whole: Captioned, fraction: float) -> tuple[Captioned, Captioned |
             raise DataError(f"data.val_fraction={fraction} of {len(names)} pictures leaves none on one side")
         return whole, None
     random.Random(0).shuffle(names)
-    chosen = set(names[:held])
-    kept = [index for index, name in enumerate(whole.names) if name not in chosen]
-    return whole.choose(kept), whole.choose([index for index, name in enumerate(whole.names) if name in chosen])
+    learned, validated = parted(whole.names, set(names[:held]))
+    return whole.choose(learned), whole.choose(validated)

@@ -1,7 +1,7 @@
 """A labelled set of pictures, and the splits of a data set."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -181,6 +181,13 @@ def hold_out(split: ImageSplit, fraction: float, seed: int) -> tuple[ImageSplit,
         chosen.update(names[: min(max(1, round(fraction * len(names))), len(names) - 1)])
     if not chosen:
         raise DataError("data.val_fraction: each class has a single picture, so that none can be held out; set it to 0")
-    kept = [index for index, name in enumerate(split.names) if name not in chosen]
-    held = [index for index, name in enumerate(split.names) if name in chosen]
+    kept, held = parted(split.names, chosen)
     return split.choose(kept), split.choose(held)
+
+
+def parted(names: Sequence[str], chosen: Collection[str]) -> tuple[list[int], list[int]]:
+    """The places of names that aren't chosen, and of those that are, wherever one is listed."""
+    places: tuple[list[int], list[int]] = [], []
+    for place, name in enumerate(names):
+        places[name in chosen].append(place)
+    return places
