@@ -111,8 +111,8 @@ def training_attention(accelerator: Accelerator) -> Iterator[None]:
 
 class CastOnce:
     """Entered, the frozen weights of a model's linear layers and convolutions are in autocast's type, to which it would
-    cast them in every pass: on a CPU 6% of a step of Stable Diffusion 1.5's UNet. Under autocast the model computes the
-    same bit for bit; without, it only can while this is `undone`.
+    cast them in every pass; benchmarks/latent_cache.py has what that takes of a step. Under autocast the model computes
+    the same bit for bit; without, it only can while this is `undone`.
 
     Adapted layers keep their weights, as 16 bits hold no sum with a small update, and so do layers that share theirs.
 
