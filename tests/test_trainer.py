@@ -146,6 +146,19 @@ def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(split, tmp_path, ke
     assert rows(tmp_path / "resumed") == rows(tmp_path / "straight")
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, 8), ({"checkpoint_every": 5, "validate_every": 9}, 10), ({"checkpoint_every": 99, "validate_every": 2}, 8)],
+    ids=["each epoch", "each 5 steps", "at validations"],
+)
+def test_checkpoints_are_as_far_apart_as_wished_and_go_with_validations(split, tmp_path, settings, kept):
+    objective = StopsAt()
+    object.__setattr__(objective, "calls_left", 11)  # 4 steps an epoch
+    with pytest.raises(Stopped):
+        make_trainer(split, tmp_path, objective=objective, **settings).fit()
+    assert [p.name for p in (tmp_path / "checkpoints").glob("step_*")] == [f"step_{kept:08d}"]
+
+
 def test_batchnorm_resumes_to_the_same_bits_the_count_of_its_batches_among_them(split, tmp_path):
     def trainer(name, **settings):
         made = make_trainer(split, tmp_path / name, epochs=2, **settings)

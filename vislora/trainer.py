@@ -124,14 +124,13 @@ class Trainer:
                 ema.update(progress.step)
             pending.add(progress.step, loss, norm, base_rates[0] * factor, size)
             bar.update()
-            epoch_ended = progress.step % self.order.steps_per_epoch == 0
-            checkpoint_due = epoch_ended or (
-                self.config.checkpoint_every is not None and progress.step % self.config.checkpoint_every == 0
-            )
+            validation_due = self._validation_due(progress.step, steps)
+            every = self.config.checkpoint_every or self.order.steps_per_epoch
+            checkpoint_due = validation_due or progress.step % every == 0 or progress.step == steps
             preview_due = self._preview_due(progress.step, steps)
             if len(pending) >= _FLUSH_EVERY or checkpoint_due or preview_due:  # neither is timed
                 bar.set_postfix(self._flush(pending), refresh=False)
-            if epoch_ended and self._validation_due(progress.step, steps):
+            if validation_due:
                 with averaged(ema):
                     bar.set_postfix(self._validate(wrapped, progress), refresh=False)
                 pending.restart_clock()
@@ -214,8 +213,8 @@ class Trainer:
         return {"loss": f"{rows[-1]['loss']:.3f}", "images/s": f"{rows[-1]['images_per_s']:.0f}"}
 
     def _validation_due(self, step: int, steps: int) -> bool:
-        epoch = step // self.order.steps_per_epoch
-        return self.validation is not None and (epoch % self.config.validate_every == 0 or step == steps)
+        every = self.config.validate_every * self.order.steps_per_epoch
+        return self.validation is not None and (step % every == 0 or step == steps)
 
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()

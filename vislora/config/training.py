@@ -110,7 +110,7 @@ class TrainerConfig:
     ema: float | None = None  # decay of a moving average of what is trained, which is then validated and exported
     preview_every: int | None = None  # steps between pictures of what is learned, where the objective draws any
     prefix_cache: PrefixCache = PrefixCache.off  # with the last blocks adapted, and no random augmentation but hflip
-    checkpoint_every: int | None = None  # steps; at the end of each epoch as well
+    checkpoint_every: int | None = None  # steps, an epoch's by default; at validations and the end as well
     resume: str | None = None  # a run folder or one of its checkpoints
     progress: bool = True
 
