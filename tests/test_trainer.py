@@ -20,6 +20,7 @@ from vislora.checkpoint import (
     _optimizer_tensors,
     frozen_key,
     load_checkpoint,
+    read_tensors,
     save_checkpoint,
 )
 from vislora.config.adapter import Bias, LoraAdapter
@@ -157,6 +158,38 @@ def test_checkpoints_are_as_far_apart_as_wished_and_go_with_validations(split, t
     with pytest.raises(Stopped):
         make_trainer(split, tmp_path, objective=objective, **settings).fit()
     assert [p.name for p in (tmp_path / "checkpoints").glob("step_*")] == [f"step_{kept:08d}"]
+
+
+def test_a_run_ends_where_wished_on_the_path_of_the_whole_run(split, tmp_path):
+    whole = make_trainer(split, tmp_path / "whole", keep=Keep.last)
+    whole.fit()
+    short = make_trainer(split, tmp_path / "short", keep=Keep.last, stop_at=6)  # in mid-epoch
+    assert short.fit().step == 6
+    steps = [row for row in rows(tmp_path / "short") if "lr" in row]
+    assert steps == [row for row in rows(tmp_path / "whole") if "lr" in row][:6]
+    assert [row["step"] for row in rows(tmp_path / "short") if "val_top1" in row] == [4, 6]
+
+    resumed = make_trainer(split, tmp_path / "resumed", keep=Keep.last, resume=str(tmp_path / "short"))
+    assert resumed.fit().step == 12
+    assert_same_bits(parameters(resumed), parameters(whole))
+
+
+@pytest.mark.parametrize("keep", Keep)
+def test_what_a_run_reached_before_it_broke_off_can_be_exported(split, tmp_path, keep):
+    objective = StopsAt()
+    object.__setattr__(objective, "calls_left", 11)  # 4 steps an epoch
+    with pytest.raises(Stopped):
+        make_trainer(split, tmp_path / "broken", objective=objective, keep=keep).fit()
+    file = "best.safetensors" if keep is Keep.best else "step_00000008/model.safetensors"
+    reached = read_tensors(tmp_path / "broken" / "checkpoints" / file)
+
+    objective = StopsAt()
+    object.__setattr__(objective, "calls_left", 0)  # no more steps
+    rest = make_trainer(
+        split, tmp_path / "rest", objective=objective, keep=keep, resume=str(tmp_path / "broken"), stop_at=1
+    )
+    assert rest.fit().step == 8
+    assert_same_bits(parameters(rest), {name: reached[name] for name in parameters(rest)})
 
 
 def test_batchnorm_resumes_to_the_same_bits_the_count_of_its_batches_among_them(split, tmp_path):

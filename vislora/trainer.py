@@ -89,7 +89,8 @@ class Trainer:
     preview: Callable[[Path], None] | None = None
 
     def fit(self) -> Progress:
-        """Train to the end, or until validation stops improving; leave the parameters to export in the model.
+        """Train to the end, to `config.stop_at`, or until validation stops improving; leave the parameters to export in
+        the model.
 
         Raises:
             ConfigError: `config.resume` holds no checkpoint, one of another run, or not the parameters that were best.
@@ -101,10 +102,11 @@ class Trainer:
         base_rates = [group["lr"] for group in optimizer.param_groups]
         ema = Ema(self.model, self.config.ema) if self.config.ema is not None else None
         progress = self._start(optimizer.optimizer, ema)
+        end = min(steps, self.config.stop_at or steps)
         began -= progress.seconds
         batches = iter(self.batches(progress.step))
         bar = tqdm(
-            total=steps,
+            total=end,
             initial=progress.step,
             unit="step",
             disable=not (self.config.progress and self.accelerator.is_main_process),
@@ -112,7 +114,7 @@ class Trainer:
         )
         pending = _Pending(self.accelerator)
         self._train_mode(wrapped)
-        while progress.step < steps and not self._exhausted(progress):
+        while progress.step < end and not self._exhausted(progress):
             factor = rate_factor(progress.step, steps, self.optim.warmup)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
@@ -124,10 +126,10 @@ class Trainer:
                 ema.update(progress.step)
             pending.add(progress.step, loss, norm, base_rates[0] * factor, size)
             bar.update()
-            validation_due = self._validation_due(progress.step, steps)
+            validation_due = self._validation_due(progress.step, end)
             every = self.config.checkpoint_every or self.order.steps_per_epoch
-            checkpoint_due = validation_due or progress.step % every == 0 or progress.step == steps
-            preview_due = self._preview_due(progress.step, steps)
+            checkpoint_due = validation_due or progress.step % every == 0 or progress.step == end
+            preview_due = self._preview_due(progress.step, end)
             if len(pending) >= _FLUSH_EVERY or checkpoint_due or preview_due:  # neither is timed
                 bar.set_postfix(self._flush(pending), refresh=False)
             if validation_due:
@@ -212,9 +214,9 @@ class Trainer:
             self.log.write(row["step"], {"epoch": row["step"] / self.order.steps_per_epoch} | row)
         return {"loss": f"{rows[-1]['loss']:.3f}", "images/s": f"{rows[-1]['images_per_s']:.0f}"}
 
-    def _validation_due(self, step: int, steps: int) -> bool:
+    def _validation_due(self, step: int, end: int) -> bool:
         every = self.config.validate_every * self.order.steps_per_epoch
-        return self.validation is not None and (step % every == 0 or step == steps)
+        return self.validation is not None and (step % every == 0 or step == end)
 
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()
@@ -238,9 +240,9 @@ class Trainer:
             progress.stale += 1
         return {name: f"{value:.3f}" for name, value in figures.items()}
 
-    def _preview_due(self, step: int, steps: int) -> bool:
+    def _preview_due(self, step: int, end: int) -> bool:
         every = self.config.preview_every
-        return self.preview is not None and every is not None and (step % every == 0 or step == steps)
+        return self.preview is not None and every is not None and (step % every == 0 or step == end)
 
     def _draw_preview(self, wrapped: nn.Module, step: int) -> None:
         """By the main process alone, the random numbers of training left as they were."""

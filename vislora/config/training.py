@@ -112,11 +112,12 @@ class TrainerConfig:
     prefix_cache: PrefixCache = PrefixCache.off  # with the last blocks adapted, and no random augmentation but hflip
     checkpoint_every: int | None = None  # steps, an epoch's by default; at validations and the end as well
     resume: str | None = None  # a run folder or one of its checkpoints
+    stop_at: int | None = None  # the step to end at and export, the schedule being that of all epochs
     progress: bool = True
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "accumulation", "validate_every")
-        counts += ("patience", "preview_every", "checkpoint_every")
+        counts += ("patience", "preview_every", "checkpoint_every", "stop_at")
         check_ranges(self, "trainer.", **dict.fromkeys(counts, (1, math.inf)), workers=(0, math.inf))
         check_shares(self, "trainer.", "ema")
 
