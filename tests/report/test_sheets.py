@@ -15,7 +15,7 @@ def test_captions_have_letters_of_many_scripts(tmp_path):
     assert len(set(seen)) == 6
 
 
-def test_captions_of_many_words_end_in_an_ellipsis_and_rows_are_as_tall_as_their_lines(tmp_path):
+def test_captions_of_many_words_are_cut_and_rows_are_as_tall_as_their_lines(tmp_path):
     white = Image.new("RGB", (40, 40), "white")
     sheets = {}
     for words in (3, 40, 400):
@@ -26,3 +26,14 @@ def test_captions_of_many_words_end_in_an_ellipsis_and_rows_are_as_tall_as_their
     assert np.array_equal(sheets[40], sheets[400])
     tiles = [Tile(white, ("above",)), Tile(white, ()), Tile(white, ("a", "b", "c"))]
     assert contact_sheet(tiles, 1, 40).height == 3 * (40 + 6) + 4 * 15 + 6
+
+
+def test_long_names_that_differ_at_one_end_are_told_apart():
+    white = Image.new("RGB", (40, 40), "white")
+    names = [
+        f"{first} of a kind with a very long name {last}" for first in ("gull", "tern") for last in ("adult", "chick")
+    ]
+    sheets = [np.asarray(contact_sheet([Tile(white, (name,))], 1)) for name in names]
+    assert len({sheet.tobytes() for sheet in sheets}) == 4
+    margin = 6 + 144 + 2  # of the left, the picture, and what a letter may hang over
+    assert all((sheet[:, margin:] == 255).all() for sheet in sheets)

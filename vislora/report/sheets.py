@@ -66,9 +66,10 @@ def _wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
 
 
 def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    """Without as much of its middle as has to go: names of classes often differ at their ends alone."""
+    text = short = " ".join(text.split())
+    kept = len(text)
+    while kept and font.getlength(short) > width:
+        kept -= 1
+        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return short
