@@ -1,6 +1,7 @@
 """DoRA against PEFT on the same weights, and against its formula in float64."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -382,8 +383,20 @@ def test_compiled_block_is_one_graph_with_the_same_gradients():
         assert relative_error(found[name], wanted[name]) < 1e-5, name
 
 
-def test_output_changed_in_place_is_an_error_and_no_wrong_gradient():
+@pytest.mark.parametrize("around", ["alone", "after a LayerNorm", "under autocast", "offloaded", "checkpointed"])
+def test_output_may_be_changed_in_place_as_the_plain_layers_may(around):
     model, _ = adapted(nn.Linear(IN, OUT))
-    y = model(torch.randn(5, IN))
-    with pytest.raises(RuntimeError, match="modified inplace"):
-        y.relu_().sum().backward()
+    low, x = model[0].lora, torch.randn(3, 40, IN)
+    found = []
+    for inplace in (False, True):
+        start = x.clone().requires_grad_()
+        relu = nn.ReLU(inplace=inplace)
+        chain = nn.Sequential(nn.LayerNorm(IN) if around == "after a LayerNorm" else nn.Identity(), *model, relu)
+        chain.zero_grad()
+        offload = torch.autograd.graph.save_on_cpu() if around == "offloaded" else nullcontext()
+        with torch.autocast("cpu", torch.bfloat16, enabled=around == "under autocast"), offload:
+            y = checkpoint(chain, start, use_reentrant=False) if around == "checkpointed" else chain(start)
+        y.float().square().sum().backward()
+        found.append([start.grad, low.lora_A.grad.clone(), low.lora_B.grad.clone(), low.magnitude.grad.clone()])
+    for one, other in zip(*found, strict=True):
+        assert relative_error(other, one) < 1e-6

@@ -109,7 +109,7 @@ class FoldedLinear(torch.autograd.Function):
 
     Backward needs no product of W's size but the one that gives dx: with h = A x, dB = s g * dy^T h, dA from
     dh = s (g B)^T dy; and since g * (W0 + s B A) x = y - b, dm = sum over tokens of dy * (y - b), over m. y is
-    kept for it (attention and activations keep theirs anyway), so it must not be changed in place.
+    kept for it (attention and activations keep theirs anyway), and made again where it was changed in place.
     """
 
     @staticmethod
@@ -128,13 +128,18 @@ class FoldedLinear(torch.autograd.Function):
             weight if ctx.again else w, bias, lora_A, lora_B, magnitude, gain, h, y, *(norm or [flat])
         )
         ctx.settings, ctx.x_dtype, ctx.x_shape = settings, x.dtype, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        # no view to autograd, as in `FusedLinear`
+        y = torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], y.shape[-1]))
+        # a compiler's tensors are never changed in place
+        ctx.witness = None if torch.compiler.is_compiling() else _witness(y)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         w, bias, lora_A, lora_B, magnitude, gain, h, y, *kept = ctx.saved_tensors
         settings, dtype = ctx.settings, ctx.settings.dtype
+        changed = ctx.witness is not None and ctx.witness._version > 0
         with without_autocast(y.device.type):
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
             factor = settings.scale * torch.cat([gain[pair.rows] for pair in settings.pairs])[:, None]
@@ -146,15 +151,23 @@ class FoldedLinear(torch.autograd.Function):
                 da = Normalised(*kept).product(dh_t)
             else:
                 da = dh_t @ Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
+            if ctx.again and (changed or ctx.needs_input_grad[0]):
+                w = _summed(w, lora_A, lora_B, settings).mul_(gain[:, None]).to(dtype)
+            if changed:
+                x = kept[0] if len(kept) == 1 else Normalised(*kept).again().to(dtype)
+                y = F.linear(x.reshape(-1, ctx.x_shape[-1]), w, None if bias is None else bias.to(dtype))
             dm = _column_products(dy, y, bias, gain.dtype)
             dm = torch.where(magnitude == 0, 0.0, dm / magnitude)
             dbias = dy.sum(0).to(bias.dtype) if ctx.needs_input_grad[2] else None
-            dx = None
-            if ctx.needs_input_grad[0]:
-                if ctx.again:
-                    w = _summed(w, lora_A, lora_B, settings).mul_(gain[:, None]).to(dtype)
-                dx = (dy @ w).view(ctx.x_shape).to(ctx.x_dtype)
+            dx = (dy @ w).view(ctx.x_shape).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
         return dx, None, dbias, da.to(lora_A.dtype), db, dm, None, None
+
+
+def _witness(y: Tensor) -> Tensor:
+    """A tensor without elements that counts, as its version, the changes of y in place, and doesn't keep y alive."""
+    witness = y.detach()
+    witness.data = y.new_empty(0)
+    return witness
 
 
 def _summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, settings: Settings) -> Tensor:
