@@ -1,6 +1,8 @@
 """Adapters in pipelines draw the images that diffusers draws with PEFT, and come out without a trace."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +251,46 @@ def test_handle_is_of_no_use_once_its_adapter_is_out(sd):
         with pytest.raises(AdapterError, match="unapply took this adapter out of the pipeline"):
             use()
     assert torch.equal(tiny.draw(sd), plain)
+
+
+def test_handle_is_of_no_use_once_a_model_was_replaced(sd):
+    plain = tiny.draw(sd)
+    applied = vislora.apply(sd, tiny.trained(sd))
+    sd.unet = tiny.unet()
+    for use in (
+        lambda: applied.swap(tiny.trained(sd)),
+        lambda: setattr(applied, "scale", 0.5),
+        lambda: applied.adapter,
+    ):
+        with pytest.raises(AdapterError, match="the pipeline's unet was replaced after the adapter was applied"):
+            use()
+    vislora.unapply(sd)
+    assert torch.equal(tiny.draw(sd), plain)
+    vislora.apply(sd, tiny.trained(sd)).scale = 0.5
+    assert not torch.equal(tiny.draw(sd), plain)
+
+
+def test_scale_acts_where_a_model_was_wrapped_or_let_go(sd):
+    plain = tiny.draw(sd)
+    applied = vislora.apply(sd, tiny.trained(sd, components=["unet"]))
+    encoder = sd.text_encoder
+    sd.unet, sd.text_encoder = torch.compile(sd.unet, backend="eager"), None
+    applied.scale = 0.0
+    sd.text_encoder = encoder
+    assert torch.equal(tiny.draw(sd), plain)
+
+
+def test_dropped_pipeline_frees_its_memory_at_once(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path / "tokenizer")
+    unet = weakref.ref(pipe.unet)
+    vislora.apply(pipe, tiny.trained(pipe))
+    gc.collect()
+    gc.disable()
+    try:
+        del pipe
+        assert unet() is None
+    finally:
+        gc.enable()
 
 
 def test_adapter_in_a_copy_of_a_pipeline_is_taken_out_by_itself(sd):

@@ -20,7 +20,9 @@ from vislora.models.fitted import fitted
 Source = str | Path | Adapter
 """A file or folder that `read_adapter` reads, or an adapter already read."""
 
-_APPLIED = "_vislora_applied"  # the pipeline's attribute, so that a copy of a pipeline has a copy of what is applied
+# The pipeline's attribute that holds its `Adapters`, so that a copy of a pipeline has a copy of them. No `Applied`: it
+# knows the pipeline, and a ring of the two would hold on to a dropped pipeline's memory.
+_APPLIED = "_vislora_applied"
 
 
 def apply(
@@ -47,9 +49,12 @@ def apply(
     """
     if _APPLIED in vars(pipe):
         raise AdapterError("the pipeline has an adapter already; swap it, or unapply it first")
-    applied = Applied(pipe)
-    applied.swap(adapter, scale, weights)
-    setattr(pipe, _APPLIED, applied)
+    found = {name: getattr(pipe, name, None) for name in COMPONENTS}
+    models = nn.ModuleDict({name: model for name, model in found.items() if model is not None})
+    adapters = Adapters(models)
+    applied = Applied(pipe, adapters)
+    applied._put(adapter, _number("scale", scale), weights)
+    setattr(pipe, _APPLIED, adapters)
     return applied
 
 
@@ -61,20 +66,18 @@ def unapply(pipe: Any) -> None:
     """
     if _APPLIED not in vars(pipe):
         raise AdapterError("the pipeline has no adapter that apply put in")
-    vars(pipe)[_APPLIED]._clear()
+    adapters = vars(pipe)[_APPLIED]
+    adapters.remove(adapters.active)
     del vars(pipe)[_APPLIED]
 
 
 class Applied:
     """An adapter at work in a pipeline; made by `apply`, and of no use after `unapply`."""
 
-    def __init__(self, pipe: Any) -> None:
-        self._kind = type(pipe)
-        found = {name: getattr(pipe, name, None) for name in COMPONENTS}
-        self._models = nn.ModuleDict({name: model for name, model in found.items() if model is not None})
-        self._adapters = Adapters(self._models)
+    def __init__(self, pipe: Any, adapters: Adapters) -> None:
+        self._pipe = pipe
+        self._adapters = adapters
         self._scale = 1.0
-        self._taken_out = False
 
     @property
     def scale(self) -> float:
@@ -84,8 +87,7 @@ class Applied:
     @scale.setter
     def scale(self, value: float) -> None:
         self._check_at_work()
-        self._scale = _number("scale", value)
-        self._adapters.scale(self._adapters.active, self._scale)
+        self._set_scale(_number("scale", value))
 
     @property
     def adapter(self) -> Adapter:
@@ -96,7 +98,7 @@ class Applied:
     @property
     def models(self) -> nn.ModuleDict:
         """The pipeline's models that an adapter can act on, by component."""
-        return self._models
+        return self._adapters.model
 
     def swap(
         self, adapter: Source | Sequence[Source], scale: float | None = None, weights: Sequence[float] | None = None
@@ -104,25 +106,34 @@ class Applied:
         """Put another adapter in this one's place, at its scale where none is given. Arguments and errors are those of
         `apply`; after an error the old adapter still acts."""
         self._check_at_work()
-        scale = self._scale if scale is None else _number("scale", scale)
-        fitting = fitted(_read(adapter, weights, self._kind), self._models, self._kind.__name__)
+        self._put(adapter, self._scale if scale is None else _number("scale", scale), weights)
+
+    def _put(self, adapter: Source | Sequence[Source], scale: float, weights: Sequence[float] | None) -> None:
+        kind = type(self._pipe)
+        fitting = fitted(_read(adapter, weights, kind), self.models, kind.__name__)
         old = self._adapters.active
         self._adapters.load("second" if old == "first" else "first", fitting)
         if old is not None:
             self._adapters.remove(old)
-        for module in self._models.modules():
+        for module in self.models.modules():
             if isinstance(module, LowRank):
                 module.register_state_dict_post_hook(_unsaved)
-        self.scale = scale
+        self._set_scale(scale)
 
-    def _clear(self) -> None:
-        self._check_at_work()
-        self._adapters.remove(self._adapters.active)
-        self._taken_out = True
+    def _set_scale(self, scale: float) -> None:
+        self._scale = scale
+        self._adapters.scale(self._adapters.active, scale)
 
     def _check_at_work(self) -> None:
-        if self._taken_out:
+        if vars(self._pipe).get(_APPLIED) is not self._adapters:
             raise AdapterError("unapply took this adapter out of the pipeline; put one in with vislora.apply")
+        for name, model in self.models.items():
+            there = getattr(self._pipe, name, None)  # None where it was let go, to save memory
+            if there is not None and not (isinstance(there, nn.Module) and any(m is model for m in there.modules())):
+                raise AdapterError(
+                    f"the pipeline's {name} was replaced after the adapter was applied, and the new one is without it; "
+                    "vislora.unapply the pipeline, and apply the adapter again"
+                )
 
 
 def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None, kind: type) -> Adapter:
