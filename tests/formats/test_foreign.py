@@ -136,12 +136,15 @@ def test_what_the_converter_would_drop_is_refused(tmp_path):
         read_adapter(saved(tensors, tmp_path), diffusers.FluxPipeline)
 
 
-@pytest.mark.parametrize("odd", ["diff_b", "dora_scale", "lokr_w1"])
-def test_what_is_no_pair_of_matrices_is_refused(tmp_path, odd):
-    tensors = pairs(kohya(FLUX), KOHYA, alpha=2.0) | {
-        f"lora_unet_double_blocks_0_img_attn_proj.{odd}": torch.ones(WIDTH)
-    }
-    with pytest.raises(AdapterError, match=odd):
+@pytest.mark.parametrize("names", [kohya, comfy])
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [("diff_b", "a changed bias"), ("dora_scale", "DoRA under"), ("lokr_w1", "LoKr"), ("hada_w1_a", "LoHa")],
+)
+def test_what_is_no_pair_of_matrices_is_refused_by_its_kind(tmp_path, names, odd, what):
+    (layer,) = names({"double_blocks.0.img_attn.proj": (WIDTH, WIDTH)})
+    tensors = pairs(names(FLUX), KOHYA, alpha=2.0) | {f"{layer}.{odd}": torch.ones(WIDTH)}
+    with pytest.raises(AdapterError, match=rf"{odd}': {what}.* can't be read; it would be lost"):
         read_adapter(saved(tensors, tmp_path), diffusers.FluxPipeline)
 
 

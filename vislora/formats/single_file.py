@@ -40,6 +40,7 @@ _REFUSED = {
     "oft_": "OFT",
     "boft_": "BOFT",
     ".a1.weight": "GLoRA",
+    "dora_scale": "DoRA under this name",
     "lora_mid": "LoCon's Tucker decomposition",
     ".diff_b": "a changed bias",
     ".diff": "a weight changed in full",
@@ -148,9 +149,9 @@ def whose(key: str) -> str:
 
 def refusal(key: str, path: Path) -> AdapterError:
     """The error for a key that can't be read."""
-    if is_foreign(key):
-        return AdapterError(f"{path}: {key!r}: {whose(key)} can't be read")
     what = next((what for part, what in _REFUSED.items() if part in key), None)
+    if what is None and is_foreign(key):
+        return AdapterError(f"{path}: {key!r}: {whose(key)} can't be read")
     told = f"{what} can't be read" if what else "its meaning isn't known"
     return AdapterError(f"{path}: {key!r}: {told}; it would be lost")
 
