@@ -207,6 +207,19 @@ def test_file_that_diffusers_saved_reads_as_peft_computes_it(tmp_path, config, o
         assert torch.allclose(tiny.delta(layers[tiny.in_files(name)]), wanted, atol=1e-6), name
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_file_that_a_model_saved_by_itself_reads_as_peft_computes_it(tmp_path, config):
+    unet = tiny.unet()
+    unet.add_adapter(peft.LoraConfig(init_lora_weights=False, **config))
+    unet.save_lora_adapter(tmp_path)
+    layers = named_as_in_files(read_diffusers(tmp_path))
+    adapted = {n: m for n, m in unet.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert layers.keys() == {f"unet.{name}" for name in adapted}
+    for name, module in adapted.items():
+        wanted = module.get_delta_weight("default").detach().flatten(1)
+        assert torch.allclose(tiny.delta(layers[f"unet.{name}"]), wanted, atol=1e-6), name
+
+
 def test_file_without_metadata_has_scale_1_as_diffusers_takes_it(tmp_path):
     deltas = saved_by_diffusers(tmp_path, CONFIGS["plain"], metadata=False)
     layers = named_as_in_files(read_diffusers(tmp_path))

@@ -80,6 +80,18 @@ def test_pictures_are_those_of_diffusers(flux, tmp_path, tensors):
     assert torch.equal(tiny.draw(flux), plain)
 
 
+def test_pictures_are_those_of_a_transformer_that_saved_its_adapter_by_itself(tmp_path):
+    peft = pytest.importorskip("peft")
+    theirs, flux = tiny.flux(tmp_path), tiny.flux(tmp_path)
+    plain = tiny.draw(flux)
+    config = peft.LoraConfig(r=4, lora_alpha=24, target_modules=["to_q", "to_v", "proj_mlp"], init_lora_weights=False)
+    theirs.transformer.add_adapter(config)
+    theirs.transformer.save_lora_adapter(tmp_path)
+    vislora.apply(flux, tmp_path)
+    assert (tiny.draw(flux) - plain).abs().max() > 0.01
+    assert (tiny.draw(flux) - tiny.draw(theirs)).abs().max() < 1e-5
+
+
 def test_fused_layers_come_apart_by_rows_at_their_scale(tmp_path):
     tensors = pairs(kohya({"double_blocks.0.img_attn.qkv": (8, 24)}), KOHYA, alpha=2.0)
     layers = read_adapter(saved(tensors, tmp_path), diffusers.FluxPipeline).layers

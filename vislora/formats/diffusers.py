@@ -32,7 +32,9 @@ from vislora.lora import Adapter
 
 FILE = "pytorch_lora_weights.safetensors"
 
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
+"""The header's key for PEFT's settings: a pipeline's by component, `unet.r`, a model's own, `r`."""
+
 # How diffusers and PEFT have spelled the two matrices over time, in UNets and in text encoders.
 _DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", "_lora.down.weight")
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", "_lora.up.weight")
@@ -67,7 +69,7 @@ def write_diffusers(adapter: Adapter, path: Path) -> Path:
         for component, part in by_component(adapter).items()
         for key, value in _config(component, part).items()
     }
-    header = {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True), ABOUT: json.dumps(adapter.about)}
+    header = {"format": "pt", METADATA: json.dumps(settings, sort_keys=True), ABOUT: json.dumps(adapter.about)}
     write_tensors(tensors, file, header)
     check_written(adapter, file, read_diffusers)
     return file
@@ -81,7 +83,7 @@ def read_diffusers(path: Path) -> Adapter:
     """
     path = path if path.suffix or not path.is_dir() else path / FILE
     tensors, header = read_tensors(path)
-    adapter = from_tensors(tensors, path, header_json(header, _METADATA, path))
+    adapter = from_tensors(tensors, path, header_json(header, METADATA, path))
     return replace(adapter, about=header_json(header, ABOUT, path))
 
 
@@ -99,14 +101,14 @@ def from_tensors(tensors: Mapping[str, Tensor], path: Path, settings: Mapping[st
         found[name][part] = tensor
     configs: dict[str, dict[str, Any]] = {}
     for key, value in (settings or {}).items():
-        component, _, own_key = key.partition(".")
+        component, _, own_key = key.rpartition(".")
         configs.setdefault(component, {"peft_type": "LORA"})[own_key] = value
     for own in configs.values():
         check_readable(own, path)
     layers = {}
     for name, parts in found.items():
         component, _, module = name.partition(".")
-        own = configs.get(component)
+        own = configs.get(component, configs.get(""))
         if own and "alpha" in parts:
             raise AdapterError(f"{path}: {name} has an alpha of its own and one in the header; which one counts?")
         weights = layer(name, parts, path)

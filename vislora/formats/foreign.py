@@ -5,6 +5,7 @@ at most. Apart from names they only take fused layers apart by rows and move sca
 ||s B A||_F^2 over the layers: where each layer goes in with 1, their number must come out.
 """
 
+from collections.abc import Mapping
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from vislora.errors import AdapterError
-from vislora.formats.diffusers import from_tensors
-from vislora.formats.single_file import is_foreign, layer, read_tensors, refusal, whose
+from vislora.formats.diffusers import METADATA, from_tensors
+from vislora.formats.single_file import header_json, is_foreign, layer, read_tensors, refusal, whose
 from vislora.lora import Adapter
 from vislora.lora.energy import update_norm
 
@@ -37,7 +38,8 @@ def read_foreign(path: Path, pipeline: Any) -> Adapter:
         AdapterError: the class isn't given, or none of a transformer; or the file can't be read, or diffusers'
             converter would lose a part of it.
     """
-    tensors = {key: tensor.float() for key, tensor in read_tensors(path)[0].items()}
+    tensors, header = read_tensors(path)
+    tensors = {key: tensor.float() for key, tensor in tensors.items()}
     key = next(filter(is_foreign, tensors))
     if pipeline is None:
         raise AdapterError(
@@ -47,7 +49,7 @@ def read_foreign(path: Path, pipeline: Any) -> Adapter:
     if not hasattr(pipeline, "transformer_name"):
         raise AdapterError(f"{path}: {key!r}: {whose(key)} can't be read for {pipeline.__name__}")
     _check_kept(tensors, path, pipeline)
-    return _converted(tensors, path, pipeline)
+    return _converted(tensors, path, pipeline, header_json(header, METADATA, path))
 
 
 def _check_kept(tensors: dict[str, Tensor], path: Path, pipeline: Any) -> None:
@@ -70,15 +72,22 @@ def _check_kept(tensors: dict[str, Tensor], path: Path, pipeline: Any) -> None:
         )
 
 
-def _converted(tensors: dict[str, Tensor], path: Path, pipeline: Any) -> Adapter:
+def _converted(
+    tensors: dict[str, Tensor], path: Path, pipeline: Any, settings: Mapping[str, Any] | None = None
+) -> Adapter:
     try:
         converted = pipeline.lora_state_dict(dict(tensors))
     except Exception as error:  # the converters document none, and raise what comes
         told = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise AdapterError(f"{path}: diffusers can't convert it for {pipeline.__name__}: {told}") from error
+    # a transformer's own names, as its save_lora_adapter writes them, are nothing to convert
+    converted = {
+        f"transformer.{key}" if key.startswith("transformer_blocks.") else key: t for key, t in converted.items()
+    }
     if same := next(filter(is_foreign, converted), None):
         raise AdapterError(f"{path}: {same!r}: {whose(same)} can't be read for {pipeline.__name__}")
-    return from_tensors({key: tensor.clone() for key, tensor in converted.items()}, path)  # lest two share memory
+    # cloned lest two share memory
+    return from_tensors({key: tensor.clone() for key, tensor in converted.items()}, path, settings)
 
 
 def _split(key: str, path: Path) -> tuple[str, str]:
