@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vislora.blend import blend
 from vislora.compose import configure
@@ -48,10 +49,14 @@ def tuned_folder(base: ModelConfig, classes: list[str], folder: Path, seed: int)
         for name, p in model.named_parameters():
             if name.startswith("blocks.") and p.dim() == 2:
                 p.add_(0.1 * torch.randn(p.shape[0], 2) @ torch.randn(2, p.shape[1]))
+    save(model, base, classes, folder)
+    return folder
+
+
+def save(model: nn.Module, base: ModelConfig, classes: list[str], folder: Path) -> None:
     images = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
     about = {"model": asdict(base), "weights_sha256": weights_hash(base), "preprocessing": images, "data": {}}
     save_vit(model, folder, about | {"classes": classes})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,22 @@ def test_an_extracted_adapter_is_the_tuned_model_here_and_in_peft(birds, base):
     torch.testing.assert_close(theirs(IMAGES), wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="is there already; choose another place"):
         extract(ExtractConfig(tuned=str(tuned), rank=2, out=str(adapter)))
+
+
+def test_grouped_convolutions_of_a_tuned_model_are_kept_in_full(tmp_path):
+    base = ModelConfig("regnetx_002", "random", None)
+    torch.manual_seed(1)
+    save_file(build_vit(base, 0).state_dict(), tmp_path / "base.safetensors")
+    base.weights = str(tmp_path / "base.safetensors")
+    model = build_vit(base, 2)
+    with torch.no_grad():
+        model.s1.b1.conv2.conv.weight.mul_(1.1)  # in groups of 8 channels
+        model.s1.b1.conv3.conv.weight.mul_(1.1)
+    save(model, base, ["a", "b"], tmp_path / "model")
+    done = extract(ExtractConfig(tuned=str(tmp_path / "model"), energy=1.0, out=str(tmp_path / "adapter")))
+    assert done.adapter.layers.keys() == {"s1.b1.conv3.conv"}
+    assert "s1.b1.conv2.conv" in done.adapter.trained
+    torch.testing.assert_close(logits(tmp_path / "adapter"), logits(tmp_path / "model"), rtol=1e-4, atol=1e-4)
 
 
 def test_the_command_extracts_from_two_files_and_prints_the_energy_of_each_layer(birds, base, tmp_path):

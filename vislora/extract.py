@@ -38,6 +38,7 @@ def extract(config: ExtractConfig) -> Computed:
 
 def _from_folder(config: ExtractConfig) -> Computed:
     from vislora.lora import Adapters, extraction
+    from vislora.lora.adaptable import unadaptable
     from vislora.models.vit import build_vit, head_names
     from vislora.recognizer import build_base, read_about
 
@@ -46,9 +47,9 @@ def _from_folder(config: ExtractConfig) -> Computed:
     tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
     trained = [*head_names(model), *config.trained]
     computed = extraction.extract(
-        model.state_dict(), tuned.state_dict(), config.rank, config.energy, trained, config.ignore
+        model.state_dict(), tuned.state_dict(), config.rank, config.energy, trained, config.ignore, unadaptable(model)
     )
-    Adapters(model).load("extracted", computed.adapter)  # an error, where the model has a layer that can't be adapted
+    Adapters(model).load("extracted", computed.adapter)  # an error, where it wouldn't fit the model
     about |= {"weights_sha256": sha256, "extracted_from": config.tuned}
     return replace(computed, adapter=replace(computed.adapter, about=about))
 

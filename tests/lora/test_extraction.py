@@ -10,6 +10,7 @@ from torch import nn
 
 from vislora.errors import AdapterError
 from vislora.lora import Adapters, LoraSettings, TargetLayer
+from vislora.lora.adaptable import unadaptable
 from vislora.lora.extraction import extract
 
 
@@ -55,6 +56,26 @@ def test_depthwise_kernels_are_kept_in_full():
     images = torch.randn(2, 3, 32, 32)
     Adapters(base).load("extracted", done.adapter)
     assert (base(images) - tuned(images)).abs().max() < 1e-4
+
+
+def test_what_cannot_be_adapted_is_kept_in_full_though_its_weight_is_a_matrix_by_shape():
+    base = nn.Sequential(nn.Embedding(6, 4), nn.Conv1d(4, 4, 1), nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 4, 3))
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p.add_(torch.randn(p.shape))
+    done = extract(base.state_dict(), tuned.state_dict(), energy=1.0, unfit=unadaptable(base))
+    assert (done.adapter.layers.keys(), done.adapter.trained.keys()) == ({"3"}, {"0", "1", "2"})
+    Adapters(base).load("extracted", done.adapter)
+    x = torch.randn(2, 4, 9, 9)
+    torch.testing.assert_close(base[2:](x), tuned[2:](x), rtol=1e-4, atol=1e-4)
+    assert torch.equal(base[0].weight, tuned[0].weight)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name():
+    base = nn.Sequential(nn.Linear(4, 4)).state_dict()
+    with pytest.raises(AdapterError, match=r"^0\.weight isn't all of finite numbers"):
+        extract(base, base | {"0.weight": torch.full((4, 4), torch.nan)}, rank=2)
 
 
 @pytest.mark.parametrize(("name", "rank"), [("blocks.0.mlp.fc1", 5), ("blocks.0.mlp.fc2", 5), ("patch_embed.proj", 2)])

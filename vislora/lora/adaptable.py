@@ -49,6 +49,17 @@ def adaptable(model: nn.Module, path: str, dropout: float = 0.0) -> nn.Module:
     return layer
 
 
+def unadaptable(model: nn.Module) -> list[str]:
+    """Names of the modules, layers and others, that can't be adapted."""
+    names = []
+    for path, _ in model.named_modules():
+        try:
+            adaptable(model, path)
+        except AdapterError:
+            names.append(path)
+    return names
+
+
 def unadapted(model: nn.Module, path: str) -> nn.Module:
     """The layer of this name, for an adapter to be put in.
 

@@ -1,6 +1,6 @@
 """Extract an adapter from two sets of weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -20,12 +20,13 @@ def extract(
     energy: float | None = None,
     trained: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    unfit: Collection[str] = (),
 ) -> Computed:
     """The adapter that turns one model's weights into another's, by truncated SVD of their differences.
 
-    Matrices and ungrouped convolution kernels become low-rank layers of scale 1, beside which their biases are kept;
-    modules that hold anything else that changed (norms, scales, depthwise kernels), or a weight of another shape (a new
-    head), are kept in full.
+    Matrices and convolution kernels become low-rank layers of scale 1, beside which their biases are kept; modules that
+    hold anything else that changed (norms, scales, depthwise kernels), or a weight of another shape (a new head), are
+    kept in full.
 
     Args:
         base: the state dict of the base model.
@@ -34,10 +35,12 @@ def extract(
         energy: the share of each difference's squared norm to keep, in (0, 1]; the smallest rank that does is taken.
         trained: names of modules to keep in full whatever changed in them (the head).
         ignore: patterns (`*.bias`) of changed tensors that may be left out.
+        unfit: names of modules to keep in full if they changed, though a shape says otherwise: no state dict tells
+            embeddings from matrices, nor grouped or dilated convolutions, which can't be adapted, from others.
 
     Raises:
-        AdapterError: neither rank nor energy, models of different architectures, nothing changed, or a change that
-            neither a low-rank layer nor a module kept in full can hold.
+        AdapterError: neither rank nor energy, models of different architectures, nothing changed, a change that neither
+            a low-rank layer nor a module kept in full can hold, or one that isn't finite.
     """
     check_wish(rank, energy)
     trained = list(trained)
@@ -45,7 +48,7 @@ def extract(
     changed = [key for key in tuned if key not in own and _differs(base.get(key), tuned[key])]
     ignored = [key for key in changed if any(fnmatchcase(key, pattern) for pattern in ignore)]
     changed = [key for key in changed if key not in ignored]
-    matrices = [key for key in changed if _is_matrix(key, base.get(key), tuned[key])]
+    matrices = [key for key in changed if _is_matrix(key, base.get(key), tuned[key]) and _module(key) not in unfit]
     adapted = {_module(key) for key in matrices}
     biases = [key for key in changed if key.endswith(".bias") and _module(key) in adapted]
     rest = [key for key in changed if key not in matrices and key not in biases]
@@ -62,7 +65,10 @@ def extract(
     trained += [name for name in dict.fromkeys(map(_module, rest)) if name not in trained]
     layers, kept = {}, {}
     for key in matrices:
-        layers[_module(key)], kept[_module(key)] = _truncated_difference(base[key], tuned[key], rank, energy)
+        difference = tuned[key].double() - base[key].double()
+        if not difference.isfinite().all():
+            raise AdapterError(f"{key} isn't all of finite numbers in the base or the tuned weights; they are broken")
+        layers[_module(key)], kept[_module(key)] = _truncated(difference, rank, energy)
     if not layers:
         raise AdapterError("no matrix differs between the base and the tuned weights; there is nothing to extract")
     states = {
@@ -75,10 +81,8 @@ def extract(
     return Computed(adapter, kept, tuple(key for key in ignored if not _part_of(key, trained)))
 
 
-def _truncated_difference(
-    base: Tensor, tuned: Tensor, rank: int | None, energy: float | None
-) -> tuple[LowRankWeights, float]:
-    difference = (tuned.double() - base.double()).flatten(1)
+def _truncated(change: Tensor, rank: int | None, energy: float | None) -> tuple[LowRankWeights, float]:
+    difference = change.flatten(1)
     # The eigenvectors of the smaller Gram matrix: in float64 as good as a float32 SVD, and several times faster
     wide = difference.shape[0] <= difference.shape[1]
     side = difference if wide else difference.t()
@@ -88,9 +92,9 @@ def _truncated_difference(
     root, u = squares[:r].sqrt().sqrt(), vectors[:, :r]
     near, far = u * root, (u.t() @ side) / root[:, None]  # near @ far is the best approximation of `side`
     b, a = (near, far) if wide else (far.t(), near.t())
-    out, kernel = tuned.shape[0], tuned.shape[1:]
+    out, kernel = change.shape[0], change.shape[1:]
     a = a.float().cpu().reshape(r, *kernel)
-    b = b.float().cpu().reshape(out, r, *[1] * (tuned.dim() - 2))
+    b = b.float().cpu().reshape(out, r, *[1] * (change.dim() - 2))
     return LowRankWeights(a.contiguous(), b.contiguous(), r, float(r), out), kept
 
 
