@@ -432,6 +432,12 @@ def edit_tensors(folder: Path, **changes: Tensor | None) -> None:
 QKV = "base_model.model.blocks.0.attn.qkv"
 
 
+def test_head_with_nan_is_named(folder):
+    edit_tensors(folder, **{"base_model.model.head.bias": torch.tensor([0.0, torch.nan, 0.0])})
+    with pytest.raises(AdapterError, match=r"'base_model\.model\.head\.bias' holds NaN; the training that wrote it"):
+        read_peft(folder)
+
+
 @pytest.mark.parametrize("key", ["head.weight", "base_model.model.embed.lora_embedding_A"])
 def test_unknown_tensor_is_named(folder, key):
     edit_tensors(folder, **{key: torch.ones(2)})

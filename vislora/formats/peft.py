@@ -98,6 +98,8 @@ def read_peft(folder: Path | str) -> Adapter:
     for key, tensor in rest.items():
         if _is_copy(key, rest):
             continue
+        if tensor.float().isnan().any():
+            raise AdapterError(f"{folder / TENSORS}: {key!r} holds NaN; the training that wrote it diverged")
         if found := _split_trained(key, config.get("modules_to_save") or []):
             trained.setdefault(found[0], {})[found[1]] = tensor
         elif key.startswith(_PREFIX) and key.endswith(_BIASES) and config.get("bias") not in ("none", None):
