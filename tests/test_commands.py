@@ -330,7 +330,7 @@ def test_patience_without_validation_and_another_runs_folder_are_refused(run, ph
     with pytest.raises(ConfigError, match=r"trainer\.patience=2 goes by validations, and there is nothing"):
         train(configure("train", [*words, "trainer.patience=2"]), tmp_path / "a")
     train(configure("train", [*words, "trainer.epochs=1"]), tmp_path / "b")
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a training or an evaluation already"):
         train(configure("train", [*words, "trainer.epochs=1", f"trainer.resume={tmp_path / 'b'}"]), run[0])
 
 
@@ -422,7 +422,7 @@ def test_the_objective_and_the_augmentation_are_those_of_the_settings(photos, tm
 def test_a_second_run_in_the_same_folder_is_refused(run):
     out, _ = run
     before = (out / "metrics.jsonl").read_text()
-    with pytest.raises(ConfigError, match=r"holds a run already; .* or go on with trainer\.resume="):
+    with pytest.raises(ConfigError, match=r"holds a training or an .*; .* or go on with trainer\.resume="):
         train(configure("train", [*BASE, *TINY, *RUN]), out)
     assert (out / "metrics.jsonl").read_text() == before
 

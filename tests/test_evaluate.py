@@ -200,6 +200,8 @@ def test_a_folder_that_holds_a_run_or_an_evaluation_is_left_as_it_is(compared, r
         before = (folder / "config.yaml").read_text()
         with pytest.raises(ConfigError, match="holds a training or an evaluation already; choose another folder"):
             evaluate(config, folder)
+        with pytest.raises(ConfigError, match="holds a training or an evaluation already; choose another folder"):
+            train(configure("train", ["recipe=vit_birds"]), folder)
         assert (folder / "config.yaml").read_text() == before
 
 

@@ -25,7 +25,7 @@ from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
-from vislora.files import SETTINGS, holds_run, sha256
+from vislora.files import SETTINGS, holds_results, holds_run, sha256
 
 if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
@@ -88,7 +88,8 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
         validated: refuse data that hold nothing to validate on.
 
     Raises:
-        VisloraError: a mistake in the settings, the data, the model or the adapter, or a folder that holds a run.
+        VisloraError: a mistake in the settings, the data, the model or the adapter, or a folder that holds a run
+            or an evaluation already.
     """
     kind = kind_of(config)
     _check_prefix_cache(config)
@@ -116,8 +117,9 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     precision = resolve_precision(config.trainer.precision, own_device())
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     resumed = None if config.trainer.resume is None else Checkpoint.open(Path(config.trainer.resume))
-    if holds_run(out) and (resumed is None or resumed.run_folder.resolve() != out.resolve()):
-        raise ConfigError(f"{out} holds a run already; choose another folder, or go on with trainer.resume={out}")
+    if holds_results(out) and (resumed is None or resumed.run_folder.resolve() != out.resolve()):
+        on = f", or go on with trainer.resume={out}" if holds_run(out) else ""
+        raise ConfigError(f"{out} holds a training or an evaluation already; choose another folder{on}")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)
     if resumed is not None:

@@ -102,7 +102,7 @@ class Trainer:
         base_rates = [group["lr"] for group in optimizer.param_groups]
         ema = Ema(self.model, self.config.ema) if self.config.ema is not None else None
         progress = self._start(optimizer.optimizer, ema)
-        end = min(steps, self.config.stop_at or steps)
+        end = max(progress.step, min(steps, self.config.stop_at or steps))
         began -= progress.seconds
         batches = iter(self.batches(progress.step))
         bar = tqdm(
