@@ -474,10 +474,13 @@ def test_an_interrupted_training_says_how_to_go_on(photos, tmp_path):
     words += ["trainer.epochs=100000", "trainer.checkpoint_every=1", f"hydra.run.dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "vislora.train", *words]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    while running.poll() is None and not any((tmp_path / "run" / "checkpoints").glob("step_*")):
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    try:
+        while running.poll() is None and not any((tmp_path / "run" / "checkpoints").glob("step_*")):
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()  # it would go on for days where it ignores the signal, as below a shell's `&`
     assert running.returncode == 130
     assert said.splitlines()[-1] == f"vislora: stopped; go on with trainer.resume={tmp_path / 'run'}"
     assert "Traceback" not in said
