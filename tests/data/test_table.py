@@ -51,6 +51,14 @@ def test_splits_go_by_the_names_that_folders_may_have_and_paths_may_be_windows_o
     assert splits.test.image(0).getpixel((0, 0)) == (3, 3, 3)
 
 
+def test_a_column_called_split_tells_the_splits_unless_another_one_does(root):
+    text = "image,label,split,fold\n0.png,a,train,train\n1.png,b,train,train\n2.png,a,test,train\n3.png,b,test,val\n"
+    splits = load(root, text)
+    assert [len(splits.train), splits.val, len(splits.test)] == [2, None, 2]
+    splits = load(root, text, split_column="fold")
+    assert [len(splits.train), len(splits.val), splits.test] == [3, 1, None]
+
+
 def test_empty_cells_beyond_the_columns_do_no_harm(root):
     assert load(root, "image,label,,\n0.png,a,,,,\n1.png,b,,\n").classes == ("a", "b")
 

@@ -162,7 +162,7 @@ class CsvData(DataConfig):
     table: str = "labels.csv"  # relative to root
     image_column: str = "image"
     label_column: str = "label"
-    split_column: str | None = None  # holds train, val or test
+    split_column: str | None = None  # holds train, val or test; by default that called split, where there is one
     quarantine: str | None = None  # as above
 
 

@@ -58,13 +58,13 @@ def list_table(config: CsvData) -> Labelled:
 
 
 def _rows(table: Path, config: CsvData) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row stands, and what it has under image, label and split; without a split column all is train."""
+    """Where each row stands, and what it has under image, label and split; without a column of splits all is train."""
     if not table.is_file():
         raise DataError(f"data.table: {table} is missing")
     columns = {"image": config.image_column, "label": config.label_column}
-    if config.split_column:
-        columns["split"] = config.split_column
     there, rows = csv_table(table)
+    if split_column := config.split_column or ("split" if "split" in there else None):
+        columns["split"] = split_column
     for column in columns.values():
         if column not in there:
             raise DataError(f"{table} has no column {column!r}; it has {', '.join(there) or 'none'}")
