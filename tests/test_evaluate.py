@@ -152,9 +152,7 @@ def test_a_temperature_is_fitted_to_the_pictures_that_the_training_held_out(runs
 
 
 def test_mistakes_are_explained(runs, photos):
-    lora, full = str(runs / "lora" / "adapter"), str(runs / "full" / "model")
-    with pytest.raises(AdapterError, match="a fully tuned or merged model has none"):
-        evaluate(configure("evaluate", [f"adapter={full}", "baselines=[zero]"]))
+    lora = str(runs / "lora" / "adapter")
     with pytest.raises(ConfigError, match="is named twice"):
         evaluate(configure("evaluate", [f"adapter=[{lora},{lora}]"]))
     with pytest.raises(ConfigError, match=r"calibrate=true fits a temperature to split=val.*; give split=test"):
@@ -192,6 +190,13 @@ def test_a_picture_to_map_that_isnt_there_is_told_of_before_anything_is_scored(r
     words = [f"adapter={runs / 'lora' / 'adapter'}", "map_images=[nowhere.jpg]"]
     with pytest.raises(DataError, match=r"nowhere\.jpg is missing"):
         evaluate(configure("evaluate", words), tmp_path / "out")
+
+
+def test_a_model_without_an_adapter_to_take_out_is_told_of_before_anything_is_scored(runs, monkeypatch):
+    monkeypatch.setattr("vislora.inference.Inference.outputs", lambda *_: pytest.fail("scored"))
+    lora, full = runs / "lora" / "adapter", runs / "full" / "model"
+    with pytest.raises(AdapterError, match=r"full/model is a fully tuned or merged model and has none; leave it out"):
+        evaluate(configure("evaluate", [f"adapter=[{lora},{full}]", "baselines=[zero]"]))
 
 
 def test_a_folder_that_holds_a_run_or_an_evaluation_is_left_as_it_is(compared, runs):

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vislora.data.splits import ImageSplit
-from vislora.errors import AdapterError
 from vislora.inference import Inference
 from vislora.models.vit import head_names
 from vislora.recognizer import Recognizer, build_base
@@ -21,16 +20,7 @@ _HELD_OUT = 5  # every fifth image of a class chooses the penalty
 
 @contextmanager
 def without_update(recognizer: Recognizer) -> Iterator[Recognizer]:
-    """The base model with the adapter's head, while the context lasts.
-
-    Raises:
-        AdapterError: the whole model was trained or merged, so that nothing can be switched off.
-    """
-    if recognizer.adapters is None:
-        raise AdapterError(
-            "baselines=[zero] takes the adapter out, and a fully tuned or merged model has none; "
-            "leave it out, or compare with baselines=[probe]"
-        )
+    """The base model with the head of its active adapter, while the context lasts."""
     model, adapters, name = recognizer.model, recognizer.adapters, recognizer.adapters.active
     trained = {path: model.get_submodule(path) for path in head_names(model)}
     adapters.deactivate()  # biases and norms are the base model's too

@@ -59,6 +59,8 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     if out is not None:
         _check_unused(out)
 
+    _check_removable(config)
+
     from vislora.data.images import read_image
     from vislora.inference import Inference
     from vislora.precision import new_accelerator, resolve_precision
@@ -98,6 +100,20 @@ def _check_unused(out: Path) -> None:
         raise ConfigError(
             f"{out} holds a training or an evaluation already; choose another folder, as with hydra.run.dir=FOLDER"
         )
+
+
+def _check_removable(config: EvaluateConfig) -> None:
+    """Refuse to compare a model without an adapter with what it would be without one, before any work."""
+    from vislora.formats.peft import CONFIG
+    from vislora.recognizer import read_about
+
+    for folder in (Path(folder).expanduser() for folder in config.adapter):
+        read_about(folder)
+        if Baseline.zero in config.baselines and not (folder / CONFIG).is_file():
+            raise AdapterError(
+                f"baselines=[zero] takes the adapter out, and {folder} is a fully tuned or merged model and has none; "
+                "leave it out, or compare with baselines=[probe]"
+            )
 
 
 def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> list[tuple[str, DataConfig]]:
