@@ -90,6 +90,12 @@ def test_weighting_that_a_flow_does_not_have_is_refused_before_weights_are_looke
         prepared(tmp_path / "pipe", photos, "data.size=64")
 
 
+def test_more_steps_of_a_preview_than_the_scheduler_has_are_refused_before_the_training(base, photos):
+    prepared(base, photos, "data.size=64", "objective.preview_steps=1000")
+    with pytest.raises(ConfigError, match=r"objective\.preview_steps=1001: expected 1 to 1000, the steps that"):
+        prepared(base, photos, "data.size=64", "objective.preview_steps=1001")
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
