@@ -166,6 +166,7 @@ def test_a_table_gives_labels_and_splits(tree):
     splits = load_splits(CsvData(root=str(tree), split_column="split"), 0)
     assert splits.classes == ("canine", "feline")
     assert (len(splits.train), splits.val, len(splits.test)) == (6, None, 6)
+    write_table(tree / "labels.csv", [row[:2] for row in rows], ("image", "label"))
     whole = load_splits(CsvData(root=str(tree), val_fraction=0.5), 0)
     assert (len(whole.train), len(whole.val)) == (6, 6)
 
