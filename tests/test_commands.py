@@ -422,7 +422,8 @@ def test_the_objective_and_the_augmentation_are_those_of_the_settings(photos, tm
 def test_a_second_run_in_the_same_folder_is_refused(run):
     out, _ = run
     before = (out / "metrics.jsonl").read_text()
-    with pytest.raises(ConfigError, match=r"holds a training or an .*; .* or go on with trainer\.resume="):
+    refusal = r"holds a training or an evaluation already; choose another folder.*, or go on with trainer\.resume="
+    with pytest.raises(ConfigError, match=refusal):
         train(configure("train", [*BASE, *TINY, *RUN]), out)
     assert (out / "metrics.jsonl").read_text() == before
 

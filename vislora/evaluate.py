@@ -33,7 +33,7 @@ from vislora.config.commands import Baseline, Corruption, EvaluateConfig, Pictur
 from vislora.config.data import DataConfig, data_from_dict, data_to_dict
 from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError
-from vislora.files import holds_results
+from vislora.files import check_unused
 from vislora.names import ends, short_names
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
             evaluation already.
     """
     if out is not None:
-        _check_unused(out)
-
+        check_unused(out)
     _check_removable(config)
 
     from vislora.data.images import read_image
@@ -94,16 +93,8 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     return rows
 
 
-def _check_unused(out: Path) -> None:
-    """Refuse a folder whose files would be overwritten in part, and the rest shown beside the new ones."""
-    if holds_results(out):
-        raise ConfigError(
-            f"{out} holds a training or an evaluation already; choose another folder, as with hydra.run.dir=FOLDER"
-        )
-
-
 def _check_removable(config: EvaluateConfig) -> None:
-    """Refuse to compare a model without an adapter with what it would be without one, before any work."""
+    """Before any work: each folder can be opened, and holds an adapter where one is to be taken out."""
     from vislora.formats.peft import CONFIG
     from vislora.recognizer import read_about
 
@@ -290,7 +281,7 @@ def _main(config: EvaluateConfig, out: Path) -> None:
         from vislora.picture_evaluation import evaluate_pictures
         from vislora.report.pictures import pictures_table, write_pictures
 
-        _check_unused(out)
+        check_unused(out)
         found, state = evaluate_pictures(config), PartialState()
         if state.is_main_process:
             write_pictures(found, config, out)

@@ -109,9 +109,20 @@ def holds_run(folder: Path) -> bool:
     return (folder / METRICS).is_file()
 
 
-def holds_results(folder: Path) -> bool:
-    """Whether a training or an evaluation has written into the folder."""
-    return (folder / SETTINGS).is_file()
+def check_unused(folder: Path, otherwise: str = "") -> None:
+    """Refuse a folder whose files would be overwritten in part, and the rest shown beside the new ones.
+
+    Args:
+        otherwise: what else than choosing another folder may be done.
+
+    Raises:
+        ConfigError: a training or an evaluation has written into it.
+    """
+    if (folder / SETTINGS).is_file():
+        raise ConfigError(
+            f"{folder} holds a training or an evaluation already; choose another folder, as with hydra.run.dir=FOLDER"
+            f"{otherwise}"
+        )
 
 
 def sha256(path: Path) -> str:
