@@ -97,7 +97,8 @@ class Trainer:
             TrainingError: the loss, its gradient, or the validation figure is no longer a number.
         """
         began = time.perf_counter()
-        steps = self.config.epochs * self.order.steps_per_epoch
+        epoch, previews = self.order.steps_per_epoch, self.config.preview_every
+        steps = self.config.epochs * epoch
         wrapped, optimizer = self.accelerator.prepare(self.model, make_optimizer(self.model, self.head, self.optim))
         base_rates = [group["lr"] for group in optimizer.param_groups]
         ema = Ema(self.model, self.config.ema) if self.config.ema is not None else None
@@ -113,6 +114,10 @@ class Trainer:
             dynamic_ncols=True,
         )
         pending = _Pending(self.accelerator)
+
+        def due(every: int) -> bool:
+            return progress.step % every == 0 or progress.step == end
+
         self._train_mode(wrapped)
         while progress.step < end and not self._exhausted(progress):
             factor = rate_factor(progress.step, steps, self.optim.warmup)
@@ -126,10 +131,9 @@ class Trainer:
                 ema.update(progress.step)
             pending.add(progress.step, loss, norm, base_rates[0] * factor, size)
             bar.update()
-            validation_due = self._validation_due(progress.step, end)
-            every = self.config.checkpoint_every or self.order.steps_per_epoch
-            checkpoint_due = validation_due or progress.step % every == 0 or progress.step == end
-            preview_due = self._preview_due(progress.step, end)
+            validation_due = self.validation is not None and due(self.config.validate_every * epoch)
+            checkpoint_due = validation_due or due(self.config.checkpoint_every or epoch)
+            preview_due = self.preview is not None and previews is not None and due(previews)
             if len(pending) >= _FLUSH_EVERY or checkpoint_due or preview_due:  # neither is timed
                 bar.set_postfix(self._flush(pending), refresh=False)
             if validation_due:
@@ -214,10 +218,6 @@ class Trainer:
             self.log.write(row["step"], {"epoch": row["step"] / self.order.steps_per_epoch} | row)
         return {"loss": f"{rows[-1]['loss']:.3f}", "images/s": f"{rows[-1]['images_per_s']:.0f}"}
 
-    def _validation_due(self, step: int, end: int) -> bool:
-        every = self.config.validate_every * self.order.steps_per_epoch
-        return self.validation is not None and (step % every == 0 or step == end)
-
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()
         for name, buffer in self.model.named_buffers():
@@ -239,10 +239,6 @@ class Trainer:
         else:
             progress.stale += 1
         return {name: f"{value:.3f}" for name, value in figures.items()}
-
-    def _preview_due(self, step: int, end: int) -> bool:
-        every = self.config.preview_every
-        return self.preview is not None and every is not None and (step % every == 0 or step == end)
 
     def _draw_preview(self, wrapped: nn.Module, step: int) -> None:
         """By the main process alone, the random numbers of training left as they were."""
