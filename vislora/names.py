@@ -18,6 +18,11 @@ def short_names(folders: list[str]) -> list[str]:
     return names if len({*names}) == len(names) else [str(path) for path in paths]  # RUN/adapter and RUN/model
 
 
+def without_middle(name: str, kept: int) -> str:
+    """So many letters of a name, half of them from either end: classes often differ at their ends alone."""
+    return f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
+
+
 def ends(paths: list[Path]) -> list[str]:
     """As much of the end of each path as tells them all apart."""
     names: list[str] = []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vislora.names import without_middle
 from vislora.report.figures import new_figure, styled
 
 _COUNTED = 40  # classes up to which every cell has its count
@@ -38,4 +39,4 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
+    return name if len(name) <= _LONGEST else without_middle(name, _LONGEST)

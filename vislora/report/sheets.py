@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vislora.data.images import scaled
 from vislora.files import replacing
+from vislora.names import without_middle
 from vislora.report.fonts import font_of
 
 _GAP, _LINE = 6, 15
@@ -66,10 +67,10 @@ def _wrapped(text: str, width: int, most: int) -> tuple[str, ...]:
 
 
 def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """Without as much of its middle as has to go: names of classes often differ at their ends alone."""
+    """Without as much of its middle as has to go."""
     text = short = " ".join(text.split())
     kept = len(text)
     while kept and font.getlength(short) > width:
         kept -= 1
-        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+        short = without_middle(text, kept)
     return short
