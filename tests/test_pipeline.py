@@ -239,17 +239,21 @@ def test_adapter_that_does_not_fit_leaves_no_trace(sd, tmp_path):
         vislora.unapply(sd)
 
 
+def assert_of_no_use(applied, pipe, why):
+    for use in (
+        lambda: applied.swap(tiny.trained(pipe)),
+        lambda: setattr(applied, "scale", 0.5),
+        lambda: applied.adapter,
+    ):
+        with pytest.raises(AdapterError, match=why):
+            use()
+
+
 def test_handle_is_of_no_use_once_its_adapter_is_out(sd):
     plain = tiny.draw(sd)
     applied = vislora.apply(sd, tiny.trained(sd))
     vislora.unapply(sd)
-    for use in (
-        lambda: applied.swap(tiny.trained(sd)),
-        lambda: setattr(applied, "scale", 0.5),
-        lambda: applied.adapter,
-    ):
-        with pytest.raises(AdapterError, match="unapply took this adapter out of the pipeline"):
-            use()
+    assert_of_no_use(applied, sd, "unapply took this adapter out of the pipeline")
     assert torch.equal(tiny.draw(sd), plain)
 
 
@@ -257,13 +261,7 @@ def test_handle_is_of_no_use_once_a_model_was_replaced(sd):
     plain = tiny.draw(sd)
     applied = vislora.apply(sd, tiny.trained(sd))
     sd.unet = tiny.unet()
-    for use in (
-        lambda: applied.swap(tiny.trained(sd)),
-        lambda: setattr(applied, "scale", 0.5),
-        lambda: applied.adapter,
-    ):
-        with pytest.raises(AdapterError, match="the pipeline's unet was replaced after the adapter was applied"):
-            use()
+    assert_of_no_use(applied, sd, "the pipeline's unet was replaced after the adapter was applied")
     vislora.unapply(sd)
     assert torch.equal(tiny.draw(sd), plain)
     vislora.apply(sd, tiny.trained(sd)).scale = 0.5

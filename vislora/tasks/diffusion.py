@@ -56,7 +56,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
     noises = schedule(pipe.scheduler, device)
     most, asked = pipe.scheduler.config.num_train_timesteps, config.objective.preview_steps
-    if asked > most:  # which the scheduler itself would refuse at the first preview
+    if asked > most:  # most schedulers would refuse it at the first preview, and none has use for it
         raise ConfigError(f"objective.preview_steps={asked}: expected 1 to {most}, the steps that the scheduler has")
     side = _side(pipe, config)
     with accelerator.main_process_first():  # so that one process prepares the caches
