@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from vislora.config.data import CsvData, ImageFolderData
+from vislora.data.findings import Level
 from vislora.data.load import load_splits
+from vislora.data.preflight import look_through, rows_of
 from vislora.errors import DataError
 
 
@@ -89,6 +91,18 @@ def test_pictures_beside_the_class_folders_are_named(tree):
     assert len(splits.train) == 18
     found = {problem.file.relative_to(tree).as_posix(): problem.kinds for problem in splits.problems}
     assert found == {"extra/cat/a.png": ("aside",), "train/loose.png": ("aside",)}
+
+
+def test_files_in_class_folders_that_are_not_named_as_pictures_are_noted(tree):
+    cats = tree / "train" / "cat"
+    (cats / "more").mkdir()
+    for name in ("photo", "more/raw.CR2", ".DS_Store"):
+        (cats / name).write_bytes(b"x")
+    (tree / "README.txt").write_text("Cats and dogs.")
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert [problem.file.relative_to(cats).as_posix() for problem in splits.problems] == ["more/raw.CR2", "photo"]
+    (noted,) = (f for f in look_through(rows_of(splits), splits.problems, None).findings if f.kind == "other")
+    assert (noted.level, len(noted.items)) == (Level.note, 2)
 
 
 def test_links_to_folders_are_followed_and_a_circle_of_them_is_left(tree, tmp_path_factory):

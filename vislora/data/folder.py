@@ -18,7 +18,8 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", "
 
 
 def image_folder(config: ImageFolderData) -> Splits:
-    """Read the tree; files that can't be decoded and pictures in no class folder are left out, and named in `problems`.
+    """Read the tree; files that can't be decoded or aren't named as pictures, and pictures in no class folder, are left
+    out, and named in `problems`.
 
     Raises:
         DataError: no such folder, fewer than two classes, a class without a usable picture to train on, a class that
@@ -45,7 +46,7 @@ def image_folder(config: ImageFolderData) -> Splits:
     aside = pictures_aside(root, files, "lies in no class folder")
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
-    return replace(splits, problems=[*splits.problems, *aside, *lost_links(root)])
+    return replace(splits, problems=[*splits.problems, *aside, *lost_links(root), *_others(folders.values())])
 
 
 def list_folder(config: ImageFolderData) -> Labelled:
@@ -104,6 +105,16 @@ def pictures_aside(root: Path, files: Mapping[str, Iterable[tuple[Path, object]]
         Problem(path, f"{path} {why}", usable=False, kinds=("aside",))
         for path in others
         if os.path.realpath(path) not in linked
+    ]
+
+
+def _others(folders: Iterable[Path]) -> list[Problem]:
+    """The files in class folders that aren't named as pictures, hidden ones aside."""
+    below = [path for folder in folders for child in _subfolders(folder) for path in _files_below(child)]
+    return [
+        Problem(path, f"{path} hasn't the suffix of a picture", usable=False, kinds=("other",))
+        for path in sorted(below)
+        if not _is_named_so(path) and not path.name.startswith(".")
     ]
 
 
