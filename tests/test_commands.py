@@ -234,6 +234,13 @@ def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, phot
     assert f"left out: {tmp_path / 'bad.png'}" in capsys.readouterr().err
 
 
+def test_an_adapter_that_isnt_there_is_told_of_before_a_folder_is_looked_into(tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(AdapterError, match="nowhere isn't a folder"):
+        predict(PredictConfig(adapter=str(tmp_path / "nowhere"), images=[str(tmp_path)]))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.filterwarnings("ignore:this CPU has no native bf16")
 def test_predictions_are_computed_in_the_precision_that_is_asked_for(run, photos):
     out, _ = run

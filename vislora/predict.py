@@ -29,6 +29,7 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     from vislora.precision import new_accelerator, resolve_precision
     from vislora.recognizer import load_recognizer
 
+    recognizer = load_recognizer(config.adapter, config.weights)  # a mistake here is told before any work
     given = [Path(image) for image in config.images]
     below = {path: pictures_below(path) for path in given if path.is_dir()}
     inspected = inspect_files([file for files in below.values() for file in files])
@@ -40,7 +41,6 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
         raise ConfigError(f"images=[{', '.join(config.images)}]: no picture there; expected at least one")
     accelerator = new_accelerator(Precision.fp32)
     precision = resolve_precision(config.precision, accelerator.device)
-    recognizer = load_recognizer(config.adapter, config.weights)
     recognizer.model.to(accelerator.device)
     names = [str(path) for path in paths]
     split = ImageSplit(recognizer.classes, [0] * len(paths), names, Files(paths))
