@@ -234,6 +234,17 @@ def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, phot
     assert f"left out: {tmp_path / 'bad.png'}" in capsys.readouterr().err
 
 
+def test_base_weights_that_have_moved_are_asked_for_by_the_commands_own_key(run, tmp_path):
+    shutil.copytree(run[0] / "adapter", tmp_path / "adapter")
+    about = json.loads((tmp_path / "adapter" / "vislora.json").read_text())
+    about["model"]["weights"] = str(tmp_path / "gone.safetensors")
+    (tmp_path / "adapter" / "vislora.json").write_text(json.dumps(about))
+    with pytest.raises(AdapterError, match=r"gone\.safetensors isn't there; give the right file with weights=FILE"):
+        load_recognizer(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=r"typo\.safetensors isn't there; give the right file with weights=FILE"):
+        load_recognizer(run[0] / "adapter", str(tmp_path / "typo.safetensors"))
+
+
 def test_an_adapter_that_isnt_there_is_told_of_before_a_folder_is_looked_into(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(AdapterError, match="nowhere isn't a folder"):

@@ -82,18 +82,20 @@ def build_base(about: dict[str, Any], where: Path | str, weights: str | None = N
         weights: the base weights' file, where it has moved since the training.
 
     Raises:
-        AdapterError: the base weights aren't those of the training.
+        AdapterError: the base weights are gone, or aren't those of the training.
         ModelError: it can't be built.
     """
     base, expected = ModelConfig(**about["model"]), about.get("weights_sha256")
     base.weights = weights or base.weights
+    remedy = "give the right file with weights=FILE (in vislora.extract: base=FILE)"
     if base.weights == "random" and expected is None:
         raise AdapterError(f"{where} was trained on random base weights, which are gone with the run; train it again")
+    if base.weights not in ("pretrained", "random") and not Path(base.weights).is_file():
+        raise AdapterError(f"{where} needs its base weights, and {base.weights} isn't there; {remedy}")
     with seeded(about.get("seed", 0)):
         model = build_vit(base, len(about["classes"]))
     found = base_hash(base, model)
     if expected is not None and found != expected:
-        remedy = "give the right file with weights=FILE (in vislora.extract: base=FILE)"
         if about["model"].get("weights") == "random":  # other versions draw others, and other CPUs round otherwise
             remedy = "open it with the torch and timm, and on the kind of CPU, that it was trained with"
         raise AdapterError(
