@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vislora.names import without_middle
-from vislora.report.figures import new_figure, styled
+from vislora.report.figures import new_figure, shortened, styled
 
 _COUNTED = 40  # classes up to which every cell has its count
 _NAMED = 120  # and up to which every row has its name
-_LONGEST = 48  # letters of a name that are shown: as many of its beginning as of its end
 
 
 @styled()
@@ -18,7 +16,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
     """Counts [K, K] (row: true class, column: predicted), shaded by share of the row."""
     k = len(classes)
     share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    names = [_shortened(name) for name in classes] if k <= _NAMED else []
+    names = [shortened(name) for name in classes] if k <= _NAMED else []
     margin = 0.9 + 0.085 * max(map(len, names), default=0)  # inches that the longest name may take
     side = min(max(4.0, 0.3 * k + margin), 22.0)
     figure = new_figure(side, side)
@@ -36,7 +34,3 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
                     colour = "#fffffe" if share[i, j] > 0.5 else "#08306b"  # no page's own: the cells stay light
                     axes.text(j, i, count, ha="center", va="center", fontsize=7, color=colour)
     return figure
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST else without_middle(name, _LONGEST)

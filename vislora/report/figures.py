@@ -8,12 +8,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from vislora.names import without_middle
 from vislora.report.fonts import installed
 
 # distinguishable with red-green blindness, on white and on near-black alike
 COLOURS = ("#2f7fd1", "#e07b00", "#1a9c78", "#c2508f", "#8a6fd1", "#9a8424", "#6d7a86", "#d1493f")
 INK = "#000000"  # a page's SVG takes the text's colour instead
 PAPER = "#ffffff"  # and leaves this out
+_LONGEST = 48  # letters of a name that are shown
 
 _STYLE = {
     "font.size": 9,
@@ -43,6 +45,11 @@ def styled() -> Iterator[None]:
 def new_figure(width: float = 5.0, height: float = 3.1) -> Figure:
     """An empty figure; sizes in inches. Wide enough for a phone's screen by default."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def shortened(name: str) -> str:
+    """A name that leaves room for the rest of a figure."""
+    return name if len(name) <= _LONGEST else without_middle(name, _LONGEST)
 
 
 def save(figure: Figure, stem: Path) -> None:
