@@ -81,7 +81,7 @@ class AdaptedWeight(Tensor):
         if func in _WRITES or in_place or isinstance(kwargs.get("out"), cls):
             raise AdapterError(
                 f"{_WRITES.get(func, name)} would write to the weight of an adapted layer, which is computed; "
-                "deactivate the adapter first"
+                "take the adapter out, or deactivate it, first"
             )
         args, kwargs = tree_map_only(cls, lambda weight: summed_weight(weight.layer), (args, kwargs))
         return func(*args, **kwargs)
