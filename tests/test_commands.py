@@ -115,6 +115,18 @@ def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, 
     assert f"top-1 {scores['top1']:.1%}" in printed
 
 
+def test_a_run_of_which_no_figure_will_tell_says_so_as_it_begins(photos, tmp_path, capsys):
+    words = [*BASE, *TINY, "model.weights=random", *RUN, "trainer.epochs=1", "logger.trackers=[]", "data=imagefolder"]
+    words += [f"data.root={photos / 'train'}"]
+    train(configure("train", words), tmp_path / "none")
+    printed = capsys.readouterr().out
+    assert "24 images, 3 classes; none is held out to measure on, as with data.val_fraction=0.2" in printed
+    train(configure("train", [*words, "data.val_fraction=0.2"]), tmp_path / "some")
+    printed = capsys.readouterr().out
+    assert "18 images, 3 classes\n" in printed
+    assert "best val_top1" in printed
+
+
 def test_evaluating_the_adapter_again_gives_the_figures_of_the_run(run):
     out, _ = run
     (again,) = evaluate(EvaluateConfig(adapter=[str(out / "adapter")], precision=Precision.fp32))

@@ -95,13 +95,20 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         order=order,
         batches=batches,
         validation=validation,
-        about=f"{len(splits.train)} images, {len(splits.classes)} classes",
+        about=f"{len(splits.train)} images, {len(splits.classes)} classes{_unmeasured(splits)}",
         contents=content_key(*(repr((s.classes, [*s.names], [*s.labels])) for s in (splits.train, splits.val) if s)),
         preflight=look_through(rows_of(splits), splits.problems, images.size),
         finish=finish,
         head=tuple(f"{name}." for name in head_names(model)),
         training=entered,
     )
+
+
+def _unmeasured(splits: Splits) -> str:
+    """A hint where no figure will tell what was learned."""
+    if splits.val is not None or splits.test is not None:
+        return ""
+    return "; none is held out to measure on, as with data.val_fraction=0.2"
 
 
 def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None) -> Adapters | None:
