@@ -15,6 +15,7 @@ from vislora.errors import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL import Image
+    from torch import nn
 
     from vislora.lora import Adapter
 
@@ -140,7 +141,7 @@ def draw(
         negative = sampling.negative_prompt
         told = {} if negative is None else {"negative_prompt": [negative] * len(part)}
         try:
-            with _own_noise(part[0][1]):
+            with _own_noise(part[0][1]), _decoded_singly(pipe.vae):
                 drawn = pipe(
                     [prompt for prompt, _ in part],
                     num_inference_steps=sampling.steps,
@@ -155,6 +156,16 @@ def draw(
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
     return [image for _, images in batches for image in images]
+
+
+@contextmanager
+def _decoded_singly(vae: nn.Module) -> Iterator[None]:
+    """Meanwhile an autoencoder decodes one picture at a time: eight of 1024 pixels would take it 30 GB in float32."""
+    vae.enable_slicing()
+    try:
+        yield
+    finally:
+        vae.disable_slicing()
 
 
 @contextmanager

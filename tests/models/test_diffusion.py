@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from vislora.config.model import PipelineConfig
 from vislora.errors import ModelError
-from vislora.models.diffusion import load_pipeline, resolution
+from vislora.models.denoiser import encode_images
+from vislora.models.diffusion import PipelineEncoder, load_pipeline, resolution
 
 PARTS = {
     "unet": ("unet/diffusion_pytorch_model.safetensors", "mid_block.attentions.0.proj_out.weight"),
@@ -82,3 +83,15 @@ def test_the_pictures_size_is_the_pipelines_and_told_without_its_weights(make, t
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     latents = getattr(denoiser.config, "sample_size", None) or pipe.default_sample_size
     assert resolution(PipelineConfig(str(tmp_path / "saved"))) == latents * pipe.vae_scale_factor
+
+
+def test_pictures_are_encoded_together_up_to_a_million_pixels(folder):
+    pipe = load_pipeline(PipelineConfig(str(folder)))
+    encoder, batches = PipelineEncoder(pipe, torch.device("cpu")), []
+    pipe.vae.encoder.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    for count, height, width, parts in ((5, 512, 512, [4, 1]), (2, 768, 1344, [1, 1]), (9, 64, 32, [9])):
+        images = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        latents = encoder.images(images)
+        assert batches == parts
+        torch.testing.assert_close(latents, encode_images(pipe.vae, images), rtol=1e-4, atol=1e-5)
+        batches.clear()

@@ -23,6 +23,7 @@ from vislora.models.whole import open_whole
 from vislora.paths import ASSETS
 
 EMBEDDED = ASSETS / "sd_birds"
+_PIXELS_AT_ONCE = 1024 * 1024  # through the autoencoder, for which Stable Diffusion's takes 3 GB in float32
 _LATENTS_OF_FLUX = 128  # of a side; its transformer's config doesn't tell
 _OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -170,11 +171,13 @@ class PipelineEncoder:
             module.to("cpu")
 
     def images(self, images: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
-            return encode_images(vae, images.to(self.device))
-        latents = encode_images(vae.float(), images.to(self.device))  # SDXL's overflows in fp16
-        vae.half()
+        vae, together = self.pipe.vae, max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
+        upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+        if upcast:
+            vae.float()  # SDXL's overflows in fp16
+        latents = torch.cat([encode_images(vae, part.to(self.device)) for part in images.split(together)])
+        if upcast:
+            vae.half()
         return latents
 
     def tokens(self, captions: list[str]) -> dict[str, Tensor]:
