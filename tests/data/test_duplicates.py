@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vislora.data import duplicates
 from vislora.data.birds import SPECIES, picture
 from vislora.data.duplicates import copies, near_pairs, perceptual_hashes
 from vislora.data.images import THUMBNAIL, thumbnail
+
+
+def all_near(hashes, bits):
+    pairs = np.concatenate([np.empty((0, 2), int), *near_pairs(np.array(hashes, np.uint64), bits)])
+    return np.unique(pairs, axis=0).tolist()
 
 
 def again(image, quality, scale):
@@ -30,15 +36,15 @@ def test_all_pairs_within_the_distance_are_found_and_no_other(bits):
             flipped ^= 1 << bit
         hashes.append(flipped)
     expected = [[i, j] for i in range(700) for j in range(i + 1, 700) if (hashes[i] ^ hashes[j]).bit_count() <= bits]
-    assert near_pairs(np.array(hashes, np.uint64), bits).tolist() == expected
+    assert all_near(hashes, bits) == expected
     assert len(expected) > 5
 
 
 def test_hashes_that_fall_into_one_band_are_compared_in_parts(monkeypatch):
-    monkeypatch.setattr("vislora.data.duplicates._ROWS", 7)
-    hashes = np.array([1 << (i % 40) for i in range(60)], np.uint64)
-    assert len(near_pairs(hashes, 2)) == 60 * 59 // 2
-    assert len(near_pairs(hashes, 1)) == 20
+    monkeypatch.setattr("vislora.data.duplicates._COMPARED", 420)
+    hashes = [1 << (i % 40) for i in range(60)]
+    assert len(all_near(hashes, 2)) == 60 * 59 // 2
+    assert len(all_near(hashes, 1)) == 20
 
 
 def test_a_hash_is_the_sign_of_the_dct_against_its_median():
@@ -57,7 +63,7 @@ def test_a_hash_is_the_sign_of_the_dct_against_its_median():
 def test_drawings_of_one_species_on_a_plain_ground_are_no_copies(species):
     drawings = [thumbnail(picture(SPECIES[species], seed, 0.0, "natural", 64)) for seed in range(120)]
     hashes = perceptual_hashes(np.frombuffer(b"".join(drawings), np.uint8).reshape(120, -1))
-    assert len(near_pairs(hashes, 6)) > 5  # by their hashes alone some would be
+    assert len(all_near(hashes, 6)) > 5  # by their hashes alone some would be
     assert copies(drawings) == []
 
 
@@ -75,3 +81,13 @@ def test_several_copies_are_one_group_and_blank_pictures_go_by_their_grey():
     images = [drawing, blank[0], again(drawing, 80, 0.5), blank[1], again(drawing, 60, 1), blank[2], blank[3]]
     assert sorted(copies([thumbnail(image) for image in images])) == [[0, 2, 4], [1, 5]]
     assert copies([]) == []
+
+
+def test_pictures_of_a_camera_that_stands_still_are_one_group_by_few_comparisons(monkeypatch):
+    rng, compared = np.random.default_rng(0), []
+    scene = rng.uniform(20, 235, THUMBNAIL**2)
+    frames = [bytes((scene + rng.normal(0, 1, scene.size)).round().astype(np.uint8)) for _ in range(2000)]
+    of_pairs = duplicates._differences
+    monkeypatch.setattr(duplicates, "_differences", lambda *given: compared.append(len(given[1])) or of_pairs(*given))
+    assert copies(frames) == [list(range(2000))]
+    assert sum(compared) < 2000 * 1999 // 2 / 10

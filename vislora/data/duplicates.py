@@ -1,6 +1,6 @@
 """Copies of a picture among N, resized and recompressed ones too, found by their thumbnails."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +14,7 @@ _BITS = 6
 _DIFFERENCE = 0.06
 _LEAST_CONTRAST = 4.0  # grey levels, so that the noise of almost blank pictures doesn't count for much
 
-_ROWS = 1024  # hashes that are compared with all others of a band's value at once, which bounds the memory
+_COMPARED = 1 << 17  # pairs that are compared at once, which bounds the memory
 
 
 def copies(thumbnails: Sequence[bytes]) -> list[list[int]]:
@@ -25,12 +25,12 @@ def copies(thumbnails: Sequence[bytes]) -> list[list[int]]:
     """
     pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL**2)
     distinct, member = np.unique(pixels, axis=0, return_inverse=True)
-    pairs = near_pairs(perceptual_hashes(distinct), _BITS)
-    alike = pairs[_differences(distinct, pairs) <= _DIFFERENCE]
-    root = _components(len(distinct), alike)
+    joined = np.arange(len(distinct))
+    for pairs in near_pairs(perceptual_hashes(distinct), _BITS, joined):
+        _join(joined, pairs[_differences(distinct, pairs) <= _DIFFERENCE])
     groups: dict[int, list[int]] = {}
-    for index, k in enumerate(member.reshape(-1)):
-        groups.setdefault(root[k], []).append(index)
+    for index, k in enumerate(member.reshape(-1).tolist()):
+        groups.setdefault(_first(joined, k), []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -44,47 +44,51 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     return np.packbits(above, axis=1).view(np.uint64).reshape(-1)
 
 
-def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """All pairs i < j of 64-bit hashes that differ in at most so many bits: int [P, 2].
+def near_pairs(hashes: np.ndarray, bits: int, joined: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """All pairs i < j of 64-bit hashes [N] that differ in at most so many bits, in parts int [P, 2]; a pair may come
+    several times.
 
     Divided into bits + 1 bands, two such hashes agree in a whole band (Norouzi et al. 2012,
     https://arxiv.org/abs/1307.2982): only those are compared.
+
+    Args:
+        joined: int [N]; pairs of which both have the same number, as it is at that time, are passed over. Of a camera
+            that stands still all pairs of pictures are near: more than memory holds, and a few of them join the rest.
     """
-    found = [np.empty((0, 2), np.intp)]
+    joined = np.arange(len(hashes)) if joined is None else joined
     for low, high in pairwise(np.linspace(0, 64, bits + 2).astype(int).tolist()):
         band = (hashes >> np.uint64(low)) & np.uint64(2 ** (high - low) - 1)
         order = np.argsort(band, kind="stable")
         starts = np.flatnonzero(np.diff(band[order], prepend=band.max(initial=0) + np.uint64(1)))
         for start, stop in pairwise([*starts.tolist(), len(hashes)]):
-            for row in range(start, stop, _ROWS):
+            rows = max(1, _COMPARED // (stop - start))
+            for row in range(start, stop, rows):
                 members = order[row:stop]
-                different = hashes[members[:_ROWS], None] ^ hashes[members]
-                first, second = np.nonzero(np.bitwise_count(different) <= bits)
-                found.append(np.stack([members[first], members[second]], axis=1)[first < second])
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+                own = joined[members]
+                if (own == own[0]).all():
+                    break
+                near = np.bitwise_count(hashes[members[:rows], None] ^ hashes[members]) <= bits
+                first, second = np.nonzero(near & (own[:rows, None] != own))
+                yield np.sort(np.stack([members[first], members[second]], axis=1)[first < second], axis=1)
 
 
 def _differences(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Root mean square difference of each pair, over the geometric mean of their standard deviations."""
-    found = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), 100_000):
-        a, b = pixels[pairs[start : start + 100_000].T].astype(np.float32)
-        contrast = np.sqrt(a.std(axis=1).clip(_LEAST_CONTRAST) * b.std(axis=1).clip(_LEAST_CONTRAST))
-        found[start : start + 100_000] = np.sqrt(((a - b) ** 2).mean(axis=1)) / contrast
-    return found
+    a, b = pixels[pairs.T].astype(np.float32)
+    contrast = np.sqrt(a.std(axis=1).clip(_LEAST_CONTRAST) * b.std(axis=1).clip(_LEAST_CONTRAST))
+    return np.sqrt(((a - b) ** 2).mean(axis=1)) / contrast
 
 
-def _components(count: int, pairs: np.ndarray) -> list[int]:
-    """The smallest index connected with each."""
-    root = list(range(count))
-
-    def find(index: int) -> int:
-        while root[index] != index:
-            root[index] = root[root[index]]
-            index = root[index]
-        return index
-
+def _join(joined: np.ndarray, pairs: np.ndarray) -> None:
+    """Lead both of each pair, and all that is joined with them, to the smallest index."""
     for a, b in pairs.tolist():
-        a, b = find(a), find(b)
-        root[max(a, b)] = min(a, b)
-    return [find(index) for index in range(count)]
+        a, b = _first(joined, a), _first(joined, b)
+        joined[max(a, b)] = min(a, b)
+    for k in np.unique(pairs).tolist():
+        joined[k] = _first(joined, k)
+
+
+def _first(joined: np.ndarray, index: int) -> int:
+    while (before := int(joined[index])) != index:
+        index = before
+    return index
