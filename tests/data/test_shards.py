@@ -139,6 +139,19 @@ def test_shards_that_can_not_be_used_are_named(tmp_path, files, message):
         load_splits(ShardsData(root=str(tmp_path)), 0)
 
 
+def test_a_shard_that_goes_on_where_no_entry_can_be_read_is_refused(tmp_path):
+    files = {f"{i}.{end}": png(i) if end == "png" else b"%d" % (i % 2) for i in range(4) for end in ("png", "cls")}
+    whole = pack(tmp_path / "whole.tar", files).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as archive:
+        third = archive.getmember("2.png").offset
+    broken = {"damaged": whole[:third] + b"?" + whole[third + 1 :], "cut": whole[: third + 99], "two": whole + whole}
+    for name, data in broken.items():
+        (tmp_path / f"{name}.tar").write_bytes(data)
+        with pytest.raises(DataError, match=rf"{name}\.tar goes on behind byte \d+.* several tar files in one"):
+            load_splits(ShardsData(root=str(tmp_path), train=f"{name}.tar"), 0)
+    assert len(load_splits(ShardsData(root=str(tmp_path), train="whole.tar"), 0).train) == 4
+
+
 def test_a_compressed_shard_and_a_missing_one_are_named(tmp_path):
     pack(tmp_path / "train.tar", {"a.png": png(1), "a.cls": b"0"}, "w:gz")
     with pytest.raises(DataError, match=r"train\.tar can't be read as an uncompressed tar file"):

@@ -117,6 +117,11 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
                         raise DataError(
                             f"{shard}: {key} has two labels, {labels[key]!r} and in {member.name} {label!r}; keep one"
                         )
+            if _goes_on(archive):  # to tarfile a header that it can't read is the end
+                raise DataError(
+                    f"{shard} goes on behind byte {archive.offset}, where no entry can be read: it is damaged, or "
+                    "several tar files in one; fetch it again, or keep them apart"
+                )
     except tarfile.TarError as error:
         raise DataError(f"{shard} can't be read as an uncompressed tar file: {error}") from None
     if not pictures:
@@ -125,6 +130,12 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
         if key not in labels:
             raise DataError(f"{shard}: {key} has no {key}.cls, and no {label_key!r} in a {key}.json")
         yield _Sample(name, place, labels[key])
+
+
+def _goes_on(archive: tarfile.TarFile) -> bool:
+    """Whether anything but zeros follows what has been read."""
+    archive.fileobj.seek(archive.offset)
+    return any(block.strip(b"\0") for block in iter(lambda: archive.fileobj.read(1 << 20), b""))
 
 
 def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:
