@@ -139,6 +139,16 @@ def test_shards_that_can_not_be_used_are_named(tmp_path, files, message):
         load_splits(ShardsData(root=str(tmp_path)), 0)
 
 
+def test_a_shard_is_read_once_and_in_one_split(tmp_path):
+    for number in (1, 2, 10):
+        files = {f"{i}.{end}": png(i) if end == "png" else b"%d" % i for i in range(2) for end in ("png", "cls")}
+        pack(tmp_path / f"train-{number}.tar", files)
+    train = load_splits(ShardsData(root=str(tmp_path), train="train-{1..2}*.tar"), 0).train
+    assert train.names == [f"{tmp_path}/train-{number}.tar/{i}.png" for number in (1, 10, 2) for i in range(2)]
+    with pytest.raises(DataError, match=r"train-2\.tar fits data\.train=\*\.tar and data\.test=train-2\.tar"):
+        load_splits(ShardsData(root=str(tmp_path), train="*.tar", test="train-2.tar"), 0)
+
+
 def test_a_shard_that_goes_on_where_no_entry_can_be_read_is_refused(tmp_path):
     files = {f"{i}.{end}": png(i) if end == "png" else b"%d" % (i % 2) for i in range(4) for end in ("png", "cls")}
     whole = pack(tmp_path / "whole.tar", files).read_bytes()

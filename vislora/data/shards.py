@@ -57,22 +57,30 @@ def image_shards(config: ShardsData) -> Splits:
 
 def _listed(config: ShardsData, root: Path) -> dict[str, list[_Sample]]:
     patterns = {"train": config.train, "val": config.val, "test": config.test}
+    shards = {split: _shards(root, pattern) for split, pattern in patterns.items() if pattern is not None}
+    split_of: dict[Path, str] = {}
+    for split, paths in shards.items():
+        for path in paths:
+            if split_of.setdefault(path, split) != split:
+                raise DataError(
+                    f"{path} fits data.{split_of[path]}={patterns[split_of[path]]} and data.{split}={patterns[split]}, "
+                    "and must not be in both; write patterns that tell them apart"
+                )
     return {
-        split: [sample for shard in _shards(root, pattern) for sample in _samples(shard, config.label_key)]
-        for split, pattern in patterns.items()
-        if pattern is not None
+        split: [sample for path in paths for sample in _samples(path, config.label_key)]
+        for split, paths in shards.items()
     }
 
 
 def _shards(root: Path, pattern: str) -> list[Path]:
-    """The files of a pattern: with * and ?, and {000..012} as webdataset writes ranges."""
+    """The files of a pattern, each once: with * and ?, and {000..012} as webdataset writes ranges."""
     names = [pattern]
     while (found := re.search(r"\{(\d+)\.\.(\d+)\}", names[0])) is not None:
         wide, numbers = len(found[1]), range(int(found[1]), int(found[2]) + 1)
         if not numbers:
             raise DataError(f"{pattern}: the range {found[0]} is empty; write the smaller number first")
         names = [name.replace(found[0], f"{number:0{wide}d}", 1) for name in names for number in numbers]
-    shards = []
+    shards: list[Path] = []
     for name in names:
         try:
             fitting = sorted(path for path in root.glob(name) if path.is_file())
@@ -83,7 +91,7 @@ def _shards(root: Path, pattern: str) -> list[Path]:
         if not fitting:
             raise DataError(f"no shard in {root} is called {name}")
         shards += fitting
-    return shards
+    return list(dict.fromkeys(shards))  # train-1*.tar fits train-10.tar too
 
 
 def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
