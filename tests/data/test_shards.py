@@ -110,12 +110,25 @@ def test_quarantine_leaves_out_a_picture_of_a_strange_class(tmp_path):
 def test_links_and_paths_that_lead_elsewhere_are_not_followed(tmp_path):
     path = pack(tmp_path / "train.tar", {"../../x.png": png(1), "../../x.cls": b"a", "y.png": png(2), "y.cls": b"b"})
     with tarfile.open(path, "a") as archive:
-        link = tarfile.TarInfo("z.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
+        for name, kind, target in (("z.png", tarfile.SYMTYPE, "/etc/passwd"), ("copy.png", tarfile.LNKTYPE, "y.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
     splits = load_splits(ShardsData(root=str(tmp_path)), 0)
     assert len(splits.train) == 2
     assert [file.name for file in tmp_path.iterdir()] == ["train.tar"]
+    assert {str(problem.file.relative_to(path)): problem.what for problem in splits.problems} == {
+        "z": f"{path}/z is a link to /etc/passwd, and none is followed",
+        "copy": f"{path}/copy is a link to y.png, and none is followed",
+    }
+
+
+def test_a_label_without_a_picture_is_told(tmp_path):
+    files = {"a.png": png(1), "a.cls": b"0", "b.png": png(2), "b.cls": b"1", "c.jxl": b"x", "c.json": b'{"label": 1}'}
+    path = pack(tmp_path / "train.tar", files)
+    found = preflight(configure("preflight", ["data=shards", f"data.root={tmp_path}"]))
+    (told,) = (finding for finding in found.findings if finding.kind == "unread")
+    assert [(item.name, item.what) for item in told.items] == [(f"{path}/c", "has a label, but no picture")]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ _ODD = {
     "quarantined": (Level.note, "left out as the quarantine says", ""),
     "unlabelled": (Level.check, "pictures without a label, not read", "label them, if they belong there"),
     "aside": (Level.check, "pictures in no class folder or metadata table, not read", "add them, if they belong there"),
+    "unread": (Level.check, "links and labels in shards, without a picture", "pack the pictures, if they belong there"),
     "suffix": (Level.check, "files of another format than their suffix says", "rename them, other programs may fail"),
     "animated": (Level.check, "animated files, whose first frame is used", "leave out those where it shows nothing"),
     "large": (Level.check, "very large files, slow to decode", "scale them down"),

@@ -7,13 +7,12 @@ can lead anywhere, and what isn't a regular file is never followed.
 import json
 import re
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vislora.config.data import ShardsData
 from vislora.data.folder import SUFFIXES
-from vislora.data.images import Place
+from vislora.data.images import Place, Problem
 from vislora.data.quarantine import leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
@@ -30,14 +29,14 @@ class _Sample:
 
 def image_shards(config: ShardsData) -> Splits:
     """Labelled pictures of the splits that have shards, called SHARD/NAME; those that can't be decoded are left out and
-    named in `problems`.
+    named in `problems`, and so are links to pictures, and labels without one.
 
     Raises:
         DataError: a pattern is malformed or no shard fits it, one is compressed or malformed, a picture has no label or
             two, a class isn't in train, or has no usable picture there.
     """
     root = Path(config.root).expanduser()
-    samples = _listed(config, root)
+    samples, unread = _listed(config, root)
     labels = {sample.label for sample in samples["train"]}
     numbers = all(label.isascii() and label.isdigit() for label in labels)
     listed = tuple(sorted(labels, key=int if numbers else str))
@@ -52,10 +51,11 @@ def image_shards(config: ShardsData) -> Splits:
     files = {split: [(name, names[label]) for name, label in pairs] for split, pairs in labelled.items()}
     places = {sample.name: sample.place for found in samples.values() for sample in found}
     classes = tuple(names.values()) if config.classes is None else tuple(config.classes)
-    return splits_of_files(files, classes, left_out, list(names.values()), places)
+    return splits_of_files(files, classes, [*left_out, *unread], list(names.values()), places)
 
 
-def _listed(config: ShardsData, root: Path) -> dict[str, list[_Sample]]:
+def _listed(config: ShardsData, root: Path) -> tuple[dict[str, list[_Sample]], list[Problem]]:
+    """What is in the shards by split, and what of it isn't read."""
     patterns = {"train": config.train, "val": config.val, "test": config.test}
     shards = {split: _shards(root, pattern) for split, pattern in patterns.items() if pattern is not None}
     split_of: dict[Path, str] = {}
@@ -66,10 +66,9 @@ def _listed(config: ShardsData, root: Path) -> dict[str, list[_Sample]]:
                     f"{path} fits data.{split_of[path]}={patterns[split_of[path]]} and data.{split}={patterns[split]}, "
                     "and must not be in both; write patterns that tell them apart"
                 )
-    return {
-        split: [sample for path in paths for sample in _samples(path, config.label_key)]
-        for split, paths in shards.items()
-    }
+    found = {split: [_samples(path, config.label_key) for path in paths] for split, paths in shards.items()}
+    samples = {split: [sample for own, _ in parts for sample in own] for split, parts in found.items()}
+    return samples, [problem for parts in found.values() for _, unread in parts for problem in unread]
 
 
 def _shards(root: Path, pattern: str) -> list[Path]:
@@ -94,19 +93,22 @@ def _shards(root: Path, pattern: str) -> list[Path]:
     return list(dict.fromkeys(shards))  # train-1*.tar fits train-10.tar too
 
 
-def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
-    """What belongs to each name, in the shard's order; a name is a path up to the first dot of its last part."""
+def _samples(shard: Path, label_key: str) -> tuple[list[_Sample], list[Problem]]:
+    """What belongs to each name, in the shard's order, and what is no sample; a name is a path up to the first dot of
+    its last part."""
     pictures: dict[str, tuple[Path, Place]] = {}
     labels: dict[str, str] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(shard, "r:") as archive:  # uncompressed only: places are read directly
             for member in archive:
                 folder, slash, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
-                if not (member.isfile() and stem):  # macOS packs ._a.png beside a.png
-                    continue
                 key, suffix = f"{folder}{slash}{stem}", suffix.lower()
-                if f".{suffix}" in SUFFIXES:
+                if not (member.isfile() and stem):  # macOS packs ._a.png beside a.png
+                    if stem and f".{suffix}" in SUFFIXES and (member.issym() or member.islnk()):
+                        links[key] = f"is a link to {member.linkname}, and none is followed"
+                elif f".{suffix}" in SUFFIXES:
                     if key in pictures:
                         raise DataError(f"{shard} has a second picture of {key}, {member.name}; give it another name")
                     place = Place(shard, member.offset_data, member.size)
@@ -134,10 +136,15 @@ def _samples(shard: Path, label_key: str) -> Iterator[_Sample]:
         raise DataError(f"{shard} can't be read as an uncompressed tar file: {error}") from None
     if not pictures:
         raise DataError(f"{shard} holds no picture ({' '.join(SUFFIXES)})")
-    for key, (name, place) in pictures.items():
-        if key not in labels:
-            raise DataError(f"{shard}: {key} has no {key}.cls, and no {label_key!r} in a {key}.json")
-        yield _Sample(name, place, labels[key])
+    if bare := next((key for key in pictures if key not in labels), None):
+        raise DataError(f"{shard}: {bare} has no {bare}.cls, and no {label_key!r} in a {bare}.json")
+    told = dict.fromkeys(labels, "has a label, but no picture") | links
+    unread = [
+        Problem(Path(f"{shard}/{key}"), f"{shard}/{key} {what}", usable=False, kinds=("unread",))
+        for key, what in told.items()
+        if key not in pictures
+    ]
+    return [_Sample(name, place, labels[key]) for key, (name, place) in pictures.items()], unread
 
 
 def _goes_on(archive: tarfile.TarFile) -> bool:
