@@ -15,6 +15,7 @@ from PIL import Image
 from vislora.config.data import Cub200Data, HfData, TorchvisionData
 from vislora.data import public
 from vislora.data.load import load_splits
+from vislora.data.quarantine import write_quarantine
 from vislora.errors import DataError
 
 SPECIES = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"]
@@ -86,6 +87,16 @@ def test_cub_is_fetched_checked_unpacked_and_split_by_its_own_lists(tmp_path, cu
     assert splits.test.labels == [0, 1, 2]
     cub_archive.unlink()
     assert load_splits(config, 0).classes == splits.classes  # nothing is fetched twice
+
+
+def test_a_list_of_files_to_leave_out_is_relative_to_the_root_of_cub(tmp_path, cub_archive, serve):
+    serve(cub_archive)
+    root, listed = tmp_path / "cub", tmp_path / "quarantine.txt"
+    first = load_splits(Cub200Data(root=str(root)), 0).train.names[0]
+    write_quarantine({first: "as preflight writes it"}, root, listed)
+    splits = load_splits(Cub200Data(root=str(root), quarantine=str(listed)), 0)
+    assert first not in splits.train.names
+    assert [(str(problem.file), problem.kinds) for problem in splits.problems] == [(first, ("quarantined",))]
 
 
 def test_a_damaged_or_unreachable_cub_archive_is_refused(tmp_path, cub_archive, serve):

@@ -96,7 +96,7 @@ def cub200(config: Cub200Data) -> Splits:
             files["train" if training[key] == "1" else "test"].append((folder / "images" / name, classes[labels[key]]))
     except KeyError as key:
         raise DataError(f"the tables in {folder} don't fit together at {key}; delete it to unpack it again") from None
-    files, left_out = leave_out(files, config.quarantine, folder / "images")
+    files, left_out = leave_out(files, config.quarantine, root)
     return splits_of_files(files, tuple(classes.values()), left_out)
 
 
