@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from vislora.errors import ConfigError
 
@@ -62,8 +63,8 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside the path to write to, which is moved onto it afterwards; after an error nothing is left of it.
-    Several processes may write the same path."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    Several processes may write the same path, on several machines too, where their numbers may be the same."""
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         yield part
         os.replace(part, path)
