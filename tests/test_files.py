@@ -1,8 +1,35 @@
 """Files are whole or not there, whoever writes them at once."""
 
 import os
+import resource
 
-from vislora.files import replacing
+import pytest
+import timm
+import torch
+
+from vislora.files import replacing, write_tensors, write_text
+from vislora.models.vit import preprocessing, save_vit
+
+
+@pytest.fixture
+def full_disk():
+    """As good as full: a file takes 64 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_what_a_full_disk_does_not_take_is_named_and_nothing_is_left_of_it(tmp_path):
+    path = tmp_path / "file"
+    for write in (lambda: write_text("x" * 99, path), lambda: write_tensors({"x": torch.ones(99)}, path)):
+        with pytest.raises(OSError, match=rf"File too large: '{path}'"):
+            write()
+    model = timm.create_model("test_vit")
+    with pytest.raises(OSError, match=rf"File too large: '{tmp_path / 'model'}'"):
+        save_vit(model, tmp_path / "model", {"preprocessing": preprocessing(model).to_dict()})
+    assert [*tmp_path.rglob("*")] == [tmp_path / "model"]
 
 
 def test_processes_of_one_number_as_containers_have_them_may_write_a_path_at_once(tmp_path, monkeypatch):

@@ -48,16 +48,10 @@ def write_rows(rows: Iterable[Iterable[Any]], path: Path) -> None:
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, atomically."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file  # here, so that what only writes text needn't wait for torch
 
     with replacing(path) as part:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
-        except SafetensorError as error:
-            if found := re.search(r"os error (\d+)", str(error)):  # of a full disk, say
-                raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
-            raise
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
 
 
 @contextmanager
@@ -66,10 +60,27 @@ def replacing(path: Path) -> Iterator[Path]:
     Several processes may write the same path, on several machines too, where their numbers may be the same."""
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        yield part
-        os.replace(part, path)
+        with naming(path):
+            yield part
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Meanwhile what the system refuses, as where the disk is full, is an OSError that names the path: writing to an
+    open file tells a number alone, and safetensors has a class of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def reserve(path: Path, size: int) -> None:
@@ -82,14 +93,13 @@ def reserve(path: Path, size: int) -> None:
     left = shutil.disk_usage(path.parent).free
     if size > left:  # a file system that can't reserve would write zeros until it is full
         raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed, {left / 1e9:.1f} GB are left", str(path))
-    with path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         file.truncate(size)
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of a file system that reserves nothing
-                    error.filename = str(path)  # the call knows a number alone
                     raise
 
 

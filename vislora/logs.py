@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from vislora.config.training import LoggerConfig, Tracker, TrainConfig
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
-from vislora.files import METRICS, write_text
+from vislora.files import METRICS, naming, write_text
 
 
 def trackers(config: LoggerConfig) -> list[str]:
@@ -74,6 +74,6 @@ class MetricLog:
         self._accelerator.log(figures, step=step)
         if not self._accelerator.is_main_process:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             told = {key: value if math.isfinite(value) else None for key, value in figures.items()}
             file.write(json.dumps({"step": step} | told, allow_nan=False) + "\n")

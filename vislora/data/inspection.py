@@ -13,6 +13,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from vislora.data.images import Facts, Place, Problem, inspect, no_warnings
+from vislora.files import naming
 from vislora.paths import cache_dir
 
 _EDITION = 2  # of what is told of a file; the next one where the same file is told of otherwise
@@ -99,7 +100,7 @@ class _Store:
     def add(self, found: dict[Path, Facts], states: dict[Path, list[int] | None]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [_line(path.name, states[path], facts) for path, facts in found.items()]
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("\n" + "".join(lines))  # a line that was cut short by an interruption ends here
 
     def _read(self) -> Iterator[tuple[str, dict]]:

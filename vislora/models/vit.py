@@ -11,7 +11,7 @@ from torch import nn
 from vislora.config.model import ModelConfig
 from vislora.data.transforms import Preprocessing
 from vislora.errors import ModelError
-from vislora.files import sha256, write_json
+from vislora.files import naming, sha256, write_json
 from vislora.models.hub import offline_if_unreachable
 from vislora.models.timm_keys import check_keys, keys_told_by_timm
 from vislora.paths import ASSETS
@@ -143,7 +143,8 @@ def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
         "crop_mode": p.crop_mode,
     }
     labels = {"label_names": about["classes"]} if about.get("classes") else None
-    timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
+    with naming(folder):
+        timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
     write_json(about, folder / "vislora.json")
 
 
