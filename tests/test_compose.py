@@ -75,6 +75,8 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
             "recipe=vit_brids",
             "recipe=vit_brids is not known; recipe can be: sd15_dreambooth, sd15_style, sdxl_style, sketch_style",
         ),
+        ("recipe=null", "recipe=null: expected the name of an option; leave recipe out"),
+        ("data=5", "data=5: expected the name of an option"),
         ("model=resnet", "model can be: diffusers, embedded, sd_embedded, timm"),
         ("trainer.epochs", "write key=value"),
         ("data=[", "write key=value"),

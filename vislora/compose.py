@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -174,10 +175,15 @@ def _readable(override: str) -> str:
     if not value or value.startswith(("[", "{", "'", '"')):
         return override
     try:
-        read = OverridesParser.create().parse_override(override).value()
+        read = _read(override)
     except HydraException:
         return f"{key}={quoted(os.path.expanduser(value))}"
     return f"{key}={quoted(value)}" if "_" in value and isinstance(read, int | float) else override
+
+
+def _read(override: str) -> Any:
+    """The value in it, as Hydra reads it."""
+    return OverridesParser.create().parse_override(override).value()
 
 
 def _help(name: str, about: str) -> str:
@@ -218,14 +224,20 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
 
 
 def _check_words(name: str, words: Sequence[str]) -> None:
-    """Refuse a second adapter=…, in the place of which Hydra would forget the first, and settings of a data set where
-    none is chosen, over which it would fail an assertion."""
+    """Refuse a second adapter=…, in the place of which Hydra would forget the first; settings of a data set where none
+    is chosen, over which it would fail an assertion; and null or a number as the option of a group, likewise."""
     given = [word for word in words if word.startswith("adapter=")]
     if name not in _WITH_GROUP and len(given) > 1:
         raise ConfigError(f"{' '.join(given)}: adapter is given twice; several are adapter=[FOLDER,FOLDER]")
     settings_of_it = [word for word in words if word.lstrip("+").startswith("data.")]
     if name == "evaluate" and settings_of_it and not any(word.lstrip("+").startswith("data=") for word in words):
         raise ConfigError(f"{settings_of_it[0]} is a setting of a data set, and none is chosen; give data=OPTION too")
+    groups = {"recipe", *(group for group, _, _ in _SCHEMAS)} - (set() if name in _WITH_GROUP else {"adapter"})
+    for word in words:
+        key, _, value = word.partition("=")
+        with suppress(HydraException):  # of which composing tells
+            if key.lstrip("+") in groups and value and isinstance(_read(_readable(word)), int | float | None):
+                raise ConfigError(f"{word}: expected the name of an option; leave {key} out for what it is by default")
 
 
 def _typed(config: DictConfig, adapter: str | list[str] | None, name: str) -> Any:
