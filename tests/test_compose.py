@@ -66,6 +66,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
         ("data.root=x", "unknown key data.root, which the chosen data doesn't have"),
         ("data.augment.hflp=1", "did you mean data.augment.hflip"),
         ("+trainer.sped=1", "unknown key trainer.sped"),
+        ("+trainer.epochs=3", r"trainer.epochs is there already; write trainer.epochs=… without the \+"),
         ("output_dir=runs/mine", r"unknown key output_dir; the folder of the run is hydra\.run\.dir=FOLDER"),
         ("out=runs/mine", r"unknown key out; the folder of the run is hydra\.run\.dir=FOLDER"),
         ("split=test", "unknown key split; `--cfg job` prints"),  # that evaluation has it is of no help

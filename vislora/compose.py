@@ -297,7 +297,9 @@ def _explained(error: Exception, name: str) -> ConfigError:
     text = str(error)
     if _is_of_files(error):
         return ConfigError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}")
-    if found := re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text):
+    if found := re.search(r"An item is already at '([^']+)'", text):
+        return ConfigError(f"{found[1]} is there already; write {found[1]}=… without the + to change it")
+    if found := re.search(r"Could not override '([^']+)'", text):
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
         return _unknown_key(found[1], name)
