@@ -295,6 +295,23 @@ def test_a_mistake_in_a_recipe_is_answered_with_one_sentence(text, message, tmp_
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("vit_birds", "seed: 1", "recipe=vit_birds is vislora's own; give your recipe of that name another one"),
+        ("my-own", "sed: 1", "recipe=my-own sets an unknown key sed; did you mean seed?"),
+    ],
+)
+def test_a_recipe_may_be_called_anything_but_like_one_that_there_is(name, text, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    words = ["train", f"recipe={name}", "--config-dir", str(tmp_path), f"hydra.run.dir={tmp_path / 'run'}"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        command("train", lambda config, out: None)
+    assert capsys.readouterr().err == f"vislora: {message}\n"
+
+
 def test_data_of_the_other_kind_is_refused_by_a_command_that_has_no_use_for_it():
     with pytest.raises(ConfigError, match="data=captions is not for this command"):
         configure("evaluate", ["adapter=A", "data=captions", "data.root=x"])

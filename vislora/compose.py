@@ -314,7 +314,9 @@ def _explained(error: Exception, name: str) -> ConfigError:
             return ConfigError(f"{found[1]} can't be used: expected a list, {key}=[{value}]")
         cause = str(error.__cause__ or "").splitlines()
         return ConfigError(f"{found[1]} can't be used: {cause[0] if cause else 'wrong type'}")
-    if found := re.search(r"In 'recipe/(\w+)': .*Key '(\w+)' not in.*full_key: (\S+)", text, re.DOTALL):
+    if found := re.search(r"'recipe/([^']+)' is validated against ConfigStore schema with the same name", text):
+        return ConfigError(f"recipe={found[1]} is vislora's own; give your recipe of that name another one")
+    if found := re.search(r"In 'recipe/([^']+)': .*Key '(\w+)' not in.*full_key: (\S+)", text, re.DOTALL):
         group = found[3].partition(".")[0]
         if group == "recipe":
             return ConfigError(f"recipe={found[1]} has to begin with the line `# @package _global_`")
