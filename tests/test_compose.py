@@ -351,6 +351,13 @@ def test_a_second_adapter_beside_the_first_is_refused():
         configure("predict", ["adapter=a", "images=[x.png]", "adapter=b"])
 
 
+@pytest.mark.parametrize("word", ["adapter=", "out=", "adapter=[a,]", "adapter=[a, ,b]", "adapter=[,a]"])
+def test_an_empty_path_as_of_an_unset_variable_is_refused(word):
+    words = {"adapter": "adapter=[a,b]", "out": "out=c", "weights": "weights=[1,1]"} | {word.partition("=")[0]: word}
+    with pytest.raises(ConfigError, match=rf"{re.escape(word)} is empty in one place; give a file or a folder there"):
+        configure("blend", [*words.values()])
+
+
 @pytest.mark.parametrize(("recipe", "folder"), [([], "train"), (["recipe=vit_birds"], "vit_birds")])
 def test_a_run_without_a_recipe_has_a_folder_too(recipe, folder, tmp_path, monkeypatch):
     found = []

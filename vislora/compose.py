@@ -224,11 +224,15 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
 
 
 def _check_words(name: str, words: Sequence[str]) -> None:
-    """Refuse a second adapter=…, in the place of which Hydra would forget the first; settings of a data set where none
-    is chosen, over which it would fail an assertion; and null or a number as the option of a group, likewise."""
+    """Refuse a second adapter=…, in the place of which Hydra would forget the first; paths that are empty; settings of
+    a data set where none is chosen, over which it would fail an assertion; and null or a number as the option of a
+    group, likewise."""
     given = [word for word in words if word.startswith("adapter=")]
     if name not in _WITH_GROUP and len(given) > 1:
         raise ConfigError(f"{' '.join(given)}: adapter is given twice; several are adapter=[FOLDER,FOLDER]")
+    for word in words:  # as of an unset shell variable: it would be the current folder, or one adapter less
+        if name not in _WITH_GROUP and re.fullmatch(r"out=|adapter=(\[(.*,)?\s*,.*\]|\[.*,\s*\])?", word):
+            raise ConfigError(f"{word} is empty in one place; give a file or a folder there")
     settings_of_it = [word for word in words if word.lstrip("+").startswith("data.")]
     if name == "evaluate" and settings_of_it and not any(word.lstrip("+").startswith("data=") for word in words):
         raise ConfigError(f"{settings_of_it[0]} is a setting of a data set, and none is chosen; give data=OPTION too")
