@@ -18,7 +18,7 @@ from vislora.config.data import data_to_dict as to_dict
 from vislora.config.training import Precision
 from vislora.data.splits import Files
 from vislora.errors import ConfigError
-from vislora.paths import CONF, RECIPES
+from vislora.paths import CONF, RECIPES, cache_dir
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -374,6 +374,15 @@ def test_a_folder_where_a_file_is_expected_is_told_in_one_sentence(tmp_path, mon
         command("resize", lambda config, out: tmp_path.read_text(), ["adapter=a", "rank=2", "out=b"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"vislora: {tmp_path} can't be used: Is a directory\n"
+
+
+def test_a_cache_that_can_not_be_used_is_told_with_what_puts_it_elsewhere(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit):
+        command("resize", lambda config, out: (cache_dir() / "a").mkdir(), ["adapter=a", "rank=2", "out=b"])
+    told = "can't be used: Not a directory; VISLORA_CACHE=FOLDER puts the cache elsewhere"
+    assert capsys.readouterr().err == f"vislora: {tmp_path / 'cache' / 'a'} {told}\n"
 
 
 def test_a_name_too_long_for_a_file_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):

@@ -256,7 +256,8 @@ def test_a_disk_that_takes_no_more_is_told_in_one_sentence(clean, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
     assert done.returncode == 2
-    assert re.fullmatch(rf"vislora: {tmp_path}/cache/inspected/\w+\.jsonl can't be used: File too large\n", done.stderr)
+    told = rf"vislora: {tmp_path}/cache/inspected/\w+\.jsonl can't be used: File too large; VISLORA_CACHE=FOLDER .*\n"
+    assert re.fullmatch(told, done.stderr)
 
 
 def test_pictures_smaller_than_the_models_input_are_counted(clean):

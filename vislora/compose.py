@@ -54,7 +54,7 @@ from vislora.config.training import (
 )
 from vislora.config.values import literal
 from vislora.errors import ConfigError, TrainingError, VisloraError
-from vislora.paths import CONF, RECIPES
+from vislora.paths import CONF, RECIPES, cache_dir
 
 _SCHEMAS = [
     (None, "train_schema", TrainConfig),
@@ -300,7 +300,11 @@ def _explained(error: Exception, name: str) -> ConfigError:
     """One sentence for what Hydra, OmegaConf and the file system tell in several lines."""
     text = str(error)
     if _is_of_files(error):
-        return ConfigError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}")
+        told = f"{error.filename or 'a file'} can't be used: {error.strerror or error}"
+        with suppress(ConfigError):  # where there is no cache
+            if Path(str(error.filename)).is_relative_to(cache_dir()):
+                told += "; VISLORA_CACHE=FOLDER puts the cache elsewhere"
+        return ConfigError(told)
     if found := re.search(r"An item is already at '([^']+)'", text):
         return ConfigError(f"{found[1]} is there already; write {found[1]}=… without the + to change it")
     if found := re.search(r"Could not override '([^']+)'", text):

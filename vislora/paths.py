@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from vislora.errors import ConfigError
+
 _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 
@@ -12,5 +14,12 @@ ASSETS = _ROOT / "assets"
 
 
 def cache_dir() -> Path:
-    """The folder for downloads and everything that can be made again: $VISLORA_CACHE, or ~/.cache/vislora."""
-    return Path(os.environ.get("VISLORA_CACHE") or Path.home() / ".cache" / "vislora")
+    """The folder for downloads and everything that can be made again: $VISLORA_CACHE, or ~/.cache/vislora.
+
+    Raises:
+        ConfigError: there is neither, as in a container whose user has no name.
+    """
+    try:
+        return Path(os.environ.get("VISLORA_CACHE") or Path.home() / ".cache" / "vislora")
+    except RuntimeError:
+        raise ConfigError("there is no home folder for the cache; set VISLORA_CACHE=FOLDER") from None
