@@ -241,9 +241,12 @@ def test_predictions_are_the_models_probabilities_and_the_command_prints_them(ru
 def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, photos, tmp_path, capsys):
     shutil.copyfile(photos / "test" / "red" / "0.png", tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "lost.png").symlink_to("/nowhere.png")
     config = PredictConfig(adapter=str(run[0] / "adapter"), images=[str(tmp_path)])
     assert list(predict(config)) == [str(tmp_path / "good.png")]
-    assert f"left out: {tmp_path / 'bad.png'}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"left out: {tmp_path / 'bad.png'}" in told
+    assert f"{tmp_path / 'lost.png'} leads to /nowhere.png, which is missing" in told
 
 
 def test_base_weights_that_have_moved_are_asked_for_by_the_commands_own_key(run, tmp_path):
