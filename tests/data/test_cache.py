@@ -14,6 +14,7 @@ from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.order import SampleKey
 from vislora.data.splits import Pixels
+from vislora.errors import DataError
 from vislora.models.diffusion import PipelineEncoder
 
 CPU = torch.device("cpu")
@@ -43,6 +44,17 @@ class Counting(PipelineEncoder):
     def text(self, tokens):
         self.captions += len(tokens["input_ids"])
         return super().text(tokens)
+
+
+def test_an_entry_that_is_damaged_or_gone_is_named(tmp_path):
+    cache = TensorCache("latents")
+    cache.write("abc", {"x": torch.ones(2)})
+    (file,) = tmp_path.rglob("abc.safetensors")
+    file.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"{file} of the cache can't be read \(.*\); delete it"):
+            cache.read("abc")
+        file.unlink(missing_ok=True)
 
 
 def gallery(size=(16, 16), captions=("a", "b", "a"), change=0, hflip=0.0):

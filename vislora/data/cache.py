@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn, uint8
 
+from vislora.errors import DataError
 from vislora.files import write_tensors
 from vislora.paths import cache_dir
 
@@ -25,7 +27,17 @@ class TensorCache:
         return self._file(key).is_file()
 
     def read(self, key: str) -> dict[str, Tensor]:
-        return load_file(self._file(key))
+        """An entry.
+
+        Raises:
+            DataError: it is damaged, as of a machine that lost its power, or has been deleted meanwhile.
+        """
+        try:
+            return load_file(self._file(key))
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{self._file(key)} of the cache can't be read ({error}); delete it, the next run makes it anew"
+            ) from None
 
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
         file = self._file(key)
