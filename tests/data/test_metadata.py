@@ -42,6 +42,16 @@ def test_a_csv_table_gives_the_same_labels(tmp_path):
     assert (found.classes, found.train.labels) == (expected.classes, expected.train.labels)
 
 
+def test_a_colon_as_of_a_time_leads_nowhere_but_a_drive_of_windows_does(tmp_path):
+    rows = [{"file_name": f"photo of 10:3{i}:00.png", "label": "ab"[i]} for i in range(2)]
+    write(tmp_path, rows)
+    train = load_splits(MetadataData(root=str(tmp_path)), 0).train
+    assert train.names == [str(tmp_path / row["file_name"]) for row in rows]
+    write(tmp_path, [*rows, {"file_name": "C:p.png", "label": "a"}])
+    with pytest.raises(DataError, match=r"'C:p\.png' leads out of the folder"):
+        load_splits(MetadataData(root=str(tmp_path)), 0)
+
+
 def test_pictures_that_no_table_lists_are_named(tmp_path):
     write(tmp_path / "train", [{"file_name": f"p{i}.png", "label": i} for i in range(2)])
     Image.new("RGB", (4, 4)).save(tmp_path / "train" / "more.png")

@@ -7,7 +7,7 @@ The table comes from anywhere: a name in it never leads out of its folder.
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vislora.config.data import MetadataData
@@ -83,7 +83,7 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         if not name.name:  # as of "" and "."
             expected = '{"file_name": "…", …}' if table.suffix == ".jsonl" else "a name in the column file_name"
             raise DataError(f"{where}: expected {expected}")
-        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        if name.is_absolute() or ".." in name.parts or PureWindowsPath(name).drive:
             raise DataError(f"{where}: {told!r} leads out of the folder")
         if not os.path.isfile(folder / name):  # Path's own raises over a very long name
             raise DataError(f"{where}: {folder / name} is missing")
