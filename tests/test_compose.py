@@ -312,6 +312,18 @@ def test_a_recipe_may_be_called_anything_but_like_one_that_there_is(name, text, 
     assert capsys.readouterr().err == f"vislora: {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["to=peft", "weights=w"], "weights=w are for to=merged; to=peft writes the adapter alone"),
+        (["pipeline=FluxPipeline"], "pipeline=FluxPipeline is for to=diffusers, kohya or peft"),
+    ],
+)
+def test_what_an_export_would_make_no_use_of_is_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        configure("export", ["adapter=A", "out=B", *words])
+
+
 def test_data_of_the_other_kind_is_refused_by_a_command_that_has_no_use_for_it():
     with pytest.raises(ConfigError, match="data=captions is not for this command"):
         configure("evaluate", ["adapter=A", "data=captions", "data.root=x"])

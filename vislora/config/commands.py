@@ -143,6 +143,14 @@ class ExportConfig:
     pipeline: str | None = None  # diffusers' class, as FluxPipeline, for what other programs wrote for a transformer
     out: str = MISSING
 
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.to is not ExportTo.merged:
+            raise ConfigError(f"weights={self.weights} are for to=merged; to={self.to.value} writes the adapter alone")
+        if self.pipeline is not None and self.to is ExportTo.merged:
+            raise ConfigError(
+                f"pipeline={self.pipeline} is for to=diffusers, kohya or peft; to=merged writes timm models"
+            )
+
 
 @dataclass
 class UsedAdapters:
