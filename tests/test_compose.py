@@ -379,6 +379,28 @@ def test_a_run_without_a_recipe_has_a_folder_too(recipe, folder, tmp_path, monke
     assert found[0].parent == tmp_path / "runs" / folder
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--multirun", "recipe=vit_birds", "--cfg", "job"], "Only one of --run, --multirun, --cfg, --info"),
+        (["recipe=vit_birds", "--resolve"], "--resolve flag can only be used in conjunction with --cfg"),
+    ],
+)
+def test_options_that_exclude_each_other_are_told_in_one_sentence(words, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command("train", lambda config, out: None, words)
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_fault_of_a_commands_own_is_not_taken_for_one_of_its_words(tmp_path):
+    def body(config, out):
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        command("train", body, [f"hydra.run.dir={tmp_path}", "recipe=vit_birds"])
+
+
 def test_a_folder_where_a_file_is_expected_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["resize"])

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -141,6 +142,10 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         if not _is_of_files(error):
             raise
         _refuse(_explained(error, name))
+    except ValueError as error:
+        if not _is_of_hydra(error):
+            raise
+        _refuse(ConfigError(str(error)))
     except KeyboardInterrupt:
         _stop()
 
@@ -350,6 +355,12 @@ def _explained(error: Exception, name: str) -> ConfigError:
 
 def _is_of_files(error: Exception) -> bool:
     return isinstance(error, _OF_PATHS) or (isinstance(error, OSError) and error.errno in _OF_DISKS)
+
+
+def _is_of_hydra(error: Exception) -> bool:
+    """Whether Hydra raised it, as it does for options that exclude each other, with no class of its own."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("hydra.")
 
 
 def _unknown_key(key: str, name: str) -> ConfigError:
