@@ -416,6 +416,21 @@ def test_the_first_step_is_adamw_on_the_mean_loss(split, tmp_path):
         torch.testing.assert_close(p, expected, rtol=1e-3, atol=2e-5, msg=name)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_gradients_of_two_processes_average_to_that_of_the_batch_they_share(split, tmp_path, rank):
+    trainer = make_trainer(split, tmp_path, adapter=LoraAdapter(), epochs=1, keep=Keep.last, stop_at=1)
+    trainer.order = Order(22, 12, 0, accumulation=2, rank=rank, world=2)  # batches of 11, of which 6 are the first's
+    own = list(train_loader(split, eval_transform(IMAGES), trainer.order, 0, 1, 0))
+    trainer.batches = lambda step: own
+    losses = sum(F.cross_entropy(trainer.model(images), labels, reduction="sum") for images, labels in own)
+    grads = torch.autograd.grad(losses, [p for p in trainer.model.parameters() if p.requires_grad])
+    norm = math.sqrt(sum(g.square().sum().item() for g in grads))
+    trainer.fit()
+    (row,) = [row for row in rows(tmp_path) if "loss" in row]
+    assert row["loss"] == pytest.approx(losses.item() / 11, rel=1e-4)  # its share of the sum over the processes
+    assert row["grad_norm"] == pytest.approx(2 * norm / 11, rel=1e-4)
+
+
 def test_learning_lowers_the_loss_and_the_best_parameters_are_left_in_the_model(split, tmp_path):
     trainer = make_trainer(split, tmp_path, epochs=12)
     progress = trainer.fit()
@@ -486,6 +501,24 @@ def test_a_run_stops_when_validation_no_longer_improves(split, tmp_path):
     optim = OptimConfig(lr=0.0)
     progress = make_trainer(split, tmp_path, optim=optim, epochs=20, patience=2).fit()
     assert progress.step == 3 * 4  # the first validation is the best, two more are not better
+
+
+class WatchesARow(Recognition):
+    """Its validation figures are set beforehand."""
+
+    figures: tuple[float, ...]
+
+    def validate(self, model, batches, accelerator):
+        now, *later = self.figures
+        object.__setattr__(self, "figures", later)
+        return {self.monitor: now}
+
+
+def test_only_validations_since_the_best_one_count_against_a_run(split, tmp_path):
+    objective = WatchesARow()
+    object.__setattr__(objective, "figures", [0.5, 0.4, 0.6, 0.5, 0.6, 0.7])
+    progress = make_trainer(split, tmp_path, objective=objective, epochs=20, patience=2).fit()
+    assert (progress.step, progress.best, progress.best_step) == (5 * 4, 0.6, 3 * 4)
 
 
 def test_a_resumed_run_goes_on_counting_the_validations_without_improvement(split, tmp_path):
