@@ -100,10 +100,10 @@ class LowRank(nn.Module):
             dtype=torch.float32,
             device="meta" if weight.is_meta else "cpu",
         )
-        # Each pair starts as it would alone: fan_in is the same, the draw is its own. Without storage there is nothing
-        # to draw, and on the meta device it would take longer than all the rest.
-        for pair in () if weight.is_meta else a.split(rank):
-            nn.init.kaiming_uniform_(pair, a=math.sqrt(5))
+        # Each pair starts as it would alone: they have one fan_in. Without storage there is nothing to draw, and on the
+        # meta device it would take longer than all the rest.
+        if not weight.is_meta:
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(torch.zeros(height, rank, *ones, dtype=torch.float32, device=weight.device))
         self.register_parameter("magnitude", None)
