@@ -252,6 +252,9 @@ def test_what_cannot_be_blended_is_refused():
     one, other = Adapter({"it": layer(3)}), Adapter({"it": layer(2)})
     with pytest.raises(AdapterError, match=r"it has ranks \[3, 2\]"):
         blend([one, other], [0.5, 0.5], "linear")
+    q, v = (Adapter({"it": layer(rows=(rows,))}) for rows in ((0, 4), (8, 12)))
+    with pytest.raises(AdapterError, match=r"over rows \[\(\(0, 4\),\), \(\(8, 12\),\)\]"):
+        blend([q, v], [0.5, 0.5], "linear")
     with pytest.raises(AdapterError, match="a number for each"):
         blend([one, other], [0.5])
     with pytest.raises(AdapterError, match="a number for each"):

@@ -338,6 +338,22 @@ def test_autocast_step_is_close_to_the_float32_one(dropout):
         assert relative_error(mine, exact) < 0.02
 
 
+def test_gradients_behind_a_float32_norm_of_a_bfloat16_model_are_near_those_in_float64():
+    torch.manual_seed(1)
+    x = 30 + torch.randn(200, IN).bfloat16()
+    model = nn.Sequential(nn.LayerNorm(IN), *adapted(nn.Linear(IN, OUT))[0])
+    low, found = model[1].lora, []
+    for dtype in (torch.float64, torch.bfloat16):
+        model[1].to(dtype)
+        low.to(torch.promote_types(dtype, torch.float32))
+        model[0].to(low.lora_A.dtype)
+        model.zero_grad()
+        model(x.to(dtype)).double().square().sum().backward()
+        found.append([low.lora_A.grad.clone(), low.lora_B.grad.clone(), low.magnitude.grad.clone()])
+    for exact, mine in zip(*found, strict=True):
+        assert relative_error(mine, exact) < 0.03
+
+
 # --- Inside PyTorch's own machinery -----------------------------------------------------------------------------------
 
 
@@ -390,7 +406,7 @@ def test_output_may_be_changed_in_place_as_the_plain_layers_may(around):
     found = []
     for inplace in (False, True):
         start = x.clone().requires_grad_()
-        relu = nn.ReLU(inplace=inplace)
+        relu = nn.LeakyReLU(0.5, inplace=inplace)  # whose gradient is nowhere 0, and so asks what all of y was
         chain = nn.Sequential(nn.LayerNorm(IN) if around == "after a LayerNorm" else nn.Identity(), *model, relu)
         chain.zero_grad()
         offload = torch.autograd.graph.save_on_cpu() if around == "offloaded" else nullcontext()

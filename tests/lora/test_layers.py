@@ -388,8 +388,9 @@ def test_gradients_behind_a_layer_norm_over_two_axes_equal_those_with_x_kept():
         assert relative_error(grads[0][name], grads[1][name]) < 1e-5, name
 
 
+@pytest.mark.parametrize("norm", [torch.bfloat16, torch.float32], ids=["", "its norms in float32"])
 @pytest.mark.parametrize(("mean", "deviation"), [(3, 2), (30, 1)])
-def test_gradients_behind_a_layer_norm_of_a_bfloat16_model_are_as_good_as_those_with_x_kept(mean, deviation):
+def test_gradients_behind_a_layer_norm_of_a_bfloat16_model_are_as_good_as_those_with_x_kept(mean, deviation, norm):
     x = mean + deviation * torch.randn(4, 32, IN)
     exact = all_gradients(norm_then_linear(True).double(), x.bfloat16().double())
     errors = []
@@ -397,6 +398,7 @@ def test_gradients_behind_a_layer_norm_of_a_bfloat16_model_are_as_good_as_those_
         model = norm_then_linear(detour)
         lora = model.linear.lora
         model.bfloat16()
+        model.norm.to(norm)
         lora.float()
         grads = all_gradients(model, x.bfloat16())
         assert grads["linear.lora.lora_A"].dtype == torch.float32

@@ -16,15 +16,20 @@ from vislora.errors import AdapterError
 from vislora.lora import Adapters, LoraSettings, TargetLayer, frozen_weight, prove_alive
 from vislora.targets.timm import find_targets
 
-KINDS = {"lora": {}, "dora": {"dora": True}, "rows": {"rows": ((0, 8), (16, 24))}}
+KINDS = {
+    "lora": {},
+    "rank 1": {"rank": 1},  # for which a Linear of 24 x 24 isn't narrow
+    "dora": {"dora": True},
+    "rows": {"rows": ((0, 8), (16, 24))},
+}
 
 
-def adapted(rows=None, dtype=torch.float32, **settings) -> nn.Sequential:
+def adapted(rows=None, dtype=torch.float32, rank=3, **settings) -> nn.Sequential:
     """A Linear of 24 outputs and a 3x3 convolution over its output, with random adapters."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 24), nn.Unflatten(-1, (6, 2, 2)), nn.Conv2d(6, 4, 3, padding=1), nn.Flatten())
     model.to(dtype)
-    Adapters(model).add("it", [TargetLayer("0", rows), TargetLayer("2")], LoraSettings(3, 6.0, **settings))
+    Adapters(model).add("it", [TargetLayer("0", rows), TargetLayer("2")], LoraSettings(rank, 2.0 * rank, **settings))
     for name, p in model.named_parameters():
         if p.requires_grad:
             nn.init.normal_(p, std=0.3) if "lora_" in name else nn.init.uniform_(p, 0.5, 1.5)
@@ -38,7 +43,7 @@ def written_out(model: nn.Module, x: Tensor) -> Tensor:
         low, w = layer.lora, frozen_weight(layer)
         update, at = torch.zeros_like(w).flatten(1), 0
         for i, (start, stop) in enumerate(low.rows):
-            a, b = low.lora_A[3 * i : 3 * i + 3].flatten(1), low.lora_B[at : at + stop - start].flatten(1)
+            a, b = low.lora_A.split(low.rank)[i].flatten(1), low.lora_B[at : at + stop - start].flatten(1)
             update = update + nn.functional.pad(2.0 * b @ a, (0, 0, start, len(w) - stop))
             at += stop - start
         w = w.flatten(1) + update
