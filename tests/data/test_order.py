@@ -90,10 +90,25 @@ def test_a_sample_looks_different_in_every_epoch_but_not_in_another_place(split)
             shown[key] = image
     sample = [shown[key] for key in shown if key.index == 4]
     assert not torch.equal(sample[0], sample[1])
+    other = Order(23, 23, seed=2)
+    (images, _) = next(iter(train_loader(split, augment, other, 0, 1, 0)))
+    (place,) = (i for i, key in enumerate(other.global_batch(0)) if key.index == 4)
+    assert not torch.equal(sample[0], images[place])
     parts = Order(23, 23, seed=1, accumulation=5)  # other batches, same keys
     for (images, _), keys in zip(train_loader(split, augment, parts, 0, 1, 0), parts.micro_batches(0), strict=True):
         for key, image in zip(keys, images, strict=True):
             assert torch.equal(image, shown[key])
+
+
+def test_each_picture_of_a_batch_comes_with_its_own_label(split):
+    order = Order(23, 6, seed=1)
+    batches = list(train_loader(split, eval_transform(P), order, 0, order.steps_per_epoch, 0))
+    assert sum(len(labels) for _, labels in batches) == 23
+    for step, (images, labels) in enumerate(batches):
+        for key, image, label in zip(order.global_batch(step), images, labels, strict=True):
+            assert label == key.index % 2
+            pixels = torch.from_numpy(np.array(split.image(key.index))).permute(2, 0, 1)
+            torch.testing.assert_close(image, pixels / 127.5 - 1)
 
 
 def test_loading_leaves_the_global_generator_alone(split):

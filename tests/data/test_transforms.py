@@ -1,5 +1,7 @@
 """What pictures go through, against Pillow and timm."""
 
+import colorsys
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,30 @@ def test_every_augmentation_acts_and_keeps_shape_and_type():
         assert changed.dtype == torch.float32
         assert not torch.equal(changed, plain)
     assert torch.equal(train_transform(p, AugmentConfig(hflip=1.0))(picture()), plain.flip(2))
+
+
+def test_a_random_crop_has_the_least_share_that_is_set_and_is_resized_as_the_model_wants():
+    p = Preprocessing(32, (0.5,) * 3, (0.5,) * 3, "nearest")
+    places = np.stack(np.meshgrid(*[np.linspace(0, 255, 200)] * 2), axis=-1).astype(np.uint8)  # of columns and rows
+    noise = np.random.default_rng(0).integers(0, 2, (200, 200, 1), np.uint8) * 255
+    crop = train_transform(p, AugmentConfig(hflip=0.0, crop_scale=0.5))
+    shares = []
+    for _ in range(100):
+        x, y, either = crop(Image.fromarray(np.concatenate([places, noise], axis=-1)))
+        shares.append((x.max() - x.min()).item() / 2 * (y.max() - y.min()).item() / 2)
+        assert either.unique().tolist() == [-1.0, 1.0]
+    assert 0.4 < min(shares) < 0.6  # the nearest of the cut's outermost pixels are some way within
+    assert max(shares) > 0.8
+
+
+def test_colours_change_by_a_quarter_of_what_brightness_does():
+    p = Preprocessing(4, (0.0,) * 3, (1.0,) * 3)
+    jitter = train_transform(p, AugmentConfig(hflip=0.0, color_jitter=0.4))
+    hues = []
+    for _ in range(100):
+        hue, *_ = colorsys.rgb_to_hsv(*jitter(Image.new("RGB", (4, 4), (200, 60, 60)))[:, 0, 0].tolist())
+        hues.append(min(hue, 1 - hue))
+    assert 0.08 < max(hues) < 0.1 + 1 / 255
 
 
 def test_preprocessing_survives_json():

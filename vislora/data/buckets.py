@@ -48,9 +48,9 @@ def bucket_sizes(side: int, step: int = 64, longest: float = 2.0) -> list[Size]:
 
 
 def nearest(size: Size, sizes: Sequence[Size]) -> Size:
-    """The size whose proportions are nearest, in ratio; the larger one of two equals."""
+    """The size whose proportions are nearest, in ratio."""
     ratio = math.log(size[0] / size[1])
-    return min(sizes, key=lambda s: (abs(math.log(s[0] / s[1]) - ratio), -s[0] * s[1]))
+    return min(sizes, key=lambda s: abs(math.log(s[0] / s[1]) - ratio))
 
 
 def cut(picture: Image.Image, size: Size) -> Crop:
