@@ -259,6 +259,15 @@ def test_linear_takes_an_empty_batch_as_the_plain_layer_does():
     assert not layer.lora.lora_A.grad.any()
 
 
+@pytest.mark.parametrize("make", [lambda: nn.Linear(5, 6), lambda: nn.Conv2d(5, 6, 1)], ids=["linear", "conv"])
+def test_input_of_another_dtype_than_the_weight_is_refused_as_the_plain_layer_does(make):
+    x, plain = torch.randn(2, 5, 5, 5), make().bfloat16()
+    layer = adapted(copy.deepcopy(plain))
+    for one in (plain, layer):
+        with pytest.raises(RuntimeError, match=r"(?i)bfloat16"):
+            one(x)
+
+
 def test_conv_takes_an_image_without_batch_axis_as_the_plain_layer_does():
     layer, calls = adapted(nn.Conv2d(3, 6, 3)), []
     x = torch.randn(3, 5, 5)
