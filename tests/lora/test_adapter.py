@@ -1,6 +1,7 @@
 """The Adapter value: one pair for many without loss, counting, comparing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,10 @@ def test_equal_adapters_have_the_same_layers_settings_and_bits():
         changed = weights()
         getattr(changed, key)[1, 2] += 1e-6
         assert not mine.equals(adapter(changed))
+    ones, others = (replace(weights(), magnitude=torch.full((24,), length)) for length in (1.0, 2.0))
+    assert adapter(ones).equals(adapter(ones))
+    assert not adapter(ones).equals(adapter(others))
+    assert not adapter(ones).equals(mine)
 
 
 def test_equal_adapters_have_the_same_biases():

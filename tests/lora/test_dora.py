@@ -290,6 +290,9 @@ def test_value_carries_the_magnitude_of_every_row_and_loads_to_the_same_output()
     magnitude = value.layers["0"].magnitude
     assert torch.equal(magnitude[12:24], row_norms(base.weight.detach())[12:24])
     assert torch.equal(magnitude[24:], model[0].lora.magnitude[12:])
+    adapters.scale("it", 0.5)  # how strongly it acts, and no part of what was trained
+    assert adapters.adapter("it").equals(value)
+    adapters.scale("it", 1.0)
     x = torch.randn(5, IN)
     for weights in (value.layers["0"], value.layers["0"].as_one_pair()):
         other = nn.Sequential(copy.deepcopy(base))

@@ -297,20 +297,22 @@ def test_adapters_of_one_batch_follow_to_another_dtype(images):
     torch.testing.assert_close(found[1], wanted["cats"][1], rtol=1e-4, atol=1e-4)
 
 
-def test_base_keeps_its_dtype_where_only_what_is_trained_gets_another(images):
+@pytest.mark.parametrize("start", [torch.bfloat16, torch.float32], ids=["", "converted with the adapter in it"])
+def test_base_keeps_its_dtype_where_only_what_is_trained_gets_another(images, start):
     """As `diffusers.training_utils.cast_training_params` does it."""
-    model = vit().bfloat16()
+    model = vit().to(start)
     base, adapters = state(model), Adapters(model)
     adapters.add("birds", BOTH_QKV, LoraSettings(4, 6.0, bias="lora_only"), ["head"])
+    model.bfloat16()
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()
     adapters.add("cats", BOTH_QKV, SETTINGS, ["head"])
     adapters.activate("birds")
-    assert model.head.weight.dtype == torch.float32
+    assert model.head.weight.dtype == model.blocks[0].attn.qkv.bias.dtype == torch.float32
     adapters.remove("birds")
     adapters.remove("cats")
-    assert same_bits(state(model), base)
+    assert same_bits(state(model), {key: value.bfloat16() for key, value in base.items()})
     model(images.bfloat16())
 
 
@@ -647,8 +649,8 @@ def test_adapter_of_another_architecture_is_refused_and_leaves_the_model_as_it_w
 
 def test_head_of_another_width_is_refused():
     value = with_adapter(vit()).adapter("birds")
-    for weight in (torch.ones(5, 32), torch.ones(5)):
-        head = {"weight": weight, "bias": torch.ones(5)}
+    for weight in (torch.ones(5, 32), torch.ones(4, 32), torch.ones(5)):
+        head = {"weight": weight, "bias": torch.ones(len(weight))}
         with pytest.raises(AdapterError, match="the adapter's head doesn't fit"):
             Adapters(vit()).load("alien", Adapter(value.layers, {"head": head}))
 

@@ -162,7 +162,7 @@ def _low_rank(model: nn.Module, path: str, weights: LowRankWeights, dropout: flo
         setattr(low, key, nn.Parameter(theirs.to(weight.device, mine.dtype, copy=True)))
     if dora:
         own = torch.cat([weights.magnitude[start:stop] for start, stop in low.rows])
-        low.magnitude = nn.Parameter(own.to(weight.device, low.magnitude.dtype, copy=True))
+        low.magnitude = nn.Parameter(own.to(weight.device, low.magnitude.dtype))
     return low
 
 
