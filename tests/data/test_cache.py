@@ -61,7 +61,7 @@ def gallery(size=(16, 16), captions=("a", "b", "a"), change=0, hflip=0.0):
     pixels = np.random.default_rng(0).integers(0, 255, (3, 20, 20, 3), dtype=np.uint8)
     pixels[0, 10, 10, 0] ^= change
     captioned = Captioned(list(captions), ["x", "y", "z"], Pixels(pixels))
-    return Gallery(captioned, [size] * 3, [1.0] * 3, [0, 1, 2, 0], hflip)
+    return Gallery(captioned, [size] * 3, [1.0, 0.5, 2.0], [0, 1, 2, 0], hflip)
 
 
 def encoded(shown, pipe):
@@ -95,6 +95,12 @@ def test_other_weights_and_settings_are_another_entry(pipe):
     assert encoded(gallery(), pipe) == (3, 0)
     pipe.text_encoder.config.eos_token_id += 1  # where the text is summed up
     assert encoded(gallery(), pipe) == (0, 3)
+
+
+def test_the_same_pixels_cut_from_a_picture_of_another_size_are_another_entry(pipe):
+    for side, pictures in ((20, 1), (40, 1), (20, 0)):  # with them lies what SDXL is told of the picture
+        shown = Gallery(Captioned(["a"], ["x"], [Image.new("RGB", (side, side), "red")]), [(16, 16)], [1.0], [0])
+        assert encoded(shown, pipe)[0] == pictures
 
 
 def test_other_tokens_are_another_entry(pipe):
@@ -157,6 +163,7 @@ def test_a_cached_sample_is_what_encoding_it_on_the_way_gives(pipe):
             mirrored.add(shown.sample(key))
             one, other = cached[key], pixels[key]
             assert one["seed"] == other["seed"]
+            assert one["weight"] == other["weight"] == shown.weights[shown.sample(key)[0]]
             text = encoder.text({name: rows[None] for name, rows in other["text"].items() if name == "input_ids"})
             torch.testing.assert_close(one["text"]["prompt_embeds"], text["prompt_embeds"][0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(one["text"]["time_ids"], other["text"]["time_ids"])
@@ -185,8 +192,22 @@ def test_latents_are_those_that_diffusers_decodes_to_the_picture(pipe):
 
 
 def test_keys_tell_lists_apart_that_read_alike():
-    keys = {content_key(*parts) for parts in (("ab", "c"), ("a", "bc"), (b"ab", "c"), ("ab", "c", None), (1,), ("1",))}
-    assert len(keys) == 6
+    lists = [
+        ("ab", "c"),
+        ("a", "bc"),
+        (b"ab", "c"),
+        ("ab", "c", None),
+        (1,),
+        ("1",),
+        (b"1",),
+        (b"ab", b"c"),
+        (b"a", b"bc"),
+    ]
+    assert len({content_key(*parts) for parts in lists}) == len(lists)
+
+
+def test_models_without_weights_are_told_apart_by_their_class():
+    assert weights_key([torch.nn.ReLU()]) != weights_key([torch.nn.GELU()])
 
 
 def test_weights_are_told_apart_by_shape_name_and_dtype():

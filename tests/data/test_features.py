@@ -83,7 +83,7 @@ def test_a_file_is_found_again_until_a_picture_or_the_prefix_changes(split, monk
     assert second.pictures == 0
     computed(split, second, PrefixCache.disk, key="other weights")
     assert second.pictures == 80
-    split.pictures.array[7, 12, 12] ^= 1
+    split.pictures.array[7, 12, 12, 2] ^= 64
     changed = computed(split, second, PrefixCache.disk).rows
     assert second.pictures == 160
     assert [i for i in range(40) if not torch.equal(changed[i], rows[i])] == [7]

@@ -107,6 +107,11 @@ def test_frozen_weights_after_the_cut_are_no_part_of_the_key():
     assert Prefix(model, images).key("fp32") == key
 
 
+def test_what_is_random_after_the_cut_is_no_hindrance():
+    name, args = FAMILIES["class token"]
+    assert Prefix(frozen(name, args | {"drop_rate": 0.1}), images_for(args)).count == 2
+
+
 class LooksBack(nn.Module):
     """A trunk of blocks whose head sees the picture once more."""
 

@@ -47,13 +47,17 @@ def test_a_samples_loss_is_the_same_in_any_batch_and_whatever_was_drawn_before()
     torch.testing.assert_close(loss.losses(Recorder(), part(batch(8), rows)), whole[rows], rtol=0, atol=0)
 
 
-def test_the_loss_is_the_weighted_mean_square_of_what_was_not_predicted():
+@pytest.mark.parametrize("gamma", [None, 0.5])
+def test_the_loss_is_the_weighted_mean_square_of_what_was_not_predicted(gamma):
     given, model = batch(4), Recorder()
     given["weight"] = torch.tensor([1.0, 0.0, 2.0, 0.5])
-    losses = objective().losses(model, given)
-    alphas = DDPMScheduler().alphas_cumprod[model.timesteps][:, None, None, None]
+    losses = objective(min_snr_gamma=gamma).losses(model, given)
+    share = DDPMScheduler().alphas_cumprod[model.timesteps]
+    alphas = share[:, None, None, None]
     noise = (model.latents - alphas.sqrt() * given["latents"]) / (1 - alphas).sqrt()
-    torch.testing.assert_close(losses, given["weight"] * noise.square().mean((1, 2, 3)))
+    min_snr = 1.0 if gamma is None else (gamma * (1 - share) / share).clamp(max=1.0)
+    torch.testing.assert_close(losses, min_snr * given["weight"] * noise.square().mean((1, 2, 3)))
+    assert gamma is None or len(min_snr.unique()) > 2
 
 
 def test_noise_is_standard_and_levels_are_uniform():
@@ -96,6 +100,7 @@ def test_the_share_of_captions_that_is_dropped_is_replaced_by_the_empty_one_and_
     objective(caption_dropout=0.3).losses(model, given)
     dropped = (model.text["prompt_embeds"] == -1.0).flatten(1).all(1)
     assert dropped.float().mean() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(model.text["dropped"], dropped)
     assert torch.equal(model.text["prompt_embeds"][~dropped], given["text"]["prompt_embeds"][~dropped])
     assert torch.equal(model.text["time_ids"], given["text"]["time_ids"])
     objective().losses(model, given)
@@ -110,6 +115,20 @@ def test_validation_is_the_same_at_any_time_and_in_any_batches():
     assert objective().validate(model, parts, accelerator)["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
     assert one["val_loss"] == pytest.approx(1.0, abs=0.1)  # nothing was predicted of noise with variance 1
     assert model.timesteps[0] == VALIDATION_LEVELS[-1] * 1000
+
+
+def test_each_level_of_validation_has_noise_of_its_own():
+    seen = []
+
+    class Notes(Recorder):
+        def forward(self, latents, timesteps, text):
+            share = DDPMScheduler().alphas_cumprod[timesteps][:, None, None, None]
+            seen.append(latents / (1 - share).sqrt())
+            return super().forward(latents, timesteps, text)
+
+    objective().validate(Notes(), [batch(8) | {"latents": torch.zeros(8, 4, 8, 8)}], Accelerator(cpu=True))
+    alike = torch.corrcoef(torch.stack([noise.flatten() for noise in seen]))
+    torch.testing.assert_close(alike, torch.eye(len(VALIDATION_LEVELS)), rtol=0, atol=0.1)
 
 
 def test_less_is_better():
