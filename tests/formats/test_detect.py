@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vislora.errors import AdapterError
-from vislora.formats.components import named_by_component, with_component
+from vislora.files import write_tensors
+from vislora.formats.components import COMPONENTS, named_by_component, of_models, with_component
 from vislora.formats.detect import read_adapter, write_adapter
 from vislora.formats.peft import TENSORS, write_peft
 from vislora.lora import Adapter, LowRankWeights
@@ -32,6 +33,41 @@ def test_every_format_is_known_by_content_and_keeps_the_function(pipe, tmp_path,
     assert back.keys() == {tiny.in_files(name) for name in adapter.layers}
     for name, weights in adapter.layers.items():
         assert torch.allclose(tiny.delta(back[tiny.in_files(name)]), tiny.delta(weights), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
+def test_file_that_holds_something_else_than_was_written_is_an_error(pipe, tmp_path, monkeypatch, to):
+    def damaged(tensors, *rest):
+        key = next(key for key in tensors if "lora_B" in key or "lora_up" in key)
+        write_tensors(tensors | {key: 1.001 * tensors[key]}, *rest)
+
+    def cut_off(tensors, *rest):
+        layer = next(iter(tensors)).partition(".lora_")[0]
+        write_tensors({key: tensor for key, tensor in tensors.items() if not key.startswith(f"{layer}.")}, *rest)
+
+    for disk in (damaged, cut_off):
+        monkeypatch.setattr(f"vislora.formats.{to}.write_tensors", disk)
+        with pytest.raises(AdapterError, match="reads back"):
+            write_adapter(tiny.trained(pipe), to, tmp_path / disk.__name__)
+
+
+@pytest.mark.parametrize("build", [tiny.stable_diffusion, tiny.stable_diffusion_xl, tiny.stable_diffusion_3, tiny.flux])
+def test_each_component_gets_the_names_of_its_model(build, tmp_path):
+    pipe = build(tmp_path)
+    adapter = tiny.trained(pipe, lambda name: name.endswith(("q_proj", "to_q")), components=COMPONENTS)
+    parts = of_models(named_by_component(adapter))
+    assert len(parts) > 1
+    for component, part in parts.items():
+        assert part.layers.keys() <= dict(getattr(pipe, component).named_modules()).keys()
+    assert sum(len(part.layers) for part in parts.values()) == len(adapter.layers)
+
+
+def test_what_is_trained_in_full_comes_back_from_the_folder_of_its_component(pipe, tmp_path):
+    norm = {"weight": torch.rand(8), "bias": torch.rand(8)}
+    biases = {"unet.conv_in.bias": torch.rand(8)}
+    adapter = replace(tiny.trained(pipe), trained={"unet.conv_norm_out": norm}, biases=biases)
+    back = read_adapter(write_adapter(adapter, "peft", tmp_path))
+    assert replace(back, layers={}).equals(replace(adapter, layers={}))
 
 
 def test_peft_opens_the_folder_of_each_component(pipe, tmp_path):

@@ -102,6 +102,16 @@ def test_fused_layers_come_apart_by_rows_at_their_scale(tmp_path):
         torch.testing.assert_close(found, whole[8 * i : 8 * i + 8])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_file_in_16_bits_is_converted_without_rounding_once_more(tmp_path, dtype):
+    half = {key: tensor.to(dtype) for key, tensor in pairs(kohya(FLUX), KOHYA, alpha=3.0).items()}
+    found, exact = (
+        read_adapter(saved(tensors, tmp_path), diffusers.FluxPipeline)
+        for tensors in (half, {key: tensor.float() for key, tensor in half.items()})
+    )
+    assert found.equals(exact)
+
+
 QWEN = {"transformer_blocks.1.attn.to_q": (16, 16), "transformer_blocks.1.attn.to_out.0": (16, 16)}
 WAN = {f"blocks.0.{kind}_attn.{part}": (16, 16) for kind in ("self", "cross") for part in "qkvo"}
 WAN |= {"blocks.0.ffn.0": (16, 64), "blocks.0.ffn.2": (64, 16)}

@@ -403,6 +403,13 @@ def test_missing_file_is_named(folder, missing):
         read_peft(folder)
 
 
+def test_alpha_that_isnt_in_the_config_is_the_one_that_peft_takes(folder):
+    config = json.loads((folder / CONFIG).read_text())
+    del config["lora_alpha"]
+    (folder / CONFIG).write_text(json.dumps(config | {"alpha_pattern": {}}))
+    assert {weights.alpha for weights in read_peft(folder).layers.values()} == {peft.LoraConfig().lora_alpha}
+
+
 @pytest.mark.parametrize("kept", [0, 5, 100, 0.5, 0.999], ids="{} kept".format)
 def test_truncated_tensors_are_refused(folder, kept):
     raw = (folder / TENSORS).read_bytes()
