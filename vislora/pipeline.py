@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -161,5 +160,5 @@ def _number(name: str, value: float) -> float:
 
 def _unsaved(low: LowRank, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Leave low-rank pairs out of a state dict: diffusers would open the pipeline saved with them, and not use them."""
-    for name, _ in chain(low.named_parameters(), low.named_buffers()):
+    for name, _ in low.named_parameters():
         del state[f"{prefix}{name}"]

@@ -8,6 +8,9 @@ import pytest
 import tiny_diffusion as tiny
 import torch
 import transformers
+from diffusers.models.embeddings import HunyuanDiTAttentionPool
+from diffusers.models.transformers.transformer_hunyuanimage import HunyuanImageByT5TextProjection
+from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TransformerDecoderBlock
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
@@ -356,6 +359,27 @@ def test_temporal_attention_of_motion_modules_is_self_attention():
     )
 
 
+def test_cross_attention_of_classes_that_dont_say_so_is_told_by_its_name():
+    block = Kandinsky5TransformerDecoderBlock(model_dim=8, time_dim=8, ff_dim=16, head_dim=4)
+    for kind, name in (("self", "self_attention"), ("cross", "cross_attention")):
+        assert names(find_targets(nn.Sequential(block), ["q"], attention=[kind])) == [f"0.{name}.to_query"]
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("q", lambda: HunyuanDiTAttentionPool(4, 8, 2)),  # reads the weights of its layers
+        ("mlp", lambda: HunyuanImageByT5TextProjection(8, 8, 8)),
+    ],
+    ids=["pooling", "projection"],
+)
+def test_what_makes_the_text_ready_is_no_part_of_the_blocks(word, part):
+    unet = tiny.unet()
+    assert names(find_targets(nn.Sequential(part(), unet), [word])) == [
+        f"1.{n}" for n in names(find_targets(unet, [word]))
+    ]
+
+
 def test_joint_attention_takes_the_texts_own_projections_too():
     found = names(find_targets(built("SD3Transformer2DModel"), ["q", "o"]))
     first, last = "transformer_blocks.0.attn", "transformer_blocks.1.attn"
@@ -479,6 +503,12 @@ def test_block_index_out_of_range_is_named(block):
         find_targets(tiny.unet(), ["q"], [block])
 
 
+def test_each_attention_of_a_list_is_a_block_of_its_own():
+    model = built("UNet2DModel")
+    assert names(find_targets(model, ["q"], "last:2")) == [f"up_blocks.0.attentions.{i}.to_q" for i in (0, 1)]
+    assert names(find_targets(model, ["q"], -1)) == ["up_blocks.0.attentions.1.to_q"]
+
+
 def test_block_name_that_is_not_there_is_named():
     with pytest.raises(AdapterError, match=r"blocks=up_block matches none of the blocks down_blocks\.0\."):
         find_targets(tiny.unet(), ["q"], ["up_block"])
@@ -507,6 +537,8 @@ def test_words_that_make_no_sense_are_refused(words, attention, message):
         (tiny.clip, ["q", "conv"], ["self"], "CLIPTextModel has no conv layers there"),
         (tiny.clip, ["q"], ["cross"], r"CLIPTextModel has no q layers there \(cross attention\)"),
         (lambda: built("SanaTransformer2DModel"), ["mlp"], ["self"], "SanaTransformer2DModel has no mlp layers"),
+        # whose own proj_out makes the prediction
+        (lambda: built("SD3Transformer2DModel"), ["proj"], ["self"], "SD3Transformer2DModel has no proj layers"),
         (lambda: nn.Sequential(nn.Linear(3, 3)), ["q"], ["self"], "Sequential holds no attention to adapt"),
     ],
 )
