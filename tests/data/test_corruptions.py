@@ -44,6 +44,15 @@ def test_noise_has_the_strength_it_says_and_hangs_on_the_seed():
     assert not np.array_equal(np.asarray(corrupt(grey, Corruption.noise, 1, seed=1), float) / 255, noisy)
 
 
+@pytest.mark.parametrize("size", [56, 224])
+def test_blur_is_as_wide_as_it_says_at_224_pixels_and_by_the_root_of_the_size_elsewhere(size):
+    line = Image.new("L", (size, size))
+    line.paste(255, (size // 2, 0, size // 2 + 1, size))
+    row = np.asarray(corrupt(line.convert("RGB"), Corruption.blur, 1, seed=0), float)[size // 2, :, 0]
+    variance = size / 224  # of the mildest, whose sigma is 1
+    assert row[size // 2 + 1] / row[size // 2] == pytest.approx(np.exp(-1 / (2 * variance)), rel=0.03)
+
+
 def test_a_split_is_spoiled_at_the_size_the_model_sees():
     split = ImageSplit(("a", "b"), [0, 1], ["x", "y"], Pixels(np.full((2, 90, 60, 3), 128, np.uint8)))
     spoiled = corrupted(split, Corruption.noise, 2, Preprocessing(32, (0.5,) * 3, (0.5,) * 3, crop_pct=0.8))

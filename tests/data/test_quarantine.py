@@ -47,6 +47,14 @@ def test_listed_files_are_left_out_of_class_folders(tree):
     assert "line 3" in splits.problems[0].what
 
 
+def test_listed_files_are_left_out_whichever_way_the_root_is_written(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    for root in (".", "train/.."):
+        splits = load_splits(ImageFolderData(root=root, quarantine=listed(tree, "train/cat/1.png")), 0)
+        assert "train/cat/1.png" not in names(splits.train, root)
+        assert len(splits.train) == 7
+
+
 def test_listed_files_are_left_out_of_tables_and_captions(tree):
     rows = [f"train/{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(4)]
     (tree / "labels.csv").write_text("\n".join(["image,label", *rows]))

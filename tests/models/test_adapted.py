@@ -1,14 +1,17 @@
 """Text encoders are adapted wherever the pipeline makes use of them, and nowhere else."""
 
+from dataclasses import asdict
+
 import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
 from torch import nn
 
-from vislora.config.adapter import PipelineLora
+from vislora.config.adapter import Bias, LoraAdapter, PipelineLora
+from vislora.errors import AdapterError
 from vislora.formats.diffusers import write_diffusers
-from vislora.models.adapted import adapt_pipeline
+from vislora.models.adapted import adapt_pipeline, lora_settings
 from vislora.models.denoiser import text_encoders
 
 PIPELINES = {
@@ -45,3 +48,24 @@ def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(tmp_path):
     pipe = tiny.stable_diffusion(tmp_path / "words")
     adapters = adapt_pipeline(pipe, PipelineLora(dropout=0.3, start=str(file)))
     assert adapters.adapter("default").dropout == 0.3
+
+
+def test_adapter_that_cannot_move_the_prediction_is_refused_before_training(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    block = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    pipe.unet.get_submodule(block).set_processor(lambda attention, x, *_, **__: x)
+    with pytest.raises(AdapterError, match=rf"can't move the output: unet\.{block}\.to_q"):
+        adapt_pipeline(pipe, PipelineLora(rank=2))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraAdapter(rank=3, alpha=5.0, dropout=0.1, rslora=True, bias=Bias.all),
+        LoraAdapter(dora=True, rank_pattern={"qkv": 2}, alpha_pattern={"proj": 7.0}),
+        LoraAdapter(pissa=True, bias=Bias.lora_only),
+    ],
+)
+def test_every_setting_of_an_adapter_reaches_the_core(config):
+    settings = asdict(lora_settings(config))
+    assert settings == {key: getattr(config, key) for key in settings} | {"bias": config.bias.value}

@@ -95,3 +95,11 @@ def test_pictures_are_encoded_together_up_to_a_million_pixels(folder):
         assert batches == parts
         torch.testing.assert_close(latents, encode_images(pipe.vae, images), rtol=1e-4, atol=1e-5)
         batches.clear()
+
+
+def test_what_a_pipeline_encoded_is_found_again_after_it_has_moved(folder, tmp_path):
+    keys = []
+    for place in (folder, shutil.copytree(folder, tmp_path / "moved")):
+        encoder = PipelineEncoder(load_pipeline(PipelineConfig(str(place))), torch.device("cpu"))
+        keys.append((encoder.image_key, encoder.text_key))
+    assert keys[0] == keys[1]

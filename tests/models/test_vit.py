@@ -29,10 +29,20 @@ def test_pictures_are_prepared_as_timm_has_it(tmp_path):
     model = timm.create_model("test_vit", pretrained_cfg_overlay=wanted)
     mine = preprocessing(model).to_dict()
     assert wanted.items() <= mine.items()
+    assert preprocessing(model, 0.7) == replace(preprocessing(model), crop_pct=0.7)
     own = {"crop_mode": "border", "crop_pct": 0.8, "interpolation": "bicubic"}
+    own |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     save_vit(model, tmp_path / "model", {"preprocessing": mine | own})
     saved = timm.create_model(f"local-dir:{tmp_path / 'model'}")
-    assert own.items() <= resolve_data_config({}, model=saved).items()
+    found = resolve_data_config({}, model=saved)
+    assert {key: found[key] for key in own} == own
+
+
+def test_model_is_in_eval_mode_and_drops_as_many_paths_as_are_set():
+    model = build_vit(ModelConfig("test_vit", "random", drop_path=0.3), 3)
+    assert not any(module.training for module in model.modules())
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))])
 
 
 def test_other_than_three_channels_are_refused():

@@ -32,9 +32,9 @@ def drawn(monkeypatch) -> list[int]:
     return counts
 
 
-def learned(pipe, count: int, size: int = 16) -> tuple[CaptionedSplits, list[float], list[int]]:
+def learned(pipe, count: int, size: int = 16, **prior) -> tuple[CaptionedSplits, list[float], list[int]]:
     """One picture of the subject, and `count` of the class."""
-    data = CaptionsData(root="unused", size=size, prior=PriorConfig(prompt="a bird", count=count))
+    data = CaptionsData(root="unused", size=size, prior=PriorConfig(prompt="a bird", count=count, **prior))
     subject = CaptionedSplits(Captioned(["sks bird"], ["x"], [Image.new("RGB", (16, 16))]))
     return with_prior(pipe, subject, data, torch.device("cpu"))
 
@@ -76,6 +76,14 @@ def test_another_size_draws_other_pictures(tmp_path, drawn):
     pipe = tiny.stable_diffusion(tmp_path / "words")
     assert learned(pipe, 1, size=32)[0].train.names[1] != first_of_the_class(pipe)
     assert drawn == [1, 1]
+
+
+def test_pictures_of_the_class_are_of_noise_of_their_own_and_weigh_as_much_as_is_set(tmp_path, drawn):
+    splits, weights, _ = learned(tiny.stable_diffusion(tmp_path / "words"), 3, weight=0.5)
+    colours = [splits.train.pictures[i].getpixel((0, 0)) for i in range(4)]
+    assert colours == [(0, 0, 0), *(Image.open(name).getpixel((0, 0)) for name in splits.train.names[1:])]
+    assert len(set(colours)) == 4
+    assert weights == [1.0, 0.5, 0.5, 0.5]
 
 
 def test_the_subject_is_shown_as_often_as_a_larger_class(tmp_path, drawn):
