@@ -41,6 +41,14 @@ def test_a_probe_depends_on_neither_scale_nor_offset_of_the_features_and_finds_w
     assert accuracy > (best == truth).float().mean() - 0.03
 
 
+def test_a_probe_is_held_back_where_the_features_say_nothing():
+    noise, labels = torch.randn(45, 12, dtype=torch.float64), torch.arange(45) % 3
+    weight, _ = fit_probe(noise, labels, 3)
+    x = (noise - noise.mean(0)) / noise.std(0)
+    theirs = LogisticRegression(C=1 / (1.0 * 45), tol=1e-10).fit(x.numpy(), labels.numpy())  # the strongest penalty
+    np.testing.assert_allclose(weight.double() * noise.std(0), theirs.coef_, atol=1e-5)
+
+
 def test_a_class_without_images_is_never_predicted():
     x, labels = blobs()
     weight, bias = fit_probe(x, 2 * labels, 6)
@@ -56,7 +64,7 @@ def test_a_class_without_images_is_never_predicted():
 def test_without_its_update_the_model_is_the_base_under_the_adapters_head(settings):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=24, num_heads=2, num_classes=3)
     base, images = copy.deepcopy(model.eval()), torch.randn(2, 3, 32, 32)
-    adapters = Adapters(model)
+    untouched, adapters = model(images).detach(), Adapters(model)
     adapters.add("it", find_targets(model, ["q", "v"]), settings, trained=["head", "blocks.1.norm1"])
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -68,4 +76,6 @@ def test_without_its_update_the_model_is_the_base_under_the_adapters_head(settin
         with without_update(recognizer):
             torch.testing.assert_close(model(images), base(images))
         assert torch.equal(model(images), adapted)
+        adapters.remove("it")
+        assert torch.equal(model(images), untouched)
     assert not torch.allclose(adapted, base(images), atol=1e-2)

@@ -38,6 +38,12 @@ def test_intervals_are_scipys_over_scikit_learns_scores():
     assert found["macro_f1"] == pytest.approx(macro, abs=1e-6)
 
 
+def test_a_calibration_error_is_never_below_zero():
+    probabilities, labels = torch.tensor([[0.75, 0.25]] * 60), torch.tensor([0] * 45 + [1] * 15)  # as many as are said
+    low, high = intervals(Outcomes.of(probabilities, labels), resamples=200)["ece"]
+    assert low == 0.0 < high
+
+
 def test_what_is_resampled_are_the_figures_that_are_reported():
     probabilities, labels = drawn(1, k=9)
     outcomes = Outcomes.of(probabilities, labels)

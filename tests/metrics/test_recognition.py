@@ -30,6 +30,14 @@ def drawn(k, n=200, seed=0):
     return torch.randn(n, k) + 2 * torch.nn.functional.one_hot(labels, k), labels
 
 
+def test_what_is_calibrated_are_the_probabilities_at_the_temperature():
+    logits, labels = drawn(6)
+    found = evaluate_predictions(predictions(logits, labels), temperature=2.5)
+    for temperature, part in ((1.0, found.calibration), (2.5, found.calibrated)):
+        likely = (logits.double() / temperature).softmax(1)
+        assert part.nll == pytest.approx(log_loss(labels, likely, labels=range(6)), rel=1e-6)
+
+
 @pytest.mark.parametrize("k", [6, 12])
 def test_scores_agree_with_scikit_learn(k):
     logits, labels = drawn(k, seed=k)
