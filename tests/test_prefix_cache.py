@@ -115,6 +115,15 @@ def test_a_later_run_finds_the_features_on_disk(photos, tmp_path, monkeypatch):
     assert curve(first)[0] != curve(second)[0]
 
 
+@pytest.mark.filterwarnings("ignore:this CPU has no native bf16")
+def test_features_of_another_model_or_precision_are_computed_anew(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path / "cache"))
+    # neither changes a weight
+    for number, words in enumerate(([], ["trainer.precision=bf16"], ["+model.args.act_layer=relu"]), 1):
+        run(photos, tmp_path / str(number), "trainer.prefix_cache=disk", "trainer.epochs=1", *words)
+        assert len([*(cache_dir() / "prefix").iterdir()]) == 2 * number
+
+
 def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not(photos, uncached, tmp_path, monkeypatch):
     words = ["trainer.prefix_cache=memory", "trainer.checkpoint_every=2"]
     step = Trainer._step

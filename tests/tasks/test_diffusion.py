@@ -1,5 +1,6 @@
 """Settings of a diffusion run reach what they are for."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,30 @@ def test_each_picture_is_shown_as_often_as_is_set(base, photos):
     times = epoch(prepared(base, photos, "data.size=64", "data.repeats=4"))["text"]["time_ids"]
     shown = [tuple(row[:2].int().tolist()) for row in times]
     assert {size: shown.count(size) for size in shown} == {(height, width): 4 for width, height in SIZES}
+
+
+def test_buckets_show_each_picture_as_often_as_is_set_too(base, photos):
+    words = ["data.size=192", "data.buckets=true", "data.repeats=3", "trainer.batch_size=2"]
+    task = prepared(base, photos, *words)
+    shown = []
+    for batch in task.batches(0, task.order.steps_per_epoch):
+        shown += [tuple(row[:2].int().tolist()) for row in batch["text"]["time_ids"]]
+    assert sorted(shown) == sorted([(height, width) for width, height in SIZES] * 3)
+
+
+def test_each_picture_to_validate_on_comes_once_with_noise_of_its_own(base, photos):
+    task = prepared(base, photos, "data.size=64", "data.val_fraction=0.67")
+    batches = list(task.validation)
+    sizes = {tuple(row[:2].int().tolist()) for batch in batches for row in batch["text"]["time_ids"]}
+    seeds = {seed for batch in batches for seed in batch["seed"].tolist()}
+    assert len(sizes) == len(seeds) == sum(len(batch["seed"]) for batch in batches) == 2
+
+
+def test_the_contents_of_a_run_are_its_captions_too(base, photos, tmp_path):
+    others = shutil.copytree(photos, tmp_path / "others")
+    before = prepared(base, others, "data.size=64").contents
+    (others / "1.txt").write_text("another picture")
+    assert prepared(base, others, "data.size=64").contents != before
 
 
 def test_pictures_of_the_class_weigh_what_is_set(base, photos):

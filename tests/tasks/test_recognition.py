@@ -1,11 +1,64 @@
-"""A timm model is adapted, or refused, before anything is trained."""
+"""A timm model is adapted as it is set, or refused, before anything is trained; and what a run is of is told."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import timm
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
 
+from vislora.compose import configure
 from vislora.config.adapter import LoraAdapter
+from vislora.config.training import Precision
 from vislora.errors import AdapterError
-from vislora.tasks.recognition import adapt
+from vislora.formats.peft import write_peft
+from vislora.tasks.recognition import adapt, prepare
+from vislora.tasks.task import Task
+
+LABELS = {"0": "wren", "1": "owl", "2": "wren", "3": "owl", "4": "wren", "5": "owl"}  # the last two to validate on
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in LABELS:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def prepared(root: Path, *words: str, **others: str) -> Task:
+    """With other labels for some of the pictures."""
+    rows = [f"{n}.png,{label},{'val' if n in '45' else 'train'}" for n, label in (LABELS | others).items()]
+    (root / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
+    common = ["model=timm", "model.name=test_vit", "model.weights=random", "model.img_size=32", "data=csv"]
+    config = configure("train", [*common, f"data.root={root}", "trainer.batch_size=2", "adapter.rank=2", *words])
+    return prepare(config, Precision.fp32, Accelerator(cpu=True), root / "unused")
+
+
+def test_the_contents_of_a_run_are_the_labels_too_of_what_is_learned_and_validated(photos):
+    contents = [prepared(photos, **others).contents for others in ({}, {"2": "owl"}, {"5": "wren"}, {})]
+    assert contents[0] == contents[3]
+    assert len(set(contents)) == 3
+
+
+def test_the_head_is_told_to_the_trainer(photos):
+    assert prepared(photos).head == ("head.",)
+
+
+def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(photos):
+    model = timm.create_model("test_vit", img_size=32, num_classes=2)
+    write_peft(adapt(model, LoraAdapter(rank=2, dropout=0.1)).adapter("default"), photos / "start")
+    task = prepared(photos, f"adapter.start={photos / 'start'}", "adapter.dropout=0.3")
+    assert {m.lora.dropout for m in task.model.modules() if hasattr(m, "lora")} == {0.3}
+
+
+def test_norms_are_trained_where_they_are_asked_for():
+    model = timm.create_model("test_vit", num_classes=2)
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    adapter = adapt(model, LoraAdapter(rank=2, trained=["norms"])).adapter("default")
+    assert adapter.trained.keys() == {"head", *norms}
 
 
 def test_adapter_that_cannot_move_the_logits_is_refused():
