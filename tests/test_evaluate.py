@@ -14,17 +14,24 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vislora.compose import configure
-from vislora.config.commands import PredictConfig
+from vislora.config.commands import Corruption, PredictConfig
+from vislora.config.data import ImageFolderData
+from vislora.config.training import Precision
 from vislora.data.images import read_image
+from vislora.data.splits import ImageSplit, Pixels
+from vislora.data.transforms import Preprocessing
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
-from vislora.evaluate import evaluate, short_names
+from vislora.evaluate import _load, _robustness, evaluate, short_names
+from vislora.inference import Inference
 from vislora.metrics.calibration import fit_temperature
 from vislora.metrics.recognition import evaluate_predictions
 from vislora.models.vit import build_vit
+from vislora.precision import new_accelerator
 from vislora.predict import predict
-from vislora.recognizer import load_recognizer
+from vislora.recognizer import Recognizer, load_recognizer
 from vislora.report.scores import scores_table, write_scores
 from vislora.train import train
 
@@ -264,8 +271,36 @@ def test_what_was_held_out_of_a_folder_that_has_grown_is_refused(photos, runs, t
     held_out = configure("evaluate", [f"adapter={adapter}", "split=val", "precision=fp32", "resamples=10"])
     assert evaluate(held_out)[0].evaluation.count == 9
     shutil.copyfile(root / "red" / "0.png", root / "red" / "00.png")
-    with pytest.raises(ConfigError, match=r"have changed since .* holds out now it learned in part"):
-        evaluate(held_out)
+    for config in (held_out, replace(held_out, split="train", calibrate=True)):
+        with pytest.raises(ConfigError, match=r"have changed since .* holds out now it learned in part"):
+            evaluate(config)
+
+
+def test_data_of_one_name_are_those_of_their_settings_and_divided_by_their_seed(photos):
+    accelerator, loaded = new_accelerator(Precision.fp32, cpu=True), {}
+    whole, part = (ImageFolderData(root=str(root), val_fraction=0.4) for root in (photos / "train", photos / "test"))
+    first, other, again = (_load("imagefolder", data, 0, loaded, accelerator) for data in (whole, part, whole))
+    assert first is again
+    assert not {*first.val.names} & {*other.val.names}
+    assert _load("imagefolder", whole, 1, loaded, accelerator).val.names != first.val.names
+
+
+class Edge(nn.Module):
+    """Whether a picture's first row is dark or light."""
+
+    def forward(self, images):
+        row = images[:, :, 0].mean((1, 2))
+        return torch.stack([-row, row], 1)
+
+
+def test_pictures_are_cropped_once_before_they_are_spoiled():
+    pixels = np.zeros((2, 64, 64, 3), np.uint8)
+    pixels[:, 16:48, 16:48], pixels[:, 20:44, 20:44] = 255, 0  # a light frame at the edge of the middle half
+    split = ImageSplit(("dark", "light"), [1, 1], ["x", "y"], Pixels(pixels))
+    cropped = Preprocessing(32, (0.5,) * 3, (0.5,) * 3, crop_pct=0.5)
+    inference = Inference(2, Precision.fp32, 0, new_accelerator(Precision.fp32, cpu=True))
+    recognizer = Recognizer(Edge(), cropped, split.classes, {})
+    assert _robustness(recognizer, split, [Corruption.jpeg], inference) == {Corruption.jpeg: [1.0] * 5}
 
 
 def test_rows_of_the_same_pictures_with_other_labels_are_not_compared(compared, tmp_path):

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from torch import nn
 from torchvision.transforms import v2
 
 from vislora.compose import configure
@@ -27,16 +28,17 @@ from vislora.config.data import CaptionsData, data_to_dict
 from vislora.config.model import ModelConfig
 from vislora.data import splits
 from vislora.data.images import read_image
+from vislora.data.load import load_captions
 from vislora.data.prompts import noise_seed
 from vislora.data.transforms import Preprocessing
 from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.evaluate import _main, draws
 from vislora.files import sha256
-from vislora.formats.detect import write_adapter
+from vislora.formats.detect import read_adapter, write_adapter
 from vislora.generate import generate
 from vislora.models.vit import EMBEDDED, build_vit, save_vit
-from vislora.picture_evaluation import evaluate_pictures
-from vislora.recognizer import load_recognizer
+from vislora.picture_evaluation import _wanted_style, evaluate_pictures
+from vislora.recognizer import Recognizer, load_recognizer
 from vislora.report.pictures import pictures_table, write_pictures
 
 PROMPTS = ["a | one", "b | two", "c, d | one", "e | two"]
@@ -335,6 +337,36 @@ def test_captions_of_the_training_are_drawn_where_no_prompts_are_given(style):
     assert found.rows[-1].name == "style.safetensors"
 
 
+def test_captions_that_were_held_out_are_drawn_where_there_are_some(style, photos, tmp_path):
+    data = CaptionsData(root=str(photos), val_fraction=0.34)
+    adapter = read_adapter(style)
+    about = adapter.about | {"data": data_to_dict(data)}
+    file = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "it.safetensors")
+    words = [word for word in WORDS if not word.startswith("prompts")]
+    found = evaluate_pictures(configure("evaluate", [f"adapter={file}", *words]))
+    assert [prompt.text for prompt in found.prompts] == load_captions(data).val.captions
+    assert len(found.prompts) == 2
+
+
+class Brightness(nn.Module):
+    """Which of dark and light pictures are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sign = nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    def forward(self, images):
+        return images.mean((1, 2, 3))[:, None] * self.sign
+
+
+@pytest.mark.parametrize("wanted", ["dark", "light"])
+def test_the_style_is_what_most_of_the_reference_is_taken_for(wanted):
+    recognizer = Recognizer(Brightness(), Preprocessing(8, (0.5,) * 3, (0.5,) * 3), ("dark", "light"), {})
+    few, most = ("white", "black") if wanted == "dark" else ("black", "white")
+    reference = [Image.new("RGB", (8, 8), colour) for colour in (few, most, most)]
+    assert _wanted_style(configure("evaluate", ["adapter=unused"]), recognizer, reference) == wanted
+
+
 def test_any_timm_model_with_weights_from_a_file_is_a_backbone(style, tmp_path):
     model = timm.create_model("resnet10t", num_classes=0)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -366,6 +398,10 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
         draws(configure("evaluate", [f"adapter={judge}", "prompts=[a]"]))
     bare = write_adapter(tiny.trained(tiny.stable_diffusion(tmp_path)), "kohya", tmp_path / "bare.safetensors")
     refused(ConfigError, "doesn't tell the pictures of its training; give reference=FOLDER", adapter=bare)
+    adapter = read_adapter(style)
+    about = adapter.about | {"data": data_to_dict(CaptionsData(root=str(tmp_path)))}
+    other = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "other.safetensors")
+    refused(ConfigError, "on different pictures; give reference=FOLDER", adapter=f"[{style},{other}]")
 
 
 def test_an_adapter_of_another_model_is_told_of_by_its_file_before_anything_is_drawn(
