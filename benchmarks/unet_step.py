@@ -3,9 +3,10 @@
 What one training step of a diffusion UNet costs: the frozen limit, vislora and PEFT, interleaved in one run.
 
 The frozen limit is the least any adapter can cost: the forward pass, and the backward pass of activations from the loss
-to the input of the first adapted layer. Adapters of rank 8 are on q, k, v and o of self and cross attention. The
-variants share the frozen weights, which are random; under bf16 autocast they are in float32 on a CPU, which casts them
-in every step of every variant, where the trainer does it once, and in bf16 on a GPU, as the trainer has them.
+to the input of the first adapted layer. Adapters of rank 8 are on q, k, v and o of self and cross attention; under
+"convolutions" on all of the UNet's as well. The variants share the frozen weights, which are random; under bf16
+autocast they are in float32 on a CPU, which casts them in every step of every variant, where the trainer does it once,
+and in bf16 on a GPU, as the trainer has them.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from vislora.precision import cpu_has_bf16
 from vislora.targets.diffusers import find_targets
 
 RANK, ALPHA = 8, 8
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+ATTENTION = ["q", "k", "v", "o"]
+CONVOLUTIONS = [*ATTENTION, "proj", "conv"]
 
 
 def embedded() -> nn.Module:
@@ -61,19 +63,20 @@ def limit(model: nn.Module) -> nn.Module:
     return model
 
 
-def vislora(dropout: float) -> Callable[[nn.Module], nn.Module]:
+def vislora(dropout: float, projections: list[str]) -> Callable[[nn.Module], nn.Module]:
     def build(model: nn.Module) -> nn.Module:
-        targets = find_targets(model, ["q", "k", "v", "o"])
+        targets = find_targets(model, projections)
         Adapters(model).add("default", targets, LoraSettings(RANK, ALPHA, dropout))
         return model
 
     return build
 
 
-def with_peft(dropout: float) -> Callable[[nn.Module], nn.Module]:
+def with_peft(dropout: float, projections: list[str]) -> Callable[[nn.Module], nn.Module]:
     def build(model: nn.Module) -> nn.Module:
         model.requires_grad_(False)
-        config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=TARGETS)
+        names = [target.name for target in find_targets(model, projections)]
+        config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=names)
         adapted = peft.inject_adapter_in_model(config, model)
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:  # trained in float32 under autocast, whatever the frozen weights are in
@@ -85,10 +88,12 @@ def with_peft(dropout: float) -> Callable[[nn.Module], nn.Module]:
 
 VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     LIMIT: limit,
-    "vislora": vislora(0.0),
-    "vislora, dropout 0.1": vislora(0.1),
-    "PEFT": with_peft(0.0),
-    "PEFT, dropout 0.1": with_peft(0.1),
+    "vislora": vislora(0.0, ATTENTION),
+    "vislora, dropout 0.1": vislora(0.1, ATTENTION),
+    "vislora, convolutions": vislora(0.0, CONVOLUTIONS),
+    "PEFT": with_peft(0.0, ATTENTION),
+    "PEFT, dropout 0.1": with_peft(0.1, ATTENTION),
+    "PEFT, convolutions": with_peft(0.0, CONVOLUTIONS),
 }
 
 

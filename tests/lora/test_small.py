@@ -24,11 +24,11 @@ def test_rows_decide(rows, short):
     assert is_short(torch.zeros(2, rows // 2, 320), torch.zeros(320, 320)) is short
 
 
-def step_of(width: int, rows: int) -> set[str]:
+def step_of(layer: nn.Module, x: torch.Tensor) -> set[str]:
     """The nodes that a layer's output hangs on."""
-    model = nn.Sequential(nn.Linear(width, width))
+    model = nn.Sequential(layer)
     Adapters(model).add("it", [TargetLayer("0")], LoraSettings(8, 8))
-    y = model(torch.zeros(rows, width))  # without it its node would be gone
+    y = model(x)  # without it its node would be gone
     nodes, found = [y.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -38,5 +38,12 @@ def step_of(width: int, rows: int) -> set[str]:
 
 
 def test_layers_take_the_step_for_their_size():
-    assert "FusedLinearBackward" in step_of(256, 1000)
-    assert "FusedLinearBackward" not in step_of(256, 2) | step_of(64, 1000)
+    assert "FusedLinearBackward" in step_of(nn.Linear(256, 256), torch.zeros(1000, 256))
+    assert "FusedLinearBackward" not in step_of(nn.Linear(256, 256), torch.zeros(2, 256))
+    assert "FusedLinearBackward" not in step_of(nn.Linear(64, 64), torch.zeros(1000, 64))
+
+
+def test_convolutions_take_the_step_for_their_kernel_and_size():
+    assert "FusedConv2dBackward" in step_of(nn.Conv2d(64, 64, 3), torch.zeros(1, 64, 8, 8))
+    assert "FusedConv2dBackward" in step_of(nn.Conv2d(256, 256, 1), torch.zeros(1, 256, 8, 8))
+    assert "FusedConv2dBackward" not in step_of(nn.Conv2d(64, 64, 1), torch.zeros(1, 64, 8, 8))

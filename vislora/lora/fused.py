@@ -82,24 +82,26 @@ class FusedLinear(torch.autograd.Function):
 
 
 class FusedConv2d(torch.autograd.Function):
-    """The same for a convolution: h = conv(dropout(x), A) with the layer's geometry, y += s * (1x1 convolution of h
-    by B)."""
+    """The same for a convolution: h = s conv(dropout(x), A) with the layer's geometry, and B is a 1x1 convolution.
+    Summing s B A into the weight saves a pass over y, and a second convolution on the way to dx."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry):
-        dtype = settings.dtype
-        stride, padding = geometry
+        dtype, pairs = settings.dtype, settings.pairs
         x_c = x.to(dtype)
         with without_autocast(x.device.type):
-            w = weight.to(dtype)
-            y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), stride, padding)
+            fold = not settings.dropout and weight.dtype.itemsize >= 4
+            w = (summed(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
+            y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), *geometry)
             mask, factor = dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
-            h = F.conv2d(masked(x_c, mask), lora_A.to(dtype) * factor, None, stride, padding)
-            b = lora_B.to(dtype).flatten(1)
-            for pair in settings.pairs:
-                y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b] * settings.scale, h[:, pair.a])
-        ctx.save_for_backward(w, lora_A, lora_B, h, mask, x_c)
-        ctx.settings, ctx.factor, ctx.geometry, ctx.x_dtype = settings, factor, geometry, x.dtype
+            h = F.conv2d(masked(x_c, mask), (lora_A * (settings.scale * factor)).to(dtype), None, *geometry)
+            if not fold:
+                b = lora_B.to(dtype).flatten(1)
+                for pair in pairs:
+                    y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b], h[:, pair.a])
+        ctx.fold, ctx.folded = fold, fold and dtype != weight.dtype
+        ctx.save_for_backward(w if ctx.folded or not fold else weight, lora_A, lora_B, h, mask, x_c)
+        ctx.settings, ctx.scale, ctx.geometry, ctx.x_dtype = settings, settings.scale * factor, geometry, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
@@ -107,24 +109,27 @@ class FusedConv2d(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         w, lora_A, lora_B, h, mask, x = ctx.saved_tensors
-        settings, dtype, s = ctx.settings, ctx.settings.dtype, ctx.settings.scale
+        dtype, pairs = ctx.settings.dtype, ctx.settings.pairs
         dy = dy.to(dtype)
         b = lora_B.to(dtype).flatten(1)
         with without_autocast(x.device.type):
             db = torch.empty_like(lora_B)
             dh = torch.empty_like(h)
-            for pair in settings.pairs:
+            for pair in pairs:
                 part = dy[:, pair.rows]
-                dh[:, pair.a] = torch.einsum("or,bohw->brhw", b[pair.b] * s, part)
-                db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).mul(s)[:, :, None, None]
+                dh[:, pair.a] = torch.einsum("or,bohw->brhw", b[pair.b], part)
+                db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).to(db.dtype)[:, :, None, None]
             dbias = dy.sum((0, 2, 3)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-            dh.mul_(ctx.factor)
+            want_dx = ctx.needs_input_grad[0]
+            a = (lora_A * ctx.scale).to(dtype)
+            dx_low, da = _conv_grads(dh, masked(x, mask), a, ctx.geometry, want_dx and not ctx.fold, True)
             dx = None
-            dx_low, da = _conv_grads(dh, masked(x, mask), lora_A.to(dtype), ctx.geometry, ctx.needs_input_grad[0], True)
-            if ctx.needs_input_grad[0]:
+            if want_dx:
+                anew = ctx.fold and not ctx.folded
+                w = summed(w, lora_A, lora_B, pairs, ctx.scale) if anew else w
                 dx, _ = _conv_grads(dy, x, w, ctx.geometry, True, False)
-                dx = dx.add_(masked(dx_low, mask)).to(ctx.x_dtype)
-        return dx, None, dbias, da.to(lora_A.dtype), db, None, None
+                dx = (dx if ctx.fold else dx.add_(masked(dx_low, mask))).to(ctx.x_dtype)
+        return dx, None, dbias, da.to(lora_A.dtype).mul_(ctx.scale), db, None, None
 
 
 class Normalised(NamedTuple):

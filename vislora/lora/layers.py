@@ -68,6 +68,10 @@ class LoraConv2d(nn.Conv2d):
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
         settings = Settings(low.scale, low.pairs, dropout, compute_dtype(x, weight))
+        forward_alone = not (dropout or torch.is_grad_enabled()) and weight.dtype.itemsize >= 4
+        narrow = not dropout and self.kernel_size == (1, 1) and is_narrow(weight, a, b)
+        if forward_alone or narrow:
+            return self._conv_forward(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
         geometry = (self.stride, explicit_padding(self))
         return FusedConv2d.apply(x, weight, self.bias, a, b, settings, geometry)
 

@@ -6,7 +6,8 @@ layer take little longer than that, operators that autograd knows are faster, al
 A narrow layer computes with the sum W0 + s B A, and autograd makes the gradient of that whole weight, and of it
 dA = s * B^T dW and dB = s * dW A^T. At rank r four products with a short side r (A x, and the gradients of A x, B and
 A) would take the place of the one for dW. BLAS libraries run them at a quarter of their speed or less: on a UNet's
-layer of 64 to 128 channels the one wide product is as fast as the four.
+layer of 64 to 128 channels the one wide product is as fast as the four. So it is in 1x1 convolutions; in larger ones
+the products with A are wide themselves.
 
 With a short input the weight is the larger part of the work, and the formula is computed as it is written: what that
 takes beside the frozen layer, on the output and on the gradient of the input, goes through tensors that are small.
@@ -14,6 +15,7 @@ takes beside the frozen layer, on the output and on the gradient of the input, g
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,8 +23,8 @@ from vislora.lora.low_rank import Pair
 
 
 def is_narrow(weight: Tensor, lora_A: Tensor, lora_B: Tensor) -> bool:
-    """Whether one product as large as the weight, [out, in], takes no longer than those of A and B; never for weights
-    stored in 16 bits, which hold no sum with a small update."""
+    """Whether one product as large as the weight, [out, in] or [out, in, 1, 1], takes no longer than those of A and B;
+    never for weights stored in 16 bits, which hold no sum with a small update."""
     return weight.dtype.itemsize >= 4 and weight.numel() <= 8 * (lora_A.numel() + lora_B.numel())
 
 
@@ -32,15 +34,15 @@ def is_short(x: Tensor, weight: Tensor) -> bool:
 
 
 def summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: Sequence[Pair], scale: float) -> Tensor:
-    """W0 + s B A in W0's dtype, differentiable."""
-    a, b = lora_A.to(weight.dtype), lora_B.to(weight.dtype)
+    """W0 + s B A in W0's dtype and form, differentiable; a convolution's as well."""
+    a, b = lora_A.to(weight.dtype).flatten(1), lora_B.to(weight.dtype).flatten(1)
     # in place, because autocast leaves that as it is: it would take torch.addmm to 16 bits
-    w = weight.detach().clone()
+    w = weight.detach().clone(memory_format=torch.contiguous_format).flatten(1)
     if len(pairs) == 1 and len(b) == len(w):
-        return w.addmm_(b, a, alpha=scale)
+        return w.addmm_(b, a, alpha=scale).view_as(weight)
     for rows, of_a, of_b in pairs:
         w[rows].addmm_(b[of_b], a[of_a], alpha=scale)
-    return w
+    return w.view_as(weight)
 
 
 def added(
