@@ -32,6 +32,15 @@ def test_what_a_full_disk_does_not_take_is_named_and_nothing_is_left_of_it(tmp_p
     assert [*tmp_path.rglob("*")] == [tmp_path / "model"]
 
 
+def test_tensors_may_be_read_by_all_that_may_read_other_new_files(tmp_path):
+    write_tensors({"x": torch.ones(2)}, tmp_path / "adapter.safetensors")
+    model = timm.create_model("test_vit")
+    save_vit(model, tmp_path / "model", {"preprocessing": preprocessing(model).to_dict()})
+    (tmp_path / "new").touch()
+    files = (tmp_path / "adapter.safetensors", tmp_path / "model" / "model.safetensors", tmp_path / "new")
+    assert len({file.stat().st_mode for file in files}) == 1
+
+
 def test_processes_of_one_number_as_containers_have_them_may_write_a_path_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 1)
     path = tmp_path / "entry"

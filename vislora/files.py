@@ -51,7 +51,10 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     from safetensors.torch import save_file  # here, so that what only writes text needn't wait for torch
 
     with replacing(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+        part.chmod(mode)  # safetensors 0.8 lets nobody but the owner read what it writes
 
 
 @contextmanager

@@ -145,6 +145,8 @@ def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
     labels = {"label_names": about["classes"]} if about.get("classes") else None
     with naming(folder):
         timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
+    # safetensors 0.8 lets nobody but the owner read what it writes
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
     write_json(about, folder / "vislora.json")
 
 
