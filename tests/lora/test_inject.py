@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from vislora.errors import AdapterError
-from vislora.lora import Adapter, Adapters, LoraLinear, LoraSettings, LowRankWeights, TargetLayer
+from vislora.lora import Adapter, Adapters, LoraLinear, LoraSettings, LowRank, LowRankWeights, TargetLayer
 
 BOTH_QKV = [TargetLayer("blocks.0.attn.qkv", ((0, 48), (96, 144))), TargetLayer("blocks.1.attn.qkv")]
 SETTINGS = LoraSettings(rank=4, alpha=6.0)
@@ -210,6 +210,25 @@ def test_switching_or_removing_a_merged_adapter_unmerges_it(images):
     adapters.remove("birds")
     assert same_bits(before, state(model))
     assert torch.equal(model(images), logits)
+
+
+def test_merge_that_fails_leaves_the_adapter_at_work(images, monkeypatch):
+    model = vit()
+    before, adapters = state(model), with_adapter(model)
+    logits = model(images)
+    layers = iter(adapters.adapter("birds").layers)
+
+    def merged(low: LowRank, weight: Tensor) -> Tensor:
+        if next(layers) == "blocks.1.attn.qkv":
+            raise torch.OutOfMemoryError
+        return weight
+
+    monkeypatch.setattr(LowRank, "merged", merged)
+    with pytest.raises(torch.OutOfMemoryError):
+        adapters.merge()
+    assert torch.equal(model(images), logits)
+    adapters.remove("birds")
+    assert same_bits(before, state(model))
 
 
 class Tied(nn.Module):

@@ -251,12 +251,15 @@ class Adapters:
         layers = {path: module_named(self.model, path) for path in self._held[self.active].layers}
         if sharded := [path for path, layer in layers.items() if is_sharded(frozen_weight(layer))]:
             raise AdapterError(f"{sharded[0]} is sharded, and shards can't be merged; merge in a whole model")
-        for path, low in self._held[self.active].layers.items():
-            layer, weight = layers[path], frozen_weight(layers[path])
-            self._base_weights[path] = weight
+        merged = {}
+        for path, low in self._held[self.active].layers.items():  # all of them first: memory may not suffice
+            weight = frozen_weight(layers[path])
             # a parameter of its own: the base's may be another layer's too
-            set_frozen_weight(layer, nn.Parameter(low.merged(weight).to(weight.dtype), requires_grad=False))
-            restore_class(layer)
+            merged[path] = nn.Parameter(low.merged(weight).to(weight.dtype), requires_grad=False)
+        for path, weight in merged.items():
+            self._base_weights[path] = frozen_weight(layers[path])
+            set_frozen_weight(layers[path], weight)
+            restore_class(layers[path])
 
     def unmerge(self) -> None:
         """Undo `merge`: the base weights come back bit for bit, the adapter acts beside them again.
