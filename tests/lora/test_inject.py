@@ -521,6 +521,26 @@ def test_failed_addition_leaves_the_acting_adapter_as_it_was(images, merged):
     assert torch.equal(model(images), logits)
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_failed_activation_leaves_the_acting_adapter_as_it_was(images, merged):
+    model = vit()
+    adapters = Adapters(model)
+    adapters.add("cats", BOTH_QKV, SETTINGS)
+    adapters.add("birds", [TargetLayer("blocks.0.attn.proj")], SETTINGS, trained=["head"])
+    train(model)
+    if merged:
+        adapters.merge()
+    model.blocks[0].attn.qkv = nn.Sequential(model.blocks[0].attn.qkv)
+    logits = model(images)
+    for step in (adapters.activate, adapters.adapter):
+        with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv has become a Sequential"):
+            step("cats")
+    with pytest.raises(AdapterError, match=r"has become a Seq|is merged"), adapters.per_sample(["birds", "cats"]):
+        pass
+    assert adapters.active == "birds"
+    assert torch.equal(model(images), logits)
+
+
 def test_activation_makes_every_part_trainable_again():
     model = vit()
     adapters = with_adapter(model)
@@ -528,6 +548,30 @@ def test_activation_makes_every_part_trainable_again():
     model.requires_grad_(False)
     adapters.activate("birds")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == wanted
+
+
+def test_adapter_brings_its_head_where_the_models_was_taken_off(images):
+    model = vit()
+    adapters = with_adapter(model)
+    logits = model(images)
+    adapters.deactivate()
+    model.reset_classifier(0)
+    adapters.activate("birds")
+    assert torch.equal(model(images), logits)
+    adapters.remove("birds")
+    assert model(images).shape == (3, 48)
+
+
+def test_value_of_an_adapter_is_the_same_while_another_is_merged():
+    model = vit()
+    adapters = Adapters(model)
+    adapters.add("dora", BOTH_QKV, LoraSettings(rank=4, alpha=6.0, dora=True))  # whose file has a length of every row
+    train(model)
+    value = adapters.adapter("dora")
+    adapters.add("birds", [TargetLayer("blocks.0.attn.qkv")], SETTINGS)
+    train(model)
+    adapters.merge()
+    assert adapters.adapter("dora").equals(value)
 
 
 def test_adapter_value_is_a_copy():

@@ -417,7 +417,19 @@ def test_layer_inside_a_module_that_another_adapter_trains_is_refused():
     adapters.add("whole", [TargetLayer("other")], KINDS["lora"], trained=["block"])
     adapters.add("inside", [TargetLayer("block.0")], KINDS["lora"])
     with (
-        pytest.raises(AdapterError, match=r"block\.0 is adapted .* part of block"),
+        pytest.raises(AdapterError, match=r"block\.0 is adapted, .* part of block"),
+        adapters.per_sample(["whole", "inside"]),
+    ):
+        pass
+
+
+def test_module_inside_one_that_another_adapter_trains_is_refused():
+    adapters = Adapters(ByKeyword())
+    adapters.model.other = nn.Linear(8, 8)
+    adapters.add("whole", [TargetLayer("other")], KINDS["lora"], trained=["block"])
+    adapters.add("inside", [TargetLayer("other")], KINDS["lora"], trained=["block.0"])
+    with (
+        pytest.raises(AdapterError, match=r"block\.0 is .* trained in full, .* part of block"),
         adapters.per_sample(["whole", "inside"]),
     ):
         pass

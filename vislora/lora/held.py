@@ -1,7 +1,7 @@
 """One adapter in its live form: made new or from a file's values, and turned into values again."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -57,11 +57,11 @@ class Held:
             {path: _bias(model, path, value) for path, value in adapter.biases.items()},
         )
 
-    def values(self, model: nn.Module) -> Adapter:
-        """A copy of what was trained, on the CPU; `model` has the frozen weights."""
+    def values(self, weights: Mapping[str, Tensor]) -> Adapter:
+        """A copy of what was trained, on the CPU; `weights` are the base model's, by layer."""
         layers = {}
         for path, low in self.layers.items():
-            weight = frozen_weight(module_named(model, path))
+            weight = weights[path]
             out = weight.shape[0]
             rows = None if low.rows == ((0, out),) else low.rows
             a, b = low.with_start(_value(low.lora_A), _value(low.lora_B))
@@ -78,12 +78,17 @@ class Held:
         return Adapter(layers, trained, dropout, biases=biases)
 
     def follow(self, model: nn.Module) -> None:
-        """Take the copies that were set aside to where the model has gone meanwhile: its device, and its dtype. That it
+        """Take what was set aside to where the model has gone meanwhile: its device, and copies to its dtype. That it
         was converted is told by a frozen weight: what is trained may have a dtype of its own."""
-        now = frozen_weight(module_named(model, next(iter(self.layers)))).dtype
-        before = self.dtype or now
+        weights = {path: frozen_weight(module_named(model, path)) for path in self.layers}
+        for path, low in self.layers.items():
+            if low.lora_A.device != weights[path].device:
+                low.to(weights[path].device)
+        one = next(iter(weights.values()))
+        before, now = self.dtype or one.dtype, one.dtype
         for path, module in self.trained.items():  # as `model.to(…)` would have taken it
-            module.to(next(module_named(model, path).parameters()).device, None if before == now else now)
+            there = next(module_named(model, path).parameters(), one)  # a head may have been taken off
+            module.to(there.device, None if before == now else now)
         for path, bias in self.biases.items():
             bias.data = bias.data.to(parameter_named(model, path).device, bias.dtype if before == now else now)
         self.dtype = now

@@ -79,33 +79,18 @@ class Adapters:
         """
         if name == self.active:
             self._check_in_place()
-        return self._get(name).values(self.model)
+        held = self._get(name)
+        return held.values({path: self._base_weight(path) for path in held.layers})
 
     def activate(self, name: str) -> None:
-        """Make one adapter the active one.
+        """Make one adapter the active one; after an error the one before still is.
 
         Raises:
             AdapterError: there is none of this name, `per_sample` is at work, or the layers have changed meanwhile.
         """
         held = self._get(name)
-        self.deactivate()
-        layers = {path: unadapted(self.model, path) for path in held.layers}
-        held.follow(self.model)
-        self._base = Held(held.layers, {}, {}, held.dtype)
-        self.model.requires_grad_(False)
-        for path, low in held.layers.items():
-            layer = layers[path]
-            device = frozen_weight(layer).device
-            layer.lora = (low if low.lora_A.device == device else low.to(device)).requires_grad_(True)
-            adapt(layer)
-        for path, module in held.trained.items():
-            base = module_named(self.model, path)
-            self._base.trained[path] = base
-            self.model.set_submodule(path, module.train(base.training).requires_grad_(True))
-        for path, bias in held.biases.items():
-            self._base.biases[path] = parameter_named(self.model, path)
-            set_parameter(self.model, path, bias.requires_grad_(True))
-        self.active = name
+        with self._on_the_base():
+            self._put_in(name, held)
 
     def deactivate(self) -> None:
         """Leave the base model alone in place, frozen; adapters stay and can be activated again.
@@ -155,21 +140,23 @@ class Adapters:
         if biased := [name for name, one in zip(assignment.names, held, strict=True) if one.biases]:
             raise AdapterError(f"adapter {biased[0]!r} trains biases, which can't differ within a batch")
         adapted, whole = _all(one.layers for one in held), _all(one.trained for one in held)
-        for path in adapted:
-            if around := [module for module in whole if inside(path, module)]:
+        for path in [*adapted, *whole]:
+            if around := [module for module in whole if module != path and inside(path, module)]:
                 raise AdapterError(
-                    f"{path} is adapted by one adapter and part of {around[0]}, which another trains in full; they "
-                    "can't share a batch"
+                    f"{path} is adapted, or trained in full, by one adapter and part of {around[0]}, which another "
+                    "trains in full; they can't share a batch"
                 )
         self.deactivate()
-        layers = {path: [one.layers.get(path) for one in held] for path in adapted}
-        bases = {path: module_named(self.model, path) for path in whole}
-        trained = {path: [one.trained.get(path, base) for one in held] for path, base in bases.items()}
-        for name in filter(None, assignment.names):
-            self._get(name).follow(self.model)
-        self.model.requires_grad_(False)
-        self._mixing = True
         try:
+            for path in adapted:
+                unadapted(self.model, path)
+            layers = {path: [one.layers.get(path) for one in held] for path in adapted}
+            bases = {path: module_named(self.model, path) for path in whole}
+            trained = {path: [one.trained.get(path, base) for one in held] for path, base in bases.items()}
+            for name in filter(None, assignment.names):
+                self._get(name).follow(self.model)
+            self.model.requires_grad_(False)
+            self._mixing = True
             with mixed(self.model, assignment, layers, trained):
                 yield
         finally:
@@ -320,8 +307,34 @@ class Adapters:
         held.check(self.model)
         if not self._held:
             self._flags = {path: p.requires_grad for path, p in self.model.named_parameters()}
+        self._put_in(name, held)
         self._held[name] = held
-        self.activate(name)
+
+    def _put_in(self, name: str, held: Held) -> None:
+        # all that can fail comes first
+        layers = {path: unadapted(self.model, path) for path in held.layers}
+        held.follow(self.model)
+        self._base = Held(held.layers, {}, {}, held.dtype)
+        self.model.requires_grad_(False)
+        for path, low in held.layers.items():
+            layers[path].lora = low.requires_grad_(True)
+            adapt(layers[path])
+        for path, module in held.trained.items():
+            base = module_named(self.model, path)
+            self._base.trained[path] = base
+            self.model.set_submodule(path, module.train(base.training).requires_grad_(True))
+        for path, bias in held.biases.items():
+            self._base.biases[path] = parameter_named(self.model, path)
+            set_parameter(self.model, path, bias.requires_grad_(True))
+        self.active = name
+
+    def _base_weight(self, path: str) -> nn.Parameter:
+        """The base model's own weight of a layer, also where an adapter is merged into the one in place."""
+        layer = module_named(self.model, path)
+        weight = self._base_weights.get(path, frozen_weight(layer))
+        if weight is None:
+            raise AdapterError(f"{path} has become a {type(layer).__name__}, which has no weight of its own")
+        return weight
 
     def _check_in_place(self) -> None:
         """Refuse to go on where the model's layers were replaced beside the active adapter: it would be torn apart."""
