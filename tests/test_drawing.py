@@ -1,10 +1,13 @@
 """Pictures drawn by a pipeline."""
 
+import diffusers
 import numpy as np
+import pytest
 import tiny_diffusion as tiny
 import torch
 
 from vislora.drawing import Sampling, draw
+from vislora.errors import ConfigError
 
 
 def test_pictures_drawn_together_are_decoded_one_at_a_time(tmp_path):
@@ -20,3 +23,37 @@ def test_pictures_drawn_together_are_decoded_one_at_a_time(tmp_path):
     assert decoded[3:] == [3]  # afterwards it decodes as it did
     for one, other in zip(images, whole.images, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_pipeline_without_an_autoencoder_draws(tmp_path):  # DeepFloyd's IF, which draws in pixels
+    denoiser = tiny.unet(
+        in_channels=3,
+        out_channels=6,
+        down_block_types=("SimpleCrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "SimpleCrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        encoder_hid_dim=tiny.WIDTH,
+        encoder_hid_dim_type="text_proj",
+    )
+    pipe = diffusers.IFPipeline(
+        tokenizer=tiny.tokenizer(tmp_path),
+        text_encoder=tiny.t5(),
+        unet=denoiser,
+        scheduler=diffusers.DDPMScheduler(variance_type="learned_range"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    (image,) = draw(pipe, [("a bird", 0)], Sampling(steps=2, guidance=3.0, size=16))
+    assert image.size == (16, 16)
+
+
+def test_pipeline_that_wants_a_picture_besides_says_so(tmp_path):
+    sd = tiny.stable_diffusion(tmp_path)
+    pipe = diffusers.StableDiffusionControlNetPipeline(
+        **sd.components, controlnet=diffusers.ControlNetModel.from_unet(sd.unet), requires_safety_checker=False
+    )
+    with pytest.raises(ConfigError, match="StableDiffusionControlNetPipeline can't draw that: image must be passed"):
+        draw(pipe, [("a bird", 0)], Sampling(steps=2, guidance=3.0, size=16))

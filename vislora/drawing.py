@@ -15,7 +15,6 @@ from vislora.errors import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL import Image
-    from torch import nn
 
     from vislora.lora import Adapter
 
@@ -141,7 +140,7 @@ def draw(
         negative = sampling.negative_prompt
         told = {} if negative is None else {"negative_prompt": [negative] * len(part)}
         try:
-            with _own_noise(part[0][1]), _decoded_singly(pipe.vae):
+            with _own_noise(part[0][1]), _decoded_singly(pipe):
                 drawn = pipe(
                     [prompt for prompt, _ in part],
                     num_inference_steps=sampling.steps,
@@ -151,7 +150,7 @@ def draw(
                     width=sampling.size,
                     **told,
                 )
-        except ValueError as error:  # what its check_inputs raises
+        except (TypeError, ValueError) as error:  # what its check_inputs raises
             raise ConfigError(f"{type(pipe).__name__} can't draw that: {' '.join(str(error).split())}") from error
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
@@ -159,8 +158,13 @@ def draw(
 
 
 @contextmanager
-def _decoded_singly(vae: nn.Module) -> Iterator[None]:
-    """Meanwhile an autoencoder decodes one picture at a time: eight of 1024 pixels would take it 30 GB in float32."""
+def _decoded_singly(pipe: Any) -> Iterator[None]:
+    """Meanwhile an autoencoder decodes one picture at a time: eight of 1024 pixels would take it 30 GB in float32.
+    Pipelines that draw in pixels have none, and some name theirs otherwise."""
+    vae = getattr(pipe, "vae", None)
+    if not hasattr(vae, "enable_slicing"):
+        yield
+        return
     vae.enable_slicing()
     try:
         yield
