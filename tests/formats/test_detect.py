@@ -187,6 +187,13 @@ def test_tensors_of_a_peft_folder_are_read_with_the_settings_beside_them(tmp_pat
         read_adapter(tmp_path / "alone.safetensors")
 
 
+def test_nothing_is_written_of_an_adapter_that_peft_cant_hold_in_whole(pipe, tmp_path):
+    mixed = tiny.trained(pipe).layers | tiny.trained(pipe, lambda name: name.endswith("fc1"), dora=True).layers
+    with pytest.raises(AdapterError, match="with and without DoRA"):
+        write_adapter(Adapter(mixed), "peft", tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_peft_folders_of_two_adapters_are_not_mixed(pipe, tmp_path):
     write_adapter(tiny.trained(pipe), "peft", tmp_path)
     with pytest.raises(AdapterError, match="holds text_encoder of another adapter; choose another folder"):

@@ -8,7 +8,7 @@ from vislora.formats.components import is_pipelines, of_models
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.foreign import read_foreign
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
-from vislora.formats.peft import ABOUT, CONFIG, TENSORS, read_peft, write_peft
+from vislora.formats.peft import ABOUT, CONFIG, TENSORS, check_holdable, read_peft, write_peft
 from vislora.formats.single_file import is_foreign, read_tensors
 from vislora.lora import Adapter
 
@@ -77,6 +77,8 @@ def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
     parts = of_models(adapter)
     if others := [old.parent.name for old in path.glob(f"*/{CONFIG}") if old.parent.name not in parts]:
         raise AdapterError(f"{path} holds {', '.join(others)} of another adapter; choose another folder")
+    for part in parts.values():  # all of them, before the first is written
+        check_holdable(part)
     for component, part in parts.items():
         write_peft(part, path / component)
     return path

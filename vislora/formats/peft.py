@@ -49,10 +49,7 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     Raises:
         AdapterError: the adapter has no low-rank layers, mixes LoRA, rsLoRA and DoRA, or reads back differently.
     """
-    if not adapter.layers:
-        raise AdapterError(
-            "a PEFT folder needs at least one LoRA layer; export a probe or a full model as timm weights"
-        )
+    check_holdable(adapter)
     wide = replace(adapter, layers=as_units({name: w.as_one_pair() for name, w in adapter.layers.items()}))
     tensors: dict[str, Tensor] = {}
     for name, weights in wide.layers.items():
@@ -74,6 +71,23 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     write_json(adapter.about, folder / ABOUT)
     if not read_peft(folder).equals(wide):
         raise AdapterError(f"{folder}: what was written reads back differently; try another disk or file system")
+
+
+def check_holdable(adapter: Adapter) -> None:
+    """Refuse an adapter that no folder of PEFT's can hold, before anything is written.
+
+    Raises:
+        AdapterError: it has no low-rank layers, or mixes LoRA, rsLoRA and DoRA.
+    """
+    if not adapter.layers:
+        raise AdapterError(
+            "a PEFT folder needs at least one LoRA layer; export a probe or a full model as timm weights"
+        )
+    layers = _of_their_own(adapter).values()
+    if len({w.rslora for w in layers}) > 1:
+        raise AdapterError("PEFT can't hold LoRA and rsLoRA layers in one adapter")
+    if len({w.magnitude is None for w in layers}) > 1:
+        raise AdapterError("PEFT can't hold layers with and without DoRA in one adapter")
 
 
 def read_peft(folder: Path | str) -> Adapter:
@@ -190,12 +204,13 @@ def _is_copy(key: str, tensors: dict[str, Tensor]) -> bool:
     return any(part in key and key.replace(part, ".") in tensors for part in copies)
 
 
+def _of_their_own(adapter: Adapter) -> dict[str, LowRankWeights]:
+    """The layers that settings tell of: not the output projections that go with an attention."""
+    return {name: w for name, w in adapter.layers.items() if not is_part(name, adapter.layers)}
+
+
 def _config(adapter: Adapter) -> dict[str, Any]:
-    layers = {name: w for name, w in adapter.layers.items() if not is_part(name, adapter.layers)}
-    if len({w.rslora for w in layers.values()}) > 1:
-        raise AdapterError("PEFT can't hold LoRA and rsLoRA layers in one adapter")
-    if len({w.magnitude is None for w in layers.values()}) > 1:
-        raise AdapterError("PEFT can't hold layers with and without DoRA in one adapter")
+    layers = _of_their_own(adapter)
     first = next(iter(layers.values()))
     rank, alpha = first.rank, first.alpha
     return {
