@@ -316,6 +316,18 @@ def test_pipeline_is_saved_without_its_adapter(pipe, tmp_path):
         torch.testing.assert_close(meanwhile, before, rtol=0, atol=0)
 
 
+def test_weights_of_another_base_are_loaded_under_an_adapter(sd, tmp_path):
+    other = {name: weight + 0.01 for name, weight in sd.unet.state_dict().items()}
+    adapter = tiny.trained(sd)
+    plain = copy.deepcopy(sd)
+    applied = vislora.apply(sd, tiny.trained(sd, everything))
+    applied.swap(adapter)
+    sd.unet.load_state_dict(other)
+    plain.unet.load_state_dict(other)
+    vislora.apply(plain, adapter)
+    assert torch.equal(tiny.draw(sd), tiny.draw(plain))
+
+
 @pytest.mark.parametrize("scale", ["0.5", None, float("nan"), torch.ones(2)])
 def test_scale_that_is_no_number_changes_nothing(sd, scale):
     applied = vislora.apply(sd, tiny.trained(sd), scale=0.5)
@@ -392,6 +404,16 @@ def test_second_apply_is_refused(sd):
     vislora.apply(sd, tiny.trained(sd))
     with pytest.raises(AdapterError, match="has an adapter already; swap it, or unapply it first"):
         vislora.apply(sd, tiny.trained(sd))
+
+
+def test_apply_to_a_pipeline_that_shares_an_adapted_model_says_what_to_do(sd):
+    adapter = tiny.trained(sd)
+    vislora.apply(sd, adapter)
+    other = diffusers.StableDiffusionImg2ImgPipeline(**sd.components, requires_safety_checker=False)
+    with pytest.raises(AdapterError, match=r"unet has an adapter already, .* vislora\.unapply of the one that"):
+        vislora.apply(other, adapter)
+    vislora.unapply(sd)
+    vislora.apply(other, adapter)
 
 
 # --- Several at once --------------------------------------------------------------------------------------------------

@@ -50,6 +50,11 @@ def apply(
         raise AdapterError("the pipeline has an adapter already; swap it, or unapply it first")
     found = {name: getattr(pipe, name, None) for name in COMPONENTS}
     models = nn.ModuleDict({name: model for name, model in found.items() if model is not None})
+    if held := [name for name, model in models.items() if any(isinstance(part, LowRank) for part in model.modules())]:
+        raise AdapterError(
+            f"the pipeline's {held[0]} has an adapter already, as where two pipelines share it; take that out first, "
+            "by vislora.unapply of the one that it was applied to"
+        )
     adapters = Adapters(models)
     applied = Applied(pipe, adapters)
     applied._put(adapter, _number("scale", scale), weights)
@@ -117,6 +122,7 @@ class Applied:
         for module in self.models.modules():
             if isinstance(module, LowRank):
                 module.register_state_dict_post_hook(_unsaved)
+                module.register_load_state_dict_pre_hook(_unloaded)
         self._set_scale(scale)
 
     def _set_scale(self, scale: float) -> None:
@@ -162,3 +168,9 @@ def _unsaved(low: LowRank, state: dict[str, Any], prefix: str, metadata: Any) ->
     """Leave low-rank pairs out of a state dict: diffusers would open the pipeline saved with them, and not use them."""
     for name, _ in low.named_parameters():
         del state[f"{prefix}{name}"]
+
+
+def _unloaded(low: LowRank, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let them stay as they are where a state dict, which is without them, is loaded."""
+    for name, parameter in low.named_parameters():
+        state.setdefault(f"{prefix}{name}", parameter)
