@@ -1,4 +1,4 @@
-"""Text encoders are adapted wherever the pipeline makes use of them, and nowhere else."""
+"""Text encoders are adapted wherever the pipeline makes use of them and diffusers would, and nowhere else."""
 
 from dataclasses import asdict
 
@@ -6,8 +6,10 @@ import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
+import transformers
 from torch import nn
 
+import vislora
 from vislora.config.adapter import Bias, LoraAdapter, PipelineLora
 from vislora.errors import AdapterError
 from vislora.formats.diffusers import write_diffusers
@@ -29,6 +31,7 @@ def test_the_layers_adapted_are_those_that_move_what_the_pipeline_encodes(build,
     weights = {
         f"{encoder}.{name}": layer.weight
         for encoder in text_encoders(pipe)
+        if isinstance(getattr(pipe, encoder), transformers.CLIPPreTrainedModel)
         for name, layer in getattr(pipe, encoder).named_modules()
         if isinstance(layer, nn.Linear) and name.endswith(PROJECTIONS)
     }
@@ -40,6 +43,21 @@ def test_the_layers_adapted_are_those_that_move_what_the_pipeline_encodes(build,
     read = {name for name, grad in zip(weights, grads, strict=True) if grad is not None and grad.any()}
     layers = adapt_pipeline(pipe, PipelineLora(rank=2, text_encoder=True)).adapter("default").layers
     assert {name for name in layers if name.startswith("text_encoder")} == read
+
+
+@pytest.mark.parametrize("build", PIPELINES.values(), ids=PIPELINES)
+def test_diffusers_draws_all_that_was_learned_with_text_encoders(build, tmp_path):
+    pytest.importorskip("peft")
+    mine, peer = build(tmp_path / "words"), build(tmp_path / "words")
+    adapters = adapt_pipeline(mine, PipelineLora(rank=2, text_encoder=True))
+    for name, parameter in adapters.model.named_parameters():
+        if name.endswith("lora_B"):
+            nn.init.normal_(parameter, std=0.2)
+    file = write_diffusers(adapters.adapter("default"), tmp_path)
+    adapters.remove("default")
+    vislora.apply(mine, file)
+    peer.load_lora_weights(str(file))
+    torch.testing.assert_close(tiny.draw(mine), tiny.draw(peer), rtol=0, atol=1 / 255)
 
 
 def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(tmp_path):

@@ -102,7 +102,7 @@ class PipelineLora(LoraAdapter):
 
     targets: list[PipelineTarget] = field(default_factory=lambda: [PipelineTarget.qkv, PipelineTarget.o])
     attention: list[Attends] = field(default_factory=lambda: [Attends.self, Attends.cross])
-    text_encoder: bool = False  # adapt q, k, v and o of the text encoders too
+    text_encoder: bool = False  # adapt q, k, v and o of the text encoders too; not of T5, which diffusers wouldn't load
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,8 @@ from vislora.targets.diffusers import find_targets
 
 
 def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
-    """Freeze a pipeline and put adapters into its denoiser and, if wanted, its text encoders; prove that each one acts.
+    """Freeze a pipeline and put adapters into its denoiser and, if wanted, its text encoders, but those that diffusers
+    loads no adapters for; prove that each one acts.
 
     Returns:
         the adapters, holding one named "default", its layers named by component: `unet.mid_block.…`.
@@ -43,6 +44,8 @@ def _targets(pipe: Any, config: PipelineLora, model: Denoiser) -> list[TargetLay
     found = find_targets(getattr(pipe, component), words, config.blocks, kinds)
     targets = [TargetLayer(f"{component}.{target.name}", target.rows) for target in found]
     for name, unread in zip(text_encoders(pipe), model.family.unread, strict=True) if config.text_encoder else ():
+        if name not in pipe._lora_loadable_modules:  # T5: diffusers would leave its layers aside without a word
+            continue
         encoder = getattr(pipe, name)
         chosen = find_targets(encoder, ["qkv", "o"], range(encoder.config.num_hidden_layers - unread))
         targets += [TargetLayer(f"{name}.{target.name}", target.rows) for target in chosen]
