@@ -30,7 +30,8 @@ def apply(
     """Let an adapter, or several at once, act in a diffusers pipeline.
 
     The pipeline's modules stay the objects they are, and nothing is merged. `enable_model_cpu_offload` may be on.
-    Sequential and group offloading give every layer a forward of its own, which hides the adapter: that is refused.
+    Sequential and group offloading give every layer a forward of its own, which hides the adapter: that is refused, and
+    while they are on, one that was there before can't be taken out.
     A component under torch.compile is compiled again when it next runs. `save_pretrained` saves the pipeline without
     the adapter's matrices, and a deep copy of the pipeline has the adapter in it, to be taken out by itself.
 

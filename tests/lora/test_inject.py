@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.utils.prune
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -776,6 +777,41 @@ def test_layer_that_was_replaced_beside_an_adapter_is_named_and_left_alone(path,
     model.set_submodule(path, old)
     adapters.remove("birds")
     assert same_bits(state(model), state(vit()))
+
+
+@pytest.mark.parametrize("step", ["merge", "unmerge", "deactivate", "remove"])
+def test_layer_hooked_beside_an_adapter_is_left_as_it_is_until_the_hook_is_off(images, step):
+    model = vit()
+    before, adapters = state(model), with_adapter(model)
+    if step == "unmerge":
+        adapters.merge()
+    logits, layer = model(images), model.blocks[0].attn.qkv
+    add_hook_to_module(layer, ModelHook())  # which goes on calling the forward that it found
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv has a forward of its own, as"):
+        getattr(adapters, step)(*(["birds"] if step == "remove" else []))
+    assert torch.equal(model(images), logits)
+    remove_hook_from_module(layer)
+    adapters.remove("birds")
+    assert same_bits(before, state(model))
+    assert model(images).isfinite().all()
+
+
+def test_hooked_layer_is_refused_until_the_hook_is_off(images):
+    model = vit()
+    adapters, layer = Adapters(model), model.blocks[0].attn.qkv
+    add_hook_to_module(layer, ModelHook())
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv has a forward of its own, as"):
+        adapters.add("birds", BOTH_QKV, SETTINGS)
+    remove_hook_from_module(layer)
+    logits = model(images)
+    adapters.add("birds", BOTH_QKV, SETTINGS)
+    train(model)
+    assert not torch.allclose(model(images), logits)
+    adapters.deactivate()
+    add_hook_to_module(layer, ModelHook())
+    with pytest.raises(AdapterError, match=r"blocks\.0\.attn\.qkv has a forward of its own, as"):
+        adapters.activate("birds")
+    assert torch.equal(model(images), logits)
 
 
 def test_flags_come_back_as_they_were_before_the_first_adapter():

@@ -36,6 +36,7 @@ def adaptable(model: nn.Module, path: str, dropout: float = 0.0) -> nn.Module:
         raise AdapterError(
             f"{path} is a {type(layer).__name__}; only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
         )
+    check_forward(layer, path)
     if plain in (nn.MultiheadAttention, NonDynamicallyQuantizableLinear) and dropout:
         raise AdapterError(
             f"dropout={dropout} can't act on {path}: torch's attention takes the weight as a whole; set it to 0"
@@ -71,7 +72,25 @@ def unadapted(model: nn.Module, path: str) -> nn.Module:
         raise AdapterError(f"{path} is adapted already, by another Adapters object")
     if type(layer) not in _ADAPTED:
         raise AdapterError(f"{path} has become a {type(layer).__name__}, which can't be adapted")
+    check_forward(layer, path)
     return layer
+
+
+def check_forward(layer: nn.Module, path: str) -> None:
+    """Refuse a layer whose class can't be exchanged, because it computes with a forward of its own.
+
+    Raises:
+        AdapterError: it has one.
+    """
+    own = vars(layer).get("forward")
+    if getattr(own, "__func__", None) is type(layer).forward:  # a hook that was taken off leaves the class's there
+        del layer.forward
+    elif own is not None:
+        raise AdapterError(
+            f"{path} has a forward of its own, as sequential and group offloading and layerwise casting give it; it "
+            "would hide an adapter, and go on with one that is merged or taken out. Take these hooks off first; "
+            "enable_model_cpu_offload may be on"
+        )
 
 
 def carries(layer: nn.Module, low: nn.Module) -> bool:

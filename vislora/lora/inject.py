@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adaptable import adapt, carries, is_known, is_wrapped, restore_class, unadapted
+from vislora.lora.adaptable import adapt, carries, check_forward, is_known, is_wrapped, restore_class, unadapted
 from vislora.lora.adapter import Adapter
 from vislora.lora.algebra import blend
 from vislora.lora.held import Held
@@ -348,7 +348,7 @@ class Adapters:
                 )
 
     def _check_removable(self) -> None:
-        """Refuse as well where a layer's class was changed on top of the adapter's."""
+        """Refuse as well where a layer's class or forward was changed on top of the adapter's."""
         self._check_in_place()
         for path in self._held[self.active].layers:
             if not is_known(layer := module_named(self.model, path)):
@@ -356,6 +356,7 @@ class Adapters:
                     f"{path} has become a {type(layer).__name__}, as fully_shard makes it of a layer by itself; shard "
                     "the block around it"
                 )
+            check_forward(layer, path)
 
     def _check_unmixed(self) -> None:
         if self._mixing:

@@ -50,11 +50,6 @@ def _reachable(models: nn.Module, name: str) -> nn.Module:
         raise AdapterError(f"{name} isn't used while projections are fused; call unfuse_qkv_projections() first")
     if hasattr(layer, "base_layer"):
         raise AdapterError(f"{name} is wrapped by PEFT; call pipe.unload_lora_weights() first")
-    if "forward" in vars(layer):
-        raise AdapterError(
-            f"{name} has a forward of its own, as sequential and group offloading give it, which would hide the "
-            "adapter; apply it without them, or with enable_model_cpu_offload"
-        )
     return layer
 
 
