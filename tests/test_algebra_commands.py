@@ -213,5 +213,7 @@ def test_mistakes_are_explained(birds, tmp_path):
         extract(ExtractConfig(tuned=__file__, base=__file__, rank=2, out=out))
     with pytest.raises(ConfigError, match=r"this command takes several adapters, adapter=\[FOLDER,FOLDER\]"):
         configure("blend", [f"adapter={adapter}", "weights=[1]", f"out={out}"])
+    with pytest.raises(ConfigError, match=r"weights=\[0\.0, 0\.0\] leave nothing of the adapters"):
+        configure("blend", [f"adapter=[{adapter},{adapter}]", "weights=[0,0]", f"out={out}"])
     with pytest.raises(ConfigError, match="this command takes one adapter's folder"):
         configure("resize", [f"adapter=[{adapter},{adapter}]", "rank=2", f"out={out}"])

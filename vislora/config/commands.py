@@ -35,6 +35,8 @@ class Corruption(Enum):
 def _check_drawing(config: Any) -> None:
     """Refuse what no pipeline can draw."""
     check_ranges(config, steps=(1, math.inf), size=(1, math.inf))
+    if not math.isfinite(config.guidance):  # pictures would be black
+        raise ConfigError(f"guidance={config.guidance}: expected a finite number")
     if wrong := [seed for seed in config.seeds if not -(2**63) <= seed < 2**64]:
         raise ConfigError(f"seeds: {wrong[0]} is no number of 64 bits")
 
@@ -254,6 +256,8 @@ class BlendConfig:
             raise ConfigError(
                 f"weights={[*self.weights]} for {len(self.adapter)} adapters: give two or more, and a number for each"
             )
+        if not any(self.weights):
+            raise ConfigError(f"weights={[*self.weights]} leave nothing of the adapters; give one that isn't 0")
         check_ranges(self, rank=(1, math.inf), head=(0, len(self.adapter) - 1))
         if self.rank is not None and self.how is not Blending.svd:
             raise ConfigError(f"rank={self.rank} belongs to how=svd; {self.how.value} has its own")
