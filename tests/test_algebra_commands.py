@@ -108,6 +108,22 @@ def test_grouped_convolutions_of_a_tuned_model_are_kept_in_full(tmp_path):
     torch.testing.assert_close(logits(tmp_path / "adapter"), logits(tmp_path / "model"), rtol=1e-4, atol=1e-4)
 
 
+def test_model_that_has_one_module_in_several_places_is_saved_and_extracted(tmp_path):  # CoaT's MLPs
+    base = ModelConfig("coat_lite_mini", "random", 32)
+    torch.manual_seed(1)
+    model = build_vit(base, 0)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, tmp_path / "base.safetensors")
+    base.weights = str(tmp_path / "base.safetensors")
+    model = build_vit(base, 2)
+    with torch.no_grad():
+        model.cpe1.proj.weight.mul_(1.1)
+        model.serial_blocks1[0].factoratt_crpe.qkv.weight.mul_(1.1)
+    save(model, base, ["a", "b"], tmp_path / "model")
+    done = extract(ExtractConfig(tuned=str(tmp_path / "model"), energy=1.0, out=str(tmp_path / "adapter")))
+    assert done.adapter.trained.keys() == {"head", "cpe1.proj"}
+    torch.testing.assert_close(logits(tmp_path / "adapter"), logits(tmp_path / "model"), rtol=1e-4, atol=1e-4)
+
+
 def test_the_command_extracts_from_two_files_and_prints_the_energy_of_each_layer(birds, base, tmp_path):
     tuned, _ = birds
     words = [f"base={base.weights}", f"tuned={tuned / 'model.safetensors'}", "energy=0.5", f"out={tmp_path / 'x'}"]

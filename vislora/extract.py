@@ -39,7 +39,7 @@ def extract(config: ExtractConfig) -> Computed:
 def _from_folder(config: ExtractConfig) -> Computed:
     from vislora.lora import Adapters, extraction
     from vislora.lora.adaptable import unadaptable
-    from vislora.models.vit import build_vit, head_names
+    from vislora.models.vit import build_vit, head_names, state_dict_once
     from vislora.recognizer import build_base, read_about
 
     about = read_about(Path(config.tuned))
@@ -47,7 +47,13 @@ def _from_folder(config: ExtractConfig) -> Computed:
     tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
     trained = [*head_names(model), *config.trained]
     computed = extraction.extract(
-        model.state_dict(), tuned.state_dict(), config.rank, config.energy, trained, config.ignore, unadaptable(model)
+        state_dict_once(model),
+        state_dict_once(tuned),
+        config.rank,
+        config.energy,
+        trained,
+        config.ignore,
+        unadaptable(model),
     )
     Adapters(model).load("extracted", computed.adapter)  # an error, where it wouldn't fit the model
     about |= {"weights_sha256": sha256, "extracted_from": config.tuned}

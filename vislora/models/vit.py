@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from vislora.config.model import ModelConfig
 from vislora.data.transforms import Preprocessing
@@ -143,11 +143,25 @@ def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
         "crop_mode": p.crop_mode,
     }
     labels = {"label_names": about["classes"]} if about.get("classes") else None
-    with naming(folder):
-        timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
+    own = set(state_dict_once(model))
+    # safetensors refuses tensors that share memory
+    copying = model.register_state_dict_post_hook(
+        lambda _, state, *__: state.update({name: t.clone() for name, t in state.items() if name not in own})
+    )
+    try:
+        with naming(folder):
+            timm.models.save_for_hf(model, folder, labels, safe_serialization=True, data_config=images)
+    finally:
+        copying.remove()
     # safetensors 0.8 lets nobody but the owner read what it writes
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
     write_json(about, folder / "vislora.json")
+
+
+def state_dict_once(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state dict in which nothing is there by a second name, as CoaT has one MLP in three places."""
+    own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in own}
 
 
 def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
