@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,13 @@ def test_written_folder_reads_back_equal_with_dropout_and_about(tmp_path, images
     assert back.dropout == adapter.dropout == 0.1
     assert back.about == {"classes": ["wren", "tit"]}
     assert torch.equal(loaded_here(back)(images), model(images))
+
+
+@pytest.mark.parametrize("model", ["vit", None, {"name": "vit"}])
+def test_what_is_told_of_the_base_model_may_be_anything(tmp_path, model):
+    _, adapter = trained_here()
+    write_peft(replace(adapter, about={"model": model}), tmp_path)
+    assert read_peft(tmp_path).about == {"model": model}
 
 
 def test_written_partial_pairs_read_back_as_the_same_function(written, images):

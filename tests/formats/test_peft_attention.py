@@ -78,6 +78,19 @@ def test_written_adapter_gives_the_same_output_in_peft_and_here(tmp_path, x, par
     assert torch.allclose(here(x), wanted, atol=1e-5)
 
 
+def test_ranks_are_filled_up_without_rounding_where_another_dtype_is_the_default(tmp_path, x):
+    settings = LoraSettings(3, 4.0, rank_pattern={r"attn\.out_proj": 5})
+    model, adapters = trained(find_targets(tower(), ["qkv", "o"]), settings)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        write_peft(adapters.adapter("it"), tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    here = tower()
+    Adapters(here).load("it", read_peft(tmp_path))
+    assert torch.allclose(here(x), model(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("without", ["attn", "out_proj", "attn|out_proj"])
 def test_layers_of_alpha_0_stay_off_beside_others(tmp_path, x, without):
     settings = LoraSettings(3, 4.0, alpha_pattern=dict.fromkeys(without.split("|"), 0.0))

@@ -212,12 +212,12 @@ def _of_their_own(adapter: Adapter) -> dict[str, LowRankWeights]:
 def _config(adapter: Adapter) -> dict[str, Any]:
     layers = _of_their_own(adapter)
     first = next(iter(layers.values()))
-    rank, alpha = first.rank, first.alpha
+    rank, alpha, model = first.rank, first.alpha, adapter.about.get("model")
     return {
         "peft_type": "LORA",
         "task_type": None,
         "auto_mapping": None,
-        "base_model_name_or_path": adapter.about.get("model", {}).get("name"),
+        "base_model_name_or_path": model.get("name") if isinstance(model, dict) else None,
         "target_modules": list(layers),
         "modules_to_save": list(adapter.trained) or None,
         "r": rank,

@@ -56,8 +56,8 @@ def own_name(peft_name: str) -> str:
 
 
 def _of_rank(weights: LowRankWeights, rank: int) -> LowRankWeights:
-    a = torch.zeros(rank, weights.lora_A.shape[1])
-    b = torch.zeros(weights.out, rank)
+    a = weights.lora_A.new_zeros(rank, weights.lora_A.shape[1])  # torch.zeros has another dtype where one was set
+    b = weights.lora_B.new_zeros(weights.out, rank)
     a[: weights.rank], b[:, : weights.rank] = weights.lora_A, weights.lora_B
     alpha = alpha_at(rank, weights.alpha, weights.rank, weights.rslora)
     return replace(weights, lora_A=a, lora_B=b, rank=rank, alpha=alpha)
