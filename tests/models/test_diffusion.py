@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from vislora.config.model import PipelineConfig
 from vislora.errors import ModelError
 from vislora.models.denoiser import encode_images
-from vislora.models.diffusion import PipelineEncoder, load_pipeline, resolution
+from vislora.models.diffusion import PipelineEncoder, load_pipeline, pipeline_class, resolution, scheduler_class
 
 PARTS = {
     "unet": ("unet/diffusion_pytorch_model.safetensors", "mid_block.attentions.0.proj_out.weight"),
@@ -103,3 +103,14 @@ def test_what_a_pipeline_encoded_is_found_again_after_it_has_moved(folder, tmp_p
         encoder = PipelineEncoder(load_pipeline(PipelineConfig(str(place))), torch.device("cpu"))
         keys.append((encoder.image_key, encoder.text_key))
     assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("name", [["pipeline", "MyPipeline"], None])
+def test_class_that_isnt_one_of_diffusers_is_told(folder, tmp_path, name):
+    other = shutil.copytree(folder, tmp_path / "other")
+    for file in (other / "model_index.json", other / "scheduler" / "scheduler_config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": name}))
+    with pytest.raises(ModelError, match=r"other: the class of its pipeline is .*; expected one of diffusers, since"):
+        pipeline_class(PipelineConfig(str(other)))
+    with pytest.raises(ModelError, match=r"other: the class of its scheduler is .*; expected one of diffusers, since"):
+        scheduler_class(PipelineConfig(str(other)))

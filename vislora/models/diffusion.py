@@ -65,7 +65,7 @@ def pipeline_class(config: PipelineConfig) -> type:
     """
     with quiet_imports():
         from diffusers import DiffusionPipeline
-    return class_named(_settings_in(config, DiffusionPipeline)["_class_name"])
+    return class_named(_class_in(config, DiffusionPipeline))
 
 
 def class_named(name: str) -> type:
@@ -91,7 +91,7 @@ def scheduler_class(config: PipelineConfig) -> str:
     """
     with quiet_imports():
         from diffusers import DDPMScheduler
-    return _settings_in(config, DDPMScheduler, "scheduler")["_class_name"]
+    return _class_in(config, DDPMScheduler, "scheduler")
 
 
 def resolution(config: PipelineConfig) -> int:
@@ -108,6 +108,18 @@ def resolution(config: PipelineConfig) -> int:
     if not isinstance(side, int) or not isinstance(levels, list):
         raise ModelError(f"the size of the pictures that {config.name} draws isn't in its configs; give data.size")
     return side * 2 ** (len(levels) - 1)
+
+
+def _class_in(config: PipelineConfig, cls: Any, component: str | None = None) -> str:
+    """The name of the class that a config is of."""
+    settings = _settings_in(config, cls, component)
+    name = settings.get("_class_name") if isinstance(settings, dict) else None
+    if not isinstance(name, str):  # a list, where a file of the model's own holds it
+        raise ModelError(
+            f"{config.name}: the class of its {component or 'pipeline'} is {name!r}; expected one of diffusers, since "
+            "models that bring code of their own aren't opened"
+        )
+    return name
 
 
 def _settings_in(config: PipelineConfig, cls: Any, component: str | None = None) -> dict[str, Any]:
