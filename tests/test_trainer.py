@@ -480,9 +480,9 @@ def test_of_a_figure_that_is_better_when_less_the_least_is_the_best(split, tmp_p
 
 
 def test_a_validation_figure_that_is_no_number_ends_the_run_with_advice(split, tmp_path):
-    trainer = make_trainer(split, tmp_path, objective=WatchesTheLoss())
+    trainer = make_trainer(split, tmp_path)  # which watches the share of right answers: to argmax NaN is class 0
     trainer.validation = [(torch.full((2, 3, 32, 32), torch.nan), torch.zeros(2, dtype=torch.long))]
-    with pytest.raises(TrainingError, match=r"val_watched is nan at step 4; lower optim\.lr"):
+    with pytest.raises(TrainingError, match=r"val_loss is nan at step 4; lower optim\.lr"):
         trainer.fit()
 
 

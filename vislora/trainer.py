@@ -228,8 +228,9 @@ class Trainer:
             figures = self.objective.validate(self.model, self.validation, self.accelerator)
         self._train_mode(wrapped)
         self.log.write(progress.step, figures)
+        for name, value in figures.items():  # of logits that are NaN a loss tells, and no share of right answers
+            _check_number(name, value, progress.step)
         score = figures[self.objective.monitor]
-        _check_number(self.objective.monitor, score, progress.step)  # none would ever be better than NaN
         gain = 0.0 if progress.best is None else score - progress.best
         if progress.best is None or (gain > 0.0 if self.objective.higher_is_better else gain < 0.0):
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
