@@ -272,11 +272,24 @@ def test_resuming_under_other_settings_is_refused(split, tmp_path):
 
 
 def test_resuming_without_the_parameters_to_export_is_refused_before_the_first_step(split, tmp_path):
-    make_trainer(split, tmp_path / "first", keep=Keep.last, epochs=1).fit()
+    make_trainer(split, tmp_path / "first", epochs=1).fit()
+    (tmp_path / "first" / "checkpoints" / "best.safetensors").unlink()
     other = make_trainer(split, tmp_path / "second", keep=Keep.best, resume=str(tmp_path / "first"))
     with pytest.raises(ConfigError, match=r"best\.safetensors is not there.*or give trainer\.keep=last"):
         other.fit()
     assert not (tmp_path / "second" / "metrics.jsonl").exists()
+
+
+def test_the_best_parameters_are_those_of_the_best_validation_whatever_was_to_be_kept_meanwhile(split, tmp_path):
+    objective = WatchesARow()
+    object.__setattr__(objective, "figures", [0.5, 0.6, 0.4])
+    settings = {"objective": objective, "keep": Keep.best}
+    make_trainer(split, tmp_path, stop_at=4, **settings).fit()
+    better = make_trainer(split, tmp_path, resume=str(tmp_path), stop_at=8, **settings | {"keep": Keep.last})
+    better.fit()
+    rest = make_trainer(split, tmp_path, resume=str(tmp_path), **settings)
+    assert rest.fit().best_step == 8
+    assert_same_bits(parameters(rest), parameters(better))
 
 
 @pytest.mark.parametrize("file", ["model", "optimizer", "generators_0"])

@@ -234,7 +234,7 @@ class Trainer:
         gain = 0.0 if progress.best is None else score - progress.best
         if progress.best is None or (gain > 0.0 if self.objective.higher_is_better else gain < 0.0):
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
-            if self.accelerator.is_main_process and self.config.keep is Keep.best:
+            if self.accelerator.is_main_process:  # with keep=last too: a run that goes on from here may want it
                 (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
                 write_tensors(trainable_state(self.model), self.out / "checkpoints" / "best.safetensors")
         else:
