@@ -260,6 +260,14 @@ def test_the_newest_checkpoint_counts_where_an_older_one_was_not_removed(split, 
     assert Checkpoint.open(tmp_path).folder.name == "step_00000005"
 
 
+def test_a_checkpoint_knows_its_run_from_within_too(split, tmp_path, monkeypatch):
+    make_trainer(split, tmp_path / "first", epochs=2, stop_at=4).fit()
+    monkeypatch.chdir(tmp_path / "first" / "checkpoints" / "step_00000004")
+    for name, resume in (("second", "."), ("third", "../step_00000004")):
+        make_trainer(split, tmp_path / name, epochs=2, resume=resume).fit()
+        assert rows(tmp_path / name)[: 4 + 1] == rows(tmp_path / "first")
+
+
 def test_resuming_under_other_settings_is_refused(split, tmp_path):
     make_trainer(split, tmp_path / "first").fit()
     other = make_trainer(split, tmp_path / "second", resume=str(tmp_path / "first"))

@@ -167,8 +167,8 @@ class Checkpoint:
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run that made it."""
-        return self.folder.parent.parent
+        """The folder of the run that made it, absolute: what is above "." isn't in its name."""
+        return self.folder.resolve().parent.parent
 
     def check(self, run: dict[str, Any]) -> None:
         """Refuse to go on with other settings.

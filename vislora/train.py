@@ -117,7 +117,7 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     precision = resolve_precision(config.trainer.precision, own_device())
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     resumed = None if config.trainer.resume is None else Checkpoint.open(Path(config.trainer.resume))
-    if resumed is None or resumed.run_folder.resolve() != out.resolve():
+    if resumed is None or resumed.run_folder != out.resolve():
         check_unused(out, f", or go on with trainer.resume={out}" if holds_run(out) else "")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)

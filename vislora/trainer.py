@@ -174,7 +174,7 @@ class Trainer:
                 )
             read_tensors(best)  # a damaged one would be found after the last epoch only
         self.log.continue_from(earlier, progress.step)
-        if self.accelerator.is_main_process and best.is_file() and earlier.resolve() != self.out.resolve():
+        if self.accelerator.is_main_process and best.is_file() and earlier != self.out.resolve():
             (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, self.out / "checkpoints" / best.name)
         return progress
