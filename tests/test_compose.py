@@ -170,6 +170,7 @@ def test_numbers_out_of_range_are_refused(command, override, expected):
         (["data=imagefolder", "data.root="], "data.root is empty; give the folder of the data set"),
         (["recipe=sd15_style", "data.root="], "data.root is empty; give the folder of the data set"),
         (["adapter.start="], "adapter.start is empty; give an adapter's file or folder, or null to start anew"),
+        (["trainer.resume="], "trainer.resume is empty; give a run folder or one of its checkpoints, or leave it out"),
     ],
 )
 def test_an_unset_shell_variable_is_not_the_current_folder(overrides, told):

@@ -120,6 +120,8 @@ class TrainerConfig:
         counts += ("patience", "preview_every", "checkpoint_every", "stop_at")
         check_ranges(self, "trainer.", **dict.fromkeys(counts, (1, math.inf)), workers=(0, math.inf))
         check_shares(self, "trainer.", "ema")
+        if self.resume == "":  # as of an unset shell variable: it would be the current folder
+            raise ConfigError("trainer.resume is empty; give a run folder or one of its checkpoints, or leave it out")
 
 
 class Tracker(Enum):
