@@ -461,6 +461,13 @@ def test_a_second_run_in_the_same_folder_is_refused(run):
     assert (out / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_that_broke_off_before_its_first_checkpoint_is_not_said_to_go_on(tmp_path):
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"holds a training.*hydra\.run\.dir=FOLDER$"):
+        train(configure("train", [*BASE, *TINY, *RUN]), tmp_path)
+
+
 def test_an_adapter_finds_its_base_model_folder_from_anywhere(run, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export(ExportConfig(adapter=str(run[0] / "adapter"), out="merged"))
