@@ -2,10 +2,12 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import (
     balanced_accuracy_score,
     confusion_matrix,
@@ -15,7 +17,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from vislora.metrics.recognition import Predictions, evaluate_predictions, worst_mistakes
+from vislora.metrics.recognition import Mistake, Predictions, evaluate_predictions, worst_mistakes
 from vislora.report.evaluation import write_evaluation
 
 
@@ -93,6 +95,15 @@ def test_hostile_class_names_survive_all_files(tmp_path):
         assert [row["predicted"] for row in csv.DictReader(file)] == list(names)
     assert (tmp_path / "confusion.png").stat().st_size > 1000
     assert "<script" not in (tmp_path / "confusion.svg").read_text()
+
+
+def test_of_a_run_that_went_on_no_mistakes_are_shown_that_it_no_longer_makes(tmp_path):
+    found = evaluate_predictions(predictions(torch.eye(3), torch.arange(3)))
+    mistake = Mistake("0.png", "class 0", "class 1", 0.5, Image.new("RGB", (8, 8)))
+    write_evaluation(replace(found, mistakes=[mistake]), tmp_path)
+    assert (tmp_path / "mistakes.png").exists()
+    write_evaluation(found, tmp_path)
+    assert not (tmp_path / "mistakes.png").exists()
 
 
 def test_a_files_name_of_any_bytes_is_written(tmp_path):

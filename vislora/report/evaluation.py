@@ -17,3 +17,5 @@ def write_evaluation(found: Evaluation, folder: Path) -> None:
     save(draw_reliability(found.calibration, found.calibrated), folder / "reliability")
     if found.mistakes:
         mistake_sheet(found.mistakes).save(folder / "mistakes.png")
+    else:  # of a run that went on in its folder there may be earlier ones
+        (folder / "mistakes.png").unlink(missing_ok=True)
