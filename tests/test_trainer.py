@@ -552,6 +552,14 @@ def test_a_resumed_run_goes_on_counting_the_validations_without_improvement(spli
     assert resumed.fit().step == 4 * 4
 
 
+def test_a_validation_where_a_run_was_to_end_does_not_count_against_it_when_it_goes_on(split, tmp_path):
+    objective = WatchesARow()
+    object.__setattr__(objective, "figures", [0.5, 0.4, 0.6, 0.7])  # the second one in mid-epoch
+    settings = {"objective": objective, "patience": 1}
+    assert make_trainer(split, tmp_path, stop_at=6, **settings).fit().step == 6
+    assert make_trainer(split, tmp_path, resume=str(tmp_path), **settings).fit().step == 12
+
+
 def test_speed_is_of_the_steps_without_the_writing_of_checkpoints(split, tmp_path, monkeypatch):
     def slowly(*words):
         save_checkpoint(*words)

@@ -237,8 +237,8 @@ class Trainer:
             if self.accelerator.is_main_process:  # with keep=last too: a run that goes on from here may want it
                 (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
                 write_tensors(trainable_state(self.model), self.out / "checkpoints" / "best.safetensors")
-        else:
-            progress.stale += 1
+        elif progress.step % (self.config.validate_every * self.order.steps_per_epoch) == 0:
+            progress.stale += 1  # where it ends by stop_at, a run that goes on had not looked
         return {name: f"{value:.3f}" for name, value in figures.items()}
 
     def _draw_preview(self, wrapped: nn.Module, step: int) -> None:
