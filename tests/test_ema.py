@@ -25,6 +25,19 @@ def test_only_what_is_trained_is_averaged():
     assert Ema(model, 0.9).averages.keys() == {"weight"}
 
 
+def test_batchnorms_statistics_are_averaged_as_the_weights_before_it_are():
+    norm = nn.BatchNorm1d(1)
+    ema = Ema(norm, 0.9)
+    norm.running_mean.fill_(3.0)
+    norm.running_var.fill_(5.0)
+    ema.update(1)
+    share = 1 - 2 / 11
+    with averaged(ema):
+        torch.testing.assert_close(norm.running_mean.item(), 3.0 * share)
+        torch.testing.assert_close(norm.running_var.item(), 1.0 + 4.0 * share)
+    assert (norm.running_mean.item(), norm.running_var.item()) == (3.0, 5.0)
+
+
 def test_the_model_has_its_own_parameters_back_after_computing_with_the_averages():
     model = nn.Linear(2, 1, bias=False)
     ema = Ema(model, 0.9)

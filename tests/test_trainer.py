@@ -192,9 +192,10 @@ def test_what_a_run_reached_before_it_broke_off_can_be_exported(split, tmp_path,
     assert_same_bits(parameters(rest), {name: reached[name] for name in parameters(rest)})
 
 
-def test_batchnorm_resumes_to_the_same_bits_the_count_of_its_batches_among_them(split, tmp_path):
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_batchnorm_resumes_to_the_same_bits_the_count_of_its_batches_among_them(split, tmp_path, ema):
     def trainer(name, **settings):
-        made = make_trainer(split, tmp_path / name, epochs=2, **settings)
+        made = make_trainer(split, tmp_path / name, epochs=2, ema=ema, **settings)
         made.model = timm.create_model("resnet10t", num_classes=3)
         return made
 
