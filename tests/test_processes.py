@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from vislora.compose import configure
+from vislora.evaluate import evaluate
+
 COMMON = [
     "recipe=vit_birds",
     "data.species=[mallard,barn owl,blue jay]",
@@ -68,6 +71,20 @@ def test_a_process_without_a_picture_to_validate_on_is_not_waited_for(two_proces
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "val_top1" in row] == [4, 8]
+
+
+@pytest.mark.slow
+def test_all_processes_test_the_batchnorm_that_is_exported(two_processes, tmp_path):
+    words = [*two_processes, "-m", "vislora.train", *COMMON, f"hydra.run.dir={tmp_path / 'run'}"]
+    words += ["model=timm", "model.name=resnet10t", "model.weights=random", "model.img_size=64", "adapter=full"]
+    words += ["data.augment.patch_drop=0", "data.val_per_species=0", "trainer.epochs=1"]  # a validation would share it
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = [f"adapter={tmp_path / 'run' / 'model'}", "batch_size=6", "precision=fp32", "maps=0", "resamples=2"]
+    (again,) = evaluate(configure("evaluate", words))
+    again.evaluation.write(tmp_path / "again")
+    first, second = ((tmp_path / name / "predictions.csv").read_text() for name in ("run/evaluation", "again"))
+    assert first == second
 
 
 @pytest.mark.slow

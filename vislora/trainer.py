@@ -154,6 +154,7 @@ class Trainer:
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         if ema is not None:
             load_trainable_state(self.model, trainable_state(self.model) | ema.averages)
+        self._share_statistics()
         self._restore_best(progress)
         progress.seconds = time.perf_counter() - began
         return progress
@@ -220,9 +221,7 @@ class Trainer:
 
     def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
         wrapped.eval()
-        for name, buffer in self.model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):  # each process has its own; the first one's are exported
-                broadcast(buffer)
+        self._share_statistics()
         with training_attention(self.accelerator):
             # not `wrapped`: it would exchange buffers once more, and wait for processes that have no batch to validate
             figures = self.objective.validate(self.model, self.validation, self.accelerator)
@@ -240,6 +239,12 @@ class Trainer:
         elif progress.step % (self.config.validate_every * self.order.steps_per_epoch) == 0:
             progress.stale += 1  # where it ends by stop_at, a run that goes on had not looked
         return {name: f"{value:.3f}" for name, value in figures.items()}
+
+    def _share_statistics(self) -> None:
+        """Give all processes the first one's BatchNorm statistics, which are exported; each has gathered its own."""
+        for name, buffer in self.model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                broadcast(buffer)
 
     def _draw_preview(self, wrapped: nn.Module, step: int) -> None:
         """By the main process alone, the random numbers of training left as they were."""
