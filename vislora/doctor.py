@@ -17,6 +17,7 @@ from vislora.compose import command
 from vislora.config.commands import DoctorConfig
 from vislora.errors import AdapterError, ConfigError
 from vislora.files import write_json
+from vislora.names import aligned
 
 if TYPE_CHECKING:
     from vislora.examination import Findings
@@ -66,10 +67,7 @@ def table(structures: list[Structure], findings: list[Findings]) -> str:
         run = [found[member.name] for member in members if member.name in found]
         rows.append((family.removeprefix("timm."), *_counts(members, run), run[0].name if run else ""))
     rows.append((f"{len(rows) - 1} classes", *_counts(structures, findings), ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows, left=len(rows[0])))
 
 
 def problems(structures: list[Structure], findings: list[Findings]) -> list[str]:

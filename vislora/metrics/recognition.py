@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import (
 from vislora.files import write_json, write_rows
 from vislora.metrics.calibration import Calibration, calibration
 from vislora.metrics.intervals import Interval, Outcomes, intervals
+from vislora.names import aligned
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,11 @@ class Evaluation:
 
     def table(self) -> str:
         """The figures as text."""
-        wide = max(len(name) for name in self.classes)
-        lines = [f"{'':{wide}}  images  precision  recall     F1"]
+        rows = [("", "images", "precision", "recall", "F1")]
         for name, row in self.to_dict()["per_class"].items():
-            precision, recall, f1 = (
-                f"{row[key]:.1%}" if row["images"] else "-" for key in ("precision", "recall", "f1")
-            )
-            lines.append(f"{name:{wide}}  {row['images']:6d}  {precision:>9}  {recall:>6}  {f1:>5}")
+            figures = (f"{row[key]:.1%}" if row["images"] else "-" for key in ("precision", "recall", "f1"))
+            rows.append((name, str(row["images"]), *figures))
+        lines = aligned(rows)
         lines.append(f"top-1 {self.top1:.1%}, top-5 {self.top5:.1%} of {self.count} images")
         return "\n".join(lines)
 

@@ -16,6 +16,7 @@ from vislora.data.prompts import Prompt, noise_seed
 from vislora.files import SETTINGS, write_json, write_rows, write_text
 from vislora.metrics.pictures import TITLES, Estimate
 from vislora.metrics.updates import LayerUpdate
+from vislora.names import aligned
 from vislora.report.before_after import file_name, write_pairs
 from vislora.report.figures import save
 from vislora.report.picture_sections import PICTURES, told
@@ -99,11 +100,7 @@ def pictures_table(found: PictureEvaluation) -> str:
     cells = [["", "pictures", *(TITLES[key] for key in keys)]]
     for row in found.rows:
         cells.append([row.name, str(row.count), *(told(key, _pair(row.figures.get(key))) for key in keys)])
-    wide = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join([line[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(line[1:], wide[1:], strict=True))])
-        for line in cells
-    ]
+    lines = aligned(cells)
     name, sha256 = found.backbone
     lines.append(f"features: {name}, sha256 {sha256[:16]}…; reference: {found.reference}; 95% intervals over prompts")
     if found.style is not None:

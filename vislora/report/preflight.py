@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vislora.data.preflight import Finding, Level, Preflight
+from vislora.names import printable
 
 _SHOWN = 5  # items of a finding; preflight.json has them all
 _HEADINGS = {Level.bad: "Bad", Level.check: "To be looked at", Level.note: "Good to know"}
@@ -42,7 +43,7 @@ def _contents(found: Preflight) -> str:
 def _described(finding: Finding, root: Path | None) -> list[str]:
     lines = [f"  {finding.what} ({finding.kind})"]
     for item in finding.items[:_SHOWN]:
-        lines.append(f"    {_printable(_relative(item.name, root))}  {_printable(_relative(item.what, root))}")
+        lines.append(f"    {printable(_relative(item.name, root))}  {printable(_relative(item.what, root))}")
     if len(finding.items) > _SHOWN:
         lines.append(f"    … {len(finding.items) - _SHOWN:,} more")
     return lines
@@ -56,12 +57,8 @@ def _steps(found: Preflight, quarantine: Path | None) -> list[str]:
     for finding in found.findings:
         by_remedy.setdefault(finding.remedy, []).append(finding.kind)
     steps += [f"{', '.join(dict.fromkeys(kinds))}: {remedy}" for remedy, kinds in by_remedy.items() if remedy]
-    return [f"  - {_printable(step)}" for step in steps] or ["  - nothing: train"]
+    return [f"  - {printable(step)}" for step in steps] or ["  - nothing: train"]
 
 
 def _relative(text: str, root: Path | None) -> str:
     return text.replace(f"{root}/", "") if root is not None else text
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -16,6 +16,7 @@ from vislora.files import SETTINGS, write_json, write_rows, write_text
 from vislora.metrics.intervals import FIGURES, differences
 from vislora.metrics.recognition import Evaluation
 from vislora.metrics.updates import LayerUpdate
+from vislora.names import aligned
 from vislora.report.before_after import file_name
 from vislora.report.evaluation import write_evaluation
 from vislora.report.figures import save
@@ -76,27 +77,20 @@ def write_scores(rows: Sequence[Scored], adapted: Sequence[Adapted], config: Eva
 
 def scores_table(rows: Sequence[Scored]) -> str:
     """The table for a terminal."""
-    wide = max(len(row.name) for row in rows)
-    data = max(len(row.data) for row in rows)
-    spoiled = any(row.robustness for row in rows)
     calibrated = any(row.evaluation.calibrated for row in rows)
-    lines = [
-        f"{'':{wide}}  {'':{data}}  images  {'top-1 (95%)':>19}  {'top-5':>6}  {'balanced':>8}  {'macro F1':>8}  "
-        f"{'ECE':>6}{'  calibrated (T)' if calibrated else ''}{'  corrupted' if spoiled else ''}  images/s"
-    ]
+    spoiled = any(row.robustness for row in rows)
+    cells = [["", "", "images", "top-1 (95%)", "top-5", "balanced", "macro F1", "ECE"]]
+    cells[0] += ["calibrated (T)"] * calibrated + ["corrupted"] * spoiled + ["images/s"]
     for row in rows:
         e = row.evaluation
         low, high = e.intervals["top1"]
-        mean = f"  {mean_top1(row.robustness):9.1%}" if row.robustness else ""
         fitted = f"{e.calibrated.ece:.1%} ({e.calibrated.temperature:.2f})" if e.calibrated else ""
-        fitted = f"  {fitted:>14}" if calibrated else ""
-        speed = "" if e.images_per_s is None else f"{e.images_per_s:8.0f}"
-        lines.append(
-            f"{row.name:{wide}}  {row.data:{data}}  {e.count:6d}  {f'{e.top1:.1%} ({low:.1%}-{high:.1%})':>19}  "
-            f"{e.top5:6.1%}  {e.balanced_accuracy:8.1%}  {e.macro_f1:8.1%}  {e.calibration.ece:6.1%}"
-            f"{fitted}{mean}  {speed}"
-        )
-    return "\n".join(lines)
+        mean = f"{mean_top1(row.robustness):.1%}" if row.robustness else ""
+        speed = "" if e.images_per_s is None else f"{e.images_per_s:.0f}"
+        figures = [f"{figure:.1%}" for figure in (e.top5, e.balanced_accuracy, e.macro_f1, e.calibration.ece)]
+        cells.append([row.name, row.data, str(e.count), f"{e.top1:.1%} ({low:.1%}-{high:.1%})", *figures])
+        cells[-1] += [fitted] * calibrated + [mean] * spoiled + [speed]
+    return "\n".join(aligned(cells, left=2))
 
 
 def mean_top1(robustness: dict[Any, list[float]]) -> float:
