@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vislora.metrics.recognition import Predictions, evaluate_predictions
+from vislora.report.confusion import draw_confusion
 from vislora.report.evaluation import write_evaluation
 from vislora.report.figures import new_figure, save
 from vislora.report.page import (
@@ -80,6 +81,13 @@ def test_nothing_from_outside_becomes_markup(page):
         assert name not in text
     assert text.count("<script>") == 1
     assert not re.search(r"<[a-z]+ [^>]*\son[a-z]+=", re.sub(r'"[^"]*"', '""', text))  # no handler outside of quotes
+
+
+def test_names_like_colours_or_references_are_shown_as_they_are(tmp_path):
+    names = ("#000000", "fill: #ffffff", 'id="1', "url(#2)")
+    save(draw_confusion(torch.eye(4, dtype=torch.long), names), tmp_path / "drawn")
+    shown = re.findall(r"<text [^>]*>([^<]*)</text>", drawing(tmp_path / "drawn.svg", "names"))
+    assert {*names} < {*shown}
 
 
 def test_a_page_needs_no_other_file_and_no_network(page):

@@ -109,11 +109,15 @@ def drawing(svg: Path, alt: str, wide: bool = False) -> str:
         wide: scrolls on small screens instead of becoming unreadable.
     """
     text = svg.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(f"fill: {PAPER}", "fill: none")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # several drawings share the page: each gets names of its own
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     own = hashlib.sha256(str(svg).encode()).hexdigest()[:8]
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}-", text)
+
+    def placed(tag: re.Match[str]) -> str:
+        coloured = tag[0].replace(INK, "currentColor").replace(f"fill: {PAPER}", "fill: none")
+        # several drawings share the page: each gets names of its own
+        return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}-", coloured)
+
+    text = re.sub("<[^>]*>", placed, text)  # between tags are names, of classes called #000000 too
     text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
     shape = ' class="scroll" tabindex="0"' if wide else ""
     return f"<figure><div{shape}>{text}</div><figcaption>{escape(alt)}</figcaption></figure>"
