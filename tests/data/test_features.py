@@ -14,7 +14,7 @@ from vislora.data.features import compute_features
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.splits import ImageSplit, Pixels
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
-from vislora.errors import ConfigError
+from vislora.errors import ConfigError, DataError
 
 IMAGES = Preprocessing(16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), crop_pct=0.9)
 
@@ -128,6 +128,17 @@ def test_a_run_that_begins_while_another_fills_the_file_disturbs_neither(split, 
     assert len(found) == 2
     assert all(torch.equal(rows, expected) for rows in found)
     assert len(list((tmp_path / "prefix").iterdir())) == 1
+
+
+def test_a_file_of_the_cache_is_read_and_never_written_again(split, monkeypatch, tmp_path):
+    monkeypatch.setenv("VISLORA_CACHE", str(tmp_path))
+    computed(split, Identity(), PrefixCache.disk).rows.zero_()
+    assert computed(split, Identity(), PrefixCache.disk).rows.any()
+    (file,) = (tmp_path / "prefix").iterdir()
+    os.truncate(file, 1000)
+    with pytest.raises(DataError, match=rf"{file.name} of the cache can't be read .*; delete it"):
+        computed(split, Identity(), PrefixCache.disk)
+    assert file.stat().st_size == 1000
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no space")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vislora.config.training import PrefixCache
 from vislora.data.order import Order, SampleKey, eval_loader, mix, seeded
 from vislora.data.splits import ImageSplit
-from vislora.errors import ConfigError
+from vislora.errors import ConfigError, DataError
 from vislora.files import reserve
 from vislora.paths import cache_dir
 from vislora.precision import training_attention
@@ -89,6 +89,7 @@ def compute_features(
 
     Raises:
         ConfigError: they don't fit on the disk, or the processes don't share the cache.
+        DataError: the file of the cache is damaged.
     """
     shape = (len(split), 1 + flips, *prefix.shape)
     labels = torch.tensor(list(split.labels))
@@ -113,7 +114,7 @@ def compute_features(
                 raise ConfigError(
                     f"{part} can't be seen by all processes; trainer.prefix_cache=disk needs a shared folder"
                 )
-            _fill(_mapped(part, shape, prefix.dtype), pictures, prefix, autocast, accelerator)
+            _fill(_mapped(part, shape, prefix.dtype, written=True), pictures, prefix, autocast, accelerator)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 os.replace(part, path)
@@ -121,7 +122,10 @@ def compute_features(
         finally:
             if accelerator.is_main_process:
                 part.unlink(missing_ok=True)
-    return Features(_mapped(path, shape, prefix.dtype), labels)
+    try:
+        return Features(_mapped(path, shape, prefix.dtype, written=False), labels)
+    except RuntimeError as error:
+        raise DataError(f"{path} of the cache can't be read ({error}); delete it, the next run makes it anew") from None
 
 
 def _fill(
@@ -159,8 +163,9 @@ def _reserve(path: Path, size: int) -> None:
         ) from None
 
 
-def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype, written: bool) -> Tensor:
+    # only what is written to is shared: that needs leave to write, and a file that was cut off would grow by zeros
+    return torch.from_file(str(path), shared=written, size=math.prod(shape), dtype=dtype).view(shape)
 
 
 def _is_flipped(key: SampleKey, hflip: float) -> int:
