@@ -190,6 +190,7 @@ def test_what_a_run_reached_before_it_broke_off_can_be_exported(split, tmp_path,
     )
     assert rest.fit().step == 8
     assert_same_bits(parameters(rest), {name: reached[name] for name in parameters(rest)})
+    assert Checkpoint.open(tmp_path / "rest").progress.step == 8  # it can go on without the broken one's folder
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])

@@ -175,9 +175,11 @@ class Trainer:
                 )
             read_tensors(best)  # a damaged one would be found after the last epoch only
         self.log.continue_from(earlier, progress.step)
-        if self.accelerator.is_main_process and best.is_file() and earlier != self.out.resolve():
-            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, self.out / "checkpoints" / best.name)
+        if earlier != self.out.resolve():  # whose folder may be deleted
+            folder = self.out / "checkpoints"
+            save_checkpoint(folder, self.model, optimizer, ema, progress, self.accelerator, self.run)
+            if self.accelerator.is_main_process and best.is_file():
+                shutil.copyfile(best, folder / best.name)
         return progress
 
     def _train_mode(self, wrapped: nn.Module) -> None:
