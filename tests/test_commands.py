@@ -249,6 +249,19 @@ def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, phot
     assert f"{tmp_path / 'lost.png'} leads to /nowhere.png, which is missing" in told
 
 
+@pytest.mark.slow
+def test_of_two_processes_one_tells_what_is_predicted(run, photos, two_processes, tmp_path):
+    for i in range(3):
+        shutil.copyfile(photos / "test" / "red" / "0.png", tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    command = [*two_processes, "-m", "vislora.predict", f"adapter={run[0] / 'adapter'}", str(tmp_path), "batch_size=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
+        str(tmp_path / f"{i}.png") for i in (0, 1, 2)
+    ]
+    assert done.stderr.count("left out: ") == 1
+
+
 def test_base_weights_that_have_moved_are_asked_for_by_the_commands_own_key(run, tmp_path):
     shutil.copytree(run[0] / "adapter", tmp_path / "adapter")
     about = json.loads((tmp_path / "adapter" / "vislora.json").read_text())

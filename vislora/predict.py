@@ -30,17 +30,18 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     from vislora.recognizer import load_recognizer
 
     recognizer = load_recognizer(config.adapter, config.weights)  # a mistake here is told before any work
+    accelerator = new_accelerator(Precision.fp32)
     given = [Path(image) for image in config.images]
     below = {path: pictures_below(path) for path in given if path.is_dir()}
     inspected = inspect_files([file for files in below.values() for file in files])
     bad = {file: facts.problem for file, facts in inspected.items() if not facts.usable}
     lost = {problem.file: problem for folder in below for problem in lost_links(folder)}
     for file, problem in (bad | lost).items():
-        print(f"left out: {file}: {problem.what}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        told = f"left out: {file}: {problem.what}".encode(errors="backslashreplace").decode()
+        accelerator.print(told, file=sys.stderr)
     paths = [file for path in given for file in below.get(path, [path]) if file not in bad]
     if not paths:
         raise ConfigError(f"images=[{', '.join(config.images)}]: no picture there; expected at least one")
-    accelerator = new_accelerator(Precision.fp32)
     precision = resolve_precision(config.precision, accelerator.device)
     recognizer.model.to(accelerator.device)
     names = [str(path) for path in paths]
@@ -56,9 +57,11 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
 
 
 def _main(config: PredictConfig, _out: Path) -> None:
+    from accelerate import PartialState
+
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     for path, ranking in predict(config).items():
-        print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking))
+        PartialState().print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking))
 
 
 if __name__ == "__main__":
