@@ -105,7 +105,8 @@ def test_all_rows_are_in_one_table_and_each_has_its_folder(compared):
     assert table[4]["compared_with"] == "lora"
     assert table[4]["differences"]["top1"][0] == pytest.approx(table[4]["top1"] - table[0]["top1"])
     assert (out / "report.html").stat().st_size < 3e6
-    for word in ("lora, linear probe on mine", "Robustness", "lora: what changed", "full: what changed"):
+    words = ("lora, linear probe on mine", "Robustness", "lora: what changed", "full: what changed")
+    for word in (*words, "95% intervals over resampled images (percentile bootstrap)"):  # of whichever split
         assert word in (out / "report.html").read_text()
 
 

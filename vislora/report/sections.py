@@ -136,9 +136,7 @@ def all_scores(out: Path) -> Section | None:
     for row in rows:
         cells = [_with_interval(row[key], row["intervals"][key]) for key in _NAMES]
         shown.append([row["name"], row["data"], f"{row['images']:,}", *cells, f"{row['nll']:.3f}"])
-    note = (
-        "95% intervals over resampled test images (percentile bootstrap); what another training changes isn't in them."
-    )
+    note = "95% intervals over resampled images (percentile bootstrap); what another training changes isn't in them."
     html = table(header, shown, note)
     compared = [row for row in rows if row.get("differences")]
     if compared:
