@@ -23,6 +23,7 @@ from PIL import Image
 import vislora
 from vislora.compose import configure
 from vislora.config.model import ModelConfig
+from vislora.drawing import _own_noise
 from vislora.errors import ConfigError
 from vislora.export import export
 from vislora.formats.detect import read_adapter, write_adapter
@@ -80,6 +81,15 @@ def test_a_seed_is_one_picture_where_the_scheduler_draws_noise_of_its_own(tmp_pa
     assert np.array_equal(once, again)
     assert not np.array_equal(once[0], once[1])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_schedulers_own_noise_is_another_than_that_which_a_picture_begins_with():
+    before = torch.get_rng_state()
+    with _own_noise(7):
+        own = torch.randn(64)
+    assert torch.equal(torch.get_rng_state(), before)
+    first = torch.randn(64, generator=torch.Generator().manual_seed(7))
+    assert torch.corrcoef(torch.stack([own, first]))[0, 1].abs() < 0.5
 
 
 def test_settings_are_told_in_the_words_that_viewers_look_for(style, tmp_path):
