@@ -13,6 +13,7 @@ from vislora.compose import command, quoted
 from vislora.config.commands import PredictConfig
 from vislora.config.training import Precision
 from vislora.errors import ConfigError
+from vislora.names import printable
 
 
 def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
@@ -61,7 +62,7 @@ def _main(config: PredictConfig, _out: Path) -> None:
 
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     for path, ranking in predict(config).items():
-        PartialState().print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking))
+        PartialState().print(printable(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking)))
 
 
 if __name__ == "__main__":
