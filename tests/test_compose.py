@@ -42,10 +42,22 @@ def test_recipes_take_any_data_of_their_kind(kind, recipes):
         assert isinstance(configure("train", [*words, *missing]).data, DATA_OPTIONS[option])
 
 
-def test_a_recipe_made_for_other_data_says_so():
-    message = "recipe=sd15_dreambooth sets data.prompt, which the chosen data doesn't have; leave out data=…"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["recipe=sd15_dreambooth", "data=birds_captions"],
+            "recipe=sd15_dreambooth sets data.prompt, which the chosen data doesn't have; leave out data=…",
+        ),
+        (
+            ["recipe=sketch_style", "adapter=lora"],
+            r"^recipe=sketch_style sets adapter\.targets\[3\] to what can't be there: Invalid value 'proj'",
+        ),
+    ],
+)
+def test_a_recipe_made_for_other_data_or_adapters_says_so(words, message):
     with pytest.raises(ConfigError, match=message):
-        configure("train", ["recipe=sd15_dreambooth", "data=birds_captions"])
+        configure("train", words)
 
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tmp_path):
@@ -301,6 +313,12 @@ def test_a_mistake_in_a_recipe_is_answered_with_one_sentence(text, message, tmp_
     [
         ("vit_birds", "seed: 1", "recipe=vit_birds is vislora's own; give your recipe of that name another one"),
         ("my-own", "sed: 1", "recipe=my-own sets an unknown key sed; did you mean seed?"),
+        (
+            "my-own",
+            "optim:\n  lr: fast",
+            "recipe=my-own sets optim.lr to what can't be there: Value 'fast' of type 'str' could not be converted to "
+            "Float",
+        ),
     ],
 )
 def test_a_recipe_may_be_called_anything_but_like_one_that_there_is(name, text, message, tmp_path, monkeypatch, capsys):

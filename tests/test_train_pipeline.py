@@ -299,7 +299,7 @@ def test_pictures_of_the_class_that_can_not_be_used_are_told(sd, photos, tmp_pat
         (["objective=diffusion"], r"objective=diffusion can't be combined with the chosen model \(ModelConfig\)"),
         (["model=sd_embedded"], r"objective=recognition can't be combined with the chosen model \(PipelineConfig\)"),
         (["objective=diffusion", "model=sd_embedded"], r"the chosen data \(BirdsData\)"),
-        (["recipe=sketch_style", "adapter=lora"], r"the chosen adapter \(LoraAdapter\)"),
+        (["recipe=sd15_style", "data.root=x", "adapter=lora"], r"the chosen adapter \(LoraAdapter\)"),
     ],
 )
 def test_what_doesnt_go_together_is_refused(words, message, tmp_path):

@@ -339,6 +339,8 @@ def _explained(error: Exception, name: str) -> ConfigError:
             f"recipe={found[1]} sets {found[3]}, which the chosen {group} doesn't have; leave out {group}=…, or take "
             "another recipe"
         )
+    if found := re.search(r"In 'recipe/([^']+)': .*config:\s+(.+?)\s+full_key: (\w\S*)", text):
+        return ConfigError(f"recipe={found[1]} sets {found[3]} to what can't be there: {found[2]}")
     if found := re.search(r"In '(\w+)/(\w+)_schema': .*Merge error: \w+ is not a subclass of", text, re.DOTALL):
         return ConfigError(f"{found[1]}={found[2]} is not for this command")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

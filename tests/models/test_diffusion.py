@@ -85,11 +85,12 @@ def test_the_pictures_size_is_the_pipelines_and_told_without_its_weights(make, t
     assert resolution(PipelineConfig(str(tmp_path / "saved"))) == latents * pipe.vae_scale_factor
 
 
-def test_pictures_are_encoded_together_up_to_a_million_pixels(folder):
+def test_pictures_are_encoded_together_up_to_so_many_pixels(folder, monkeypatch):
+    monkeypatch.setattr("vislora.models.diffusion._PIXELS_AT_ONCE", 64 * 64)
     pipe = load_pipeline(PipelineConfig(str(folder)))
     encoder, batches = PipelineEncoder(pipe, torch.device("cpu")), []
     pipe.vae.encoder.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
-    for count, height, width, parts in ((5, 512, 512, [4, 1]), (2, 768, 1344, [1, 1]), (9, 64, 32, [9])):
+    for count, height, width, parts in ((5, 32, 32, [4, 1]), (2, 48, 84, [1, 1]), (9, 16, 8, [9])):
         images = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
         latents = encoder.images(images)
         assert batches == parts
