@@ -513,10 +513,11 @@ def test_mean_over_many_dropout_draws_is_the_output_without_dropout():
     assert ((draws.mean(0) - wanted).abs() < 5 * standard_error).all()
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv", "behind a layer norm"])
+@pytest.mark.parametrize("kind", ["linear", "conv", "1x1 conv", "behind a layer norm"])
 def test_backward_uses_the_mask_of_its_forward(kind):
-    if kind == "conv":
-        model = layer = adapted(nn.Conv2d(2, 3, 2, stride=2, padding=1).double(), rank=2, dropout=0.4)
+    if "conv" in kind:
+        geometry = {"kernel_size": 1} if kind == "1x1 conv" else {"kernel_size": 2, "stride": 2, "padding": 1}
+        model = layer = adapted(nn.Conv2d(2, 3, **geometry).double(), rank=2, dropout=0.4)
         x = torch.randn(1, 2, 3, 3, dtype=torch.double, requires_grad=True)
     elif kind == "linear":
         model = layer = adapted(nn.Linear(5, 6).double(), rank=2, dropout=0.4)

@@ -43,7 +43,15 @@ def test_layers_take_the_step_for_their_size():
     assert "FusedLinearBackward" not in step_of(nn.Linear(64, 64), torch.zeros(1000, 64))
 
 
-def test_convolutions_take_the_step_for_their_kernel_and_size():
+def test_convolutions_take_the_step_for_their_kernel_and_size(monkeypatch):
     assert "FusedConv2dBackward" in step_of(nn.Conv2d(64, 64, 3), torch.zeros(1, 64, 8, 8))
     assert "FusedConv2dBackward" in step_of(nn.Conv2d(256, 256, 1), torch.zeros(1, 256, 8, 8))
     assert "FusedConv2dBackward" not in step_of(nn.Conv2d(64, 64, 1), torch.zeros(1, 64, 8, 8))
+
+    def sums(*_):
+        raise AssertionError("the weight of many pixels' convolution is summed")
+
+    monkeypatch.setattr("vislora.lora.fused.summed", sums)
+    step_of(nn.Conv2d(64, 64, 3), torch.zeros(1, 64, 16, 16))
+    with pytest.raises(AssertionError, match="is summed"):
+        step_of(nn.Conv2d(64, 64, 3), torch.zeros(1, 64, 32, 32))

@@ -83,14 +83,14 @@ class FusedLinear(torch.autograd.Function):
 
 class FusedConv2d(torch.autograd.Function):
     """The same for a convolution: h = s conv(dropout(x), A) with the layer's geometry, and B is a 1x1 convolution.
-    Summing s B A into the weight saves a pass over y, and a second convolution on the way to dx."""
+    With `fold` s B A is summed into the weight, which saves a pass over y and a second convolution on the way to dx.
+    For few pixels it costs more than that, as the weight is the larger part."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry):
+    def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry, fold):
         dtype, pairs = settings.dtype, settings.pairs
         x_c = x.to(dtype)
         with without_autocast(x.device.type):
-            fold = not settings.dropout and weight.dtype.itemsize >= 4
             w = (summed(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
             y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), *geometry)
             mask, factor = dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
@@ -129,7 +129,7 @@ class FusedConv2d(torch.autograd.Function):
                 w = summed(w, lora_A, lora_B, pairs, ctx.scale) if anew else w
                 dx, _ = _conv_grads(dy, x, w, ctx.geometry, True, False)
                 dx = (dx if ctx.fold else dx.add_(masked(dx_low, mask))).to(ctx.x_dtype)
-        return dx, None, dbias, da.to(lora_A.dtype).mul_(ctx.scale), db, None, None
+        return dx, None, dbias, da.to(lora_A.dtype).mul_(ctx.scale), db, None, None, None
 
 
 class Normalised(NamedTuple):

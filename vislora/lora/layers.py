@@ -68,12 +68,13 @@ class LoraConv2d(nn.Conv2d):
         dropout = low.dropout if self.training else 0.0
         a, b = low.acting()
         settings = Settings(low.scale, low.pairs, dropout, compute_dtype(x, weight))
-        forward_alone = not (dropout or torch.is_grad_enabled()) and weight.dtype.itemsize >= 4
         narrow = not dropout and self.kernel_size == (1, 1) and is_narrow(weight, a, b)
-        if forward_alone or narrow:
+        short = torch.compiler.is_compiling() or is_short(x.movedim(1, -1), weight)
+        fold = not (dropout or short) and weight.dtype.itemsize >= 4
+        if narrow or (fold and not torch.is_grad_enabled()):
             return self._conv_forward(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
         geometry = (self.stride, explicit_padding(self))
-        return FusedConv2d.apply(x, weight, self.bias, a, b, settings, geometry)
+        return FusedConv2d.apply(x, weight, self.bias, a, b, settings, geometry, fold)
 
 
 class LoraMultiheadAttention(nn.MultiheadAttention):

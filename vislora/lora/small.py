@@ -29,8 +29,9 @@ def is_narrow(weight: Tensor, lora_A: Tensor, lora_B: Tensor) -> bool:
 
 
 def is_short(x: Tensor, weight: Tensor) -> bool:
-    """Whether one pass over y and one over dx, for x [..., in], cost less than two over the weight, [out, in]."""
-    return x.numel() // x.shape[-1] * sum(weight.shape) <= 2 * weight.numel()
+    """Whether one pass over y and one over dx, for x [..., in], cost less than two over the weight, [out, in] or [out,
+    in, kh, kw]."""
+    return x.numel() // x.shape[-1] * sum(weight.shape[:2]) <= 2 * weight.numel()
 
 
 def summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: Sequence[Pair], scale: float) -> Tensor:
