@@ -250,13 +250,13 @@ def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, phot
     assert f"{tmp_path / 'lost.png'} leads to /nowhere.png, which is missing" in told
 
 
-@pytest.mark.slow
 def test_a_prediction_is_one_line_whatever_the_file_is_called(run, photos, tmp_path, capsys):
     shutil.copy(next((photos / "test").rglob("*.png")), tmp_path / "a\nb.png")
     tell(PredictConfig(adapter=str(run[0] / "adapter"), images=[str(tmp_path)], top=1), tmp_path)
     assert [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()] == [rf"{tmp_path}/a\nb.png"]
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_tells_what_is_predicted(run, photos, two_processes, tmp_path):
     for i in range(3):
         shutil.copyfile(photos / "test" / "red" / "0.png", tmp_path / f"{i}.png")
