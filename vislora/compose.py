@@ -55,6 +55,7 @@ from vislora.config.training import (
 )
 from vislora.config.values import literal
 from vislora.errors import ConfigError, TrainingError, VisloraError
+from vislora.files import holds_checkpoint
 from vislora.paths import CONF, RECIPES, cache_dir
 
 _SCHEMAS = [
@@ -121,7 +122,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
                 raise
             _refuse(_explained(error, name))
         except KeyboardInterrupt:
-            _stop(f"; go on with trainer.resume={out}" if any(out.glob("checkpoints/step_*")) else "")
+            _stop(f"; go on with trainer.resume={out}" if holds_checkpoint(out) else "")
         finally:
             # Hydra makes the folder at once: it stays empty after a refusal, and in all processes but the first
             if out != Path.cwd() and out.is_dir() and not any(out.iterdir()):

@@ -18,7 +18,7 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._moving |= {n: b for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))}
+        self._moving |= running_statistics(model)
         self.averages: dict[str, Tensor] = {
             name: p.detach().to(torch.float32, copy=True) for name, p in self._moving.items()
         }
@@ -55,3 +55,8 @@ def averaged(ema: Ema | None) -> Iterator[None]:
         yield
     finally:
         ema.put(trained)
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The means and variances that a model's BatchNorm layers have gathered, by name."""
+    return {name: b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))}

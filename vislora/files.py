@@ -123,6 +123,11 @@ def holds_run(folder: Path) -> bool:
     return (folder / METRICS).is_file()
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether a training has left a checkpoint in the folder to go on from."""
+    return any(folder.glob("checkpoints/step_*"))
+
+
 def check_unused(folder: Path, otherwise: str = "") -> None:
     """Refuse a folder whose files would be overwritten in part, and the rest shown beside the new ones.
 

@@ -25,7 +25,7 @@ from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
-from vislora.files import SETTINGS, check_unused, sha256
+from vislora.files import SETTINGS, check_unused, holds_checkpoint, sha256
 
 if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
@@ -118,7 +118,7 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     out = Path(broadcast_object_list([str(out)])[0])  # each process composed its own time stamp
     resumed = None if config.trainer.resume is None else Checkpoint.open(Path(config.trainer.resume))
     if resumed is None or resumed.run_folder != out.resolve():
-        check_unused(out, f", or go on with trainer.resume={out}" if any(out.glob("checkpoints/step_*")) else "")
+        check_unused(out, f", or go on with trainer.resume={out}" if holds_checkpoint(out) else "")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
     run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)
     if resumed is not None:

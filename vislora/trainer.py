@@ -36,7 +36,7 @@ from vislora.checkpoint import (
 )
 from vislora.config.training import Keep, OptimConfig, TrainerConfig
 from vislora.data.order import Order
-from vislora.ema import Ema, averaged
+from vislora.ema import Ema, averaged, running_statistics
 from vislora.errors import ConfigError, TrainingError
 from vislora.files import write_tensors
 from vislora.logs import MetricLog
@@ -244,9 +244,8 @@ class Trainer:
 
     def _share_statistics(self) -> None:
         """Give all processes the first one's BatchNorm statistics, which are exported; each has gathered its own."""
-        for name, buffer in self.model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                broadcast(buffer)
+        for statistic in running_statistics(self.model).values():
+            broadcast(statistic)
 
     def _draw_preview(self, wrapped: nn.Module, step: int) -> None:
         """By the main process alone, the random numbers of training left as they were."""
