@@ -48,3 +48,12 @@ def test_processes_of_one_number_as_containers_have_them_may_write_a_path_at_onc
         first.write_text("whole")
         second.write_text("whole, too")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("entry", "whole")]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), done.append(os.fstat(file).st_size)))
+    monkeypatch.setattr(os, "replace", lambda part, path: (replace(part, path), done.append(path)))
+    write_text("whole", tmp_path / "entry")
+    assert done == [len("whole"), tmp_path / "entry"]

@@ -59,12 +59,15 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside the path to write to, which is moved onto it afterwards; after an error nothing is left of it.
-    Several processes may write the same path, on several machines too, where their numbers may be the same."""
+    """A file beside the path to write to, which is moved onto it afterwards; after an error nothing is left of it, and
+    a machine that loses its power leaves the old file or the new one. Several processes may write the same path, on
+    several machines too, where their numbers may be the same."""
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         with naming(path):
             yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
             os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
