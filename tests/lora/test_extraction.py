@@ -73,9 +73,13 @@ def test_what_cannot_be_adapted_is_kept_in_full_though_its_weight_is_a_matrix_by
 
 
 def test_weights_that_are_not_finite_are_refused_by_name():
-    base = nn.Sequential(nn.Linear(4, 4)).state_dict()
-    with pytest.raises(AdapterError, match=r"^0\.weight isn't all of finite numbers"):
-        extract(base, base | {"0.weight": torch.full((4, 4), torch.nan)}, rank=2)
+    base = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)).state_dict()
+    tuned = base | {"0.weight": base["0.weight"] + 1}
+    for key in ("0.weight", "0.bias", "1.weight", "2.weight"):  # low-rank, beside it, a changed norm, the head
+        with pytest.raises(AdapterError, match=rf"^the tuned weights are broken; not all .* finite in {key}$"):
+            extract(base, tuned | {key: torch.full_like(base[key], torch.nan)}, rank=2, trained=["2"])
+    with pytest.raises(AdapterError, match=r"^the base weights are broken; not all .* finite in 0\.weight$"):
+        extract(base | {"0.weight": torch.full((4, 4), torch.inf)}, tuned, rank=2, trained=["2"])
 
 
 @pytest.mark.parametrize(("name", "rank"), [("blocks.0.mlp.fc1", 5), ("blocks.0.mlp.fc2", 5), ("patch_embed.proj", 2)])

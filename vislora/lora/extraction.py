@@ -63,11 +63,13 @@ def extract(
     if lost := [key for key in base if key not in own and key not in tuned]:
         raise AdapterError(f"the tuned weights lack {first_three(lost)}; base and tuned must be of one architecture")
     trained += [name for name in dict.fromkeys(map(_module, rest)) if name not in trained]
+    kept_keys = [key for key in tuned if key in own or key in changed]
+    for title, weights, keys in (("tuned", tuned, kept_keys), ("base", base, matrices)):
+        if broken := [key for key in keys if not weights[key].isfinite().all()]:
+            raise AdapterError(f"the {title} weights are broken; not all numbers are finite in {first_three(broken)}")
     layers, kept = {}, {}
     for key in matrices:
         difference = tuned[key].double() - base[key].double()
-        if not difference.isfinite().all():
-            raise AdapterError(f"{key} isn't all of finite numbers in the base or the tuned weights; they are broken")
         layers[_module(key)], kept[_module(key)] = _truncated(difference, rank, energy)
     if not layers:
         raise AdapterError("no matrix differs between the base and the tuned weights; there is nothing to extract")
