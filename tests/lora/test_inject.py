@@ -952,3 +952,8 @@ def test_bias_of_another_model_or_of_none_is_refused(images):
     value.biases["0.bias"] = torch.ones(3)
     with pytest.raises(AdapterError, match=r"0.bias has shape \[3\], the model needs \[4\]"):
         Adapters(nn.Sequential(nn.Linear(4, 4))).load("birds", value)
+
+
+def test_biases_are_asked_for_in_one_of_three_words():
+    with pytest.raises(ValueError, match="bias is 'lora-only', expected one of none, lora_only, all"):
+        LoraSettings(2, 2.0, bias="lora-only")

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from vislora.lora.low_rank import LowRank, Rows
 from vislora.lora.names import fits
+
+Bias = Literal["none", "lora_only", "all"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class LoraSettings:
     `rank_pattern` and `alpha_pattern` give other values to some layers: a key is a regular expression for the end of
     a layer's name, beginning where a word between dots does, and the first one that fits counts (PEFT's rule).
     `bias` says which biases are trained with the pairs: none, those of the adapted layers, or all.
+
+    Raises:
+        ValueError: another word for `bias`.
     """
 
     rank: int
@@ -33,9 +38,13 @@ class LoraSettings:
     rslora: bool = False
     dora: bool = False
     pissa: bool = False
-    bias: Literal["none", "lora_only", "all"] = "none"
+    bias: Bias = "none"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.bias not in get_args(Bias):
+            raise ValueError(f"bias is {self.bias!r}, expected one of {', '.join(get_args(Bias))}")
 
     def low_rank(self, target: TargetLayer, weight: Tensor) -> LowRank:
         """Untrained pairs for one layer."""
