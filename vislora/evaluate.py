@@ -35,6 +35,7 @@ from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError
 from vislora.files import check_unused
 from vislora.names import ends, short_names
+from vislora.paths import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,7 @@ def _check_removable(config: EvaluateConfig) -> None:
     from vislora.formats.peft import CONFIG
     from vislora.recognizer import read_about
 
-    for folder in (Path(folder).expanduser() for folder in config.adapter):
+    for folder in (user_path(folder) for folder in config.adapter):
         read_about(folder)
         if Baseline.zero in config.baselines and not (folder / CONFIG).is_file():
             raise AdapterError(
@@ -260,9 +261,9 @@ def draws(config: EvaluateConfig) -> bool:
     """
     from vislora.formats.detect import is_of_a_pipeline
 
-    if absent := [file for file in config.adapter if not Path(file).expanduser().exists()]:
+    if absent := [file for file in config.adapter if not user_path(file).exists()]:
         raise AdapterError(f"{absent[0]} isn't there; give a run's adapter/ or model/ folder, or a pipeline's adapter")
-    kinds = [is_of_a_pipeline(Path(file).expanduser()) for file in config.adapter]
+    kinds = [is_of_a_pipeline(user_path(file)) for file in config.adapter]
     if len(set(kinds)) > 1:
         one, other = config.adapter[kinds.index(True)], config.adapter[kinds.index(False)]
         raise ConfigError(f"{one} draws and {other} recognises; evaluate them one after the other")

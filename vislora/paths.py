@@ -13,6 +13,11 @@ RECIPES = _ROOT / "recipes"
 ASSETS = _ROOT / "assets"
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a user gives it: ~ is the home folder, where there is one of that name."""
+    return Path(os.path.expanduser(path))  # pathlib's own raises RuntimeError for a user whom nobody knows
+
+
 def cache_dir() -> Path:
     """The folder for downloads and everything that can be made again: $VISLORA_CACHE, or ~/.cache/vislora.
 

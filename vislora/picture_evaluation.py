@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from vislora.metrics.updates import layer_updates
 from vislora.models.backbone import Backbone, Seen
 from vislora.models.clip import Clip
 from vislora.names import short_names
+from vislora.paths import user_path
 from vislora.pipeline import apply, unapply
 from vislora.precision import new_accelerator
 from vislora.recognizer import Recognizer, load_recognizer
@@ -190,7 +190,7 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.d
 def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str, Sequence[Image.Image], list[str]]:
     """The reference pictures, where they are from, and captions to draw where no prompts are given."""
     if config.reference is not None:
-        files = picture_files(Path(config.reference).expanduser(), "reference")
+        files = picture_files(user_path(config.reference), "reference")
         pictures = Chosen(Files(files), range(len(files)))
         if config.prompts is not None:
             return config.reference, pictures, []

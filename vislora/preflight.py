@@ -18,6 +18,7 @@ from vislora.config.data import BaseData, CaptionedData
 from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.training import TrainConfig
 from vislora.errors import DataError
+from vislora.paths import user_path
 
 if TYPE_CHECKING:
     from vislora.data.captions import Captioned
@@ -40,7 +41,7 @@ def preflight(config: TrainConfig) -> Preflight:
 
     data = config.data
     if getattr(data, "root", None) is not None:
-        data = replace(data, root=str(Path(data.root).expanduser().absolute()))
+        data = replace(data, root=str(user_path(data.root).absolute()))
     size = _input_size(config)
     try:
         rows, problems = _loaded(data, config.seed)
@@ -127,7 +128,7 @@ def _main(config: TrainConfig, out: Path) -> None:
     found = preflight(config)
     out.mkdir(parents=True, exist_ok=True)
     write_json(found.to_dict(), out / "preflight.json")
-    root = Path(config.data.root).expanduser().absolute() if getattr(config.data, "root", None) else None
+    root = user_path(config.data.root).absolute() if getattr(config.data, "root", None) else None
     quarantine = None
     if found.leave_out and hasattr(config.data, "quarantine"):
         quarantine = out / "quarantine.txt"

@@ -19,6 +19,7 @@ from vislora.files import holds_run
 from vislora.formats.peft import ABOUT, CONFIG, read_peft
 from vislora.lora import Adapters
 from vislora.models.vit import build_vit, weights_hash
+from vislora.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
         AdapterError: not such a folder, or the base weights aren't those the adapter was trained on.
         ModelError: the base model can't be built.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     about = read_about(folder)
     classes = tuple(about["classes"])
     adapters = None

@@ -26,6 +26,7 @@ from vislora.config.training import DiffusionObjective, Precision, PrefixCache, 
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
 from vislora.files import SETTINGS, check_unused, holds_checkpoint, sha256
+from vislora.paths import user_path
 
 if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
@@ -234,7 +235,7 @@ def _make_paths_absolute(config: TrainConfig) -> None:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(user_path(path).absolute())
 
 
 def _contents(adapter: Path) -> str:

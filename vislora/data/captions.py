@@ -20,6 +20,7 @@ from vislora.data.metadata import METADATA, metadata_rows, metadata_table
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import Chosen, Files, Pictures, parted
 from vislora.errors import DataError
+from vislora.paths import user_path
 
 _TEXT = (".txt", ".caption")
 _LONGEST = 4000  # characters; text encoders read some 75 words
@@ -74,7 +75,7 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     Raises:
         DataError: no such folder, no usable picture, a missing or malformed caption, or a name that leads elsewhere.
     """
-    root = Path(config.root).expanduser()
+    root = user_path(config.root)
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
     every = {"train": _with_captions(config, root)}
@@ -101,7 +102,7 @@ def list_captions(config: CaptionsData) -> Labelled:
     Raises:
         DataError: there is no such folder, or the captions are in a malformed table, or in two files.
     """
-    root = Path(config.root).expanduser()
+    root = user_path(config.root)
     if not root.is_dir():
         raise DataError(f"data.root={root}: there is no such folder")
     if _table(config, root) is not None:

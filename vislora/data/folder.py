@@ -11,6 +11,7 @@ from vislora.data.images import Problem
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
+from vislora.paths import user_path
 
 # what can't be decoded here, as HEIC where Pillow has no plug-in for it, is told by the look into every file
 _HARDLY_READ = (".avif", ".heic", ".heif", ".jp2")
@@ -25,7 +26,7 @@ def image_folder(config: ImageFolderData) -> Splits:
         DataError: no such folder, fewer than two classes, a class without a usable picture to train on, a class that
             training doesn't know, or a split without any picture.
     """
-    root = Path(config.root).expanduser()
+    root = user_path(config.root)
     folders = split_folders(root)
     classes = tuple(folder.name for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
@@ -55,7 +56,7 @@ def list_folder(config: ImageFolderData) -> Labelled:
     Raises:
         DataError: no such folder, or none to train on.
     """
-    folders = split_folders(Path(config.root).expanduser())
+    folders = split_folders(user_path(config.root))
     return {name: _labelled_files(folder) for name, folder in folders.items()}
 
 

@@ -16,6 +16,7 @@ from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.rows import csv_table, json_lines
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
+from vislora.paths import user_path
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -32,7 +33,7 @@ def metadata_folder(config: MetadataData) -> Splits:
     classes = tuple(sorted({label for _, label in files["train"]}, key=_by_number))
     if not classes:
         raise DataError(f"{config.root} has a metadata table without a row; list the pictures and their labels in it")
-    root = Path(config.root).expanduser()
+    root = user_path(config.root)
     aside = pictures_aside(root, files, f"is in no {' or '.join(METADATA)}")
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
@@ -46,7 +47,7 @@ def list_metadata(config: MetadataData) -> Labelled:
         DataError: a folder, table, picture or label is missing or malformed, or a name leads out of the folder.
     """
     files: Labelled = {}
-    for split, folder in split_folders(Path(config.root).expanduser()).items():
+    for split, folder in split_folders(user_path(config.root)).items():
         pairs = files.setdefault(split, [])
         for where, path, row in metadata_rows(folder):
             label = row.get(config.label_key)

@@ -9,6 +9,7 @@ from vislora.data.cache import content_key
 from vislora.data.captions import clean
 from vislora.data.rows import json_lines, text_lines
 from vislora.errors import ConfigError, DataError
+from vislora.paths import user_path
 
 NEUTRAL = (
     "a red apple on a wooden table",
@@ -41,7 +42,7 @@ def read_prompts(given: str | Sequence[str], key: str) -> list[Prompt]:
         DataError: there is none, one comes twice, or a line is malformed.
     """
     if isinstance(given, str):
-        file = Path(given).expanduser()
+        file = user_path(given)
         if not os.path.isfile(file):  # Path's own raises over a very long text
             raise ConfigError(f"{key}={given}: there is no such file; write a list as {key}=['a prompt','another one']")
         found = list(_from_jsonl(file) if file.suffix == ".jsonl" else _from_lines(text_lines(file), str(file)))

@@ -17,7 +17,7 @@ from vislora.data.images import Problem, upright_rgb
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, ImageSplit, Splits, splits_of_files
 from vislora.errors import DataError
-from vislora.paths import cache_dir
+from vislora.paths import cache_dir, user_path
 
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 CUB_MD5 = "97eceeb196236b17998738112f37df78"
@@ -68,7 +68,7 @@ def torchvision_set(config: TorchvisionData) -> Splits:
         raise DataError(
             f"data.name={config.name} is no classification set of torchvision; there are {', '.join(_TORCHVISION)}"
         )
-    root = Path(config.root).expanduser() if config.root else cache_dir() / "torchvision" / config.name
+    root = user_path(config.root) if config.root else cache_dir() / "torchvision" / config.name
     splits = {}
     for split, arguments in _TORCHVISION[config.name].items():
         splits[split] = _labelled(_find(config.name, root, arguments, config.download), config.name)
@@ -83,7 +83,7 @@ def cub200(config: Cub200Data) -> Splits:
     Raises:
         DataError: the files are not there and can't be downloaded, or are damaged.
     """
-    root = Path(config.root).expanduser() if config.root else cache_dir() / "cub200"
+    root = user_path(config.root) if config.root else cache_dir() / "cub200"
     folder, archive = root / "CUB_200_2011", root / "CUB_200_2011.tgz"
     if not folder.is_dir():
         _fetch(archive, config.download)

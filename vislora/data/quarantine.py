@@ -13,6 +13,7 @@ from typing import TypeVar
 from vislora.data.images import Problem
 from vislora.errors import DataError
 from vislora.files import write_text
+from vislora.paths import user_path
 
 T = TypeVar("T")
 Labelled = dict[str, list[tuple[Path, str]]]  # (file, class name) pairs by split
@@ -39,7 +40,7 @@ def leave_out(
     """
     if quarantine is None:
         return files, []
-    lines = _read(Path(quarantine).expanduser())
+    lines = _read(user_path(quarantine))
     known = {_plain(path) for pairs in files.values() for path, _ in pairs}
     listed: dict[Path, Problem] = {}
     for number, name in lines:

@@ -16,6 +16,7 @@ from vislora.data.images import Place, Problem
 from vislora.data.quarantine import leave_out
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
+from vislora.paths import user_path
 
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json file
 
@@ -35,7 +36,7 @@ def image_shards(config: ShardsData) -> Splits:
         DataError: a pattern is malformed or no shard fits it, one is compressed or malformed, a picture has no label or
             two, a class isn't in train, or has no usable picture there.
     """
-    root = Path(config.root).expanduser()
+    root = user_path(config.root)
     samples, unread = _listed(config, root)
     labels = {sample.label for sample in samples["train"]}
     numbers = all(label.isascii() and label.isdigit() for label in labels)

@@ -9,6 +9,7 @@ from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.rows import csv_table
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
+from vislora.paths import user_path
 
 _NAMES = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 
@@ -21,11 +22,11 @@ def image_table(config: CsvData) -> Splits:
             val or test, a picture is in two splits, or a class isn't in train.
     """
     files = list_table(config)
-    table = Path(config.root).expanduser() / config.table
+    table = user_path(config.root) / config.table
     classes = tuple(sorted({label for _, label in files.get("train", [])}))
     if len(classes) < 2:
         raise DataError(f"{table} has {len(classes)} classes to train on, and at least two are needed")
-    files, left_out = leave_out(files, config.quarantine, Path(config.root).expanduser())
+    files, left_out = leave_out(files, config.quarantine, user_path(config.root))
     return splits_of_files(files, classes, left_out)
 
 
@@ -36,7 +37,7 @@ def list_table(config: CsvData) -> Labelled:
         DataError: the table, one of its columns, a picture or a label is missing, a split has another name than train,
             val or test, or a picture is in two splits.
     """
-    root = Path(config.root).expanduser()
+    root = user_path(config.root)
     table = root / config.table
     files: dict[str, list[tuple[Path, str]]] = {}
     split_of: dict[Path, str] = {}

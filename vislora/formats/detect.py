@@ -11,6 +11,7 @@ from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
 from vislora.formats.peft import ABOUT, CONFIG, TENSORS, check_holdable, read_peft, write_peft
 from vislora.formats.single_file import is_foreign, read_tensors
 from vislora.lora import Adapter
+from vislora.paths import user_path
 
 
 def read_adapter(path: Path | str, pipeline: type | None = None) -> Adapter:
@@ -25,7 +26,7 @@ def read_adapter(path: Path | str, pipeline: type | None = None) -> Adapter:
     Raises:
         AdapterError: nothing of the kind is there, or it holds something that would be lost.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_dir():
         return _read_folder(path, pipeline)
     if not path.exists():

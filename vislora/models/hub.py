@@ -1,11 +1,11 @@
 """The model hub, where it can be reached."""
 
 import socket
-from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from vislora.errors import ModelError
+from vislora.paths import user_path
 
 
 def local_or_hub(key: str, name: str) -> str:
@@ -18,7 +18,7 @@ def local_or_hub(key: str, name: str) -> str:
     Raises:
         ModelError: the name can only be a folder's, and there is none.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -18,7 +18,7 @@ from vislora.drawing import Sampling, draw
 from vislora.files import replacing
 from vislora.models.denoiser import tokenize
 from vislora.models.diffusion import model_key, settings_of
-from vislora.paths import cache_dir
+from vislora.paths import cache_dir, user_path
 
 _AT_ONCE = 8  # pictures drawn together
 
@@ -40,7 +40,7 @@ def with_prior(
     if data.prior.prompt is None:
         return splits, [1.0] * len(train), shown
     if data.prior.images is not None:
-        folder = Path(data.prior.images).expanduser()
+        folder = user_path(data.prior.images)
         picture_files(folder, "data.prior.images")
     else:
         folder = _drawn(pipe, data, device)
