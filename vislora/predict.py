@@ -23,7 +23,7 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     Raises:
         VisloraError: a mistake in the settings or the adapter, or an image given by its own name that can't be read.
     """
-    from vislora.data.folder import lost_links, pictures_below
+    from vislora.data.folder import files_below, lost_links, pictures_below
     from vislora.data.inspection import inspect_files
     from vislora.data.splits import Files, ImageSplit
     from vislora.inference import Inference
@@ -36,7 +36,7 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     below = {path: pictures_below(path) for path in given if path.is_dir()}
     inspected = inspect_files([file for files in below.values() for file in files])
     bad = {file: facts.problem for file, facts in inspected.items() if not facts.usable}
-    lost = {problem.file: problem for folder in below for problem in lost_links(folder)}
+    lost = {problem.file: problem for folder in below for problem in lost_links(files_below(folder))}
     for file, problem in (bad | lost).items():
         told = f"left out: {file}: {problem.what}".encode(errors="backslashreplace").decode()
         accelerator.print(told, file=sys.stderr)

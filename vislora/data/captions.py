@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vislora.config.data import CaptionsData
-from vislora.data.folder import SUFFIXES, lost_links, pictures_aside, pictures_below
+from vislora.data.folder import SUFFIXES, files_below, lost_links, pictures_aside, pictures_below
 from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files
 from vislora.data.metadata import METADATA, metadata_rows, metadata_table
@@ -82,9 +82,14 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     files, left_out = leave_out(every, config.quarantine, root)
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
-    problems = [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None), *lost_links(root)]
+    below = [*files_below(root)]
+    problems = [
+        *left_out,
+        *(facts.problem for facts in found.values() if facts.problem is not None),
+        *lost_links(below),
+    ]
     if (table := _table(config, root)) is not None:
-        problems += pictures_aside(root, every, f"is not in {table.name}")
+        problems += pictures_aside(below, every, f"is not in {table.name}")
     pairs = [(path, text) for path, text in files if found[path].usable]
     if not pairs:
         unusable = sum(not problem.usable for problem in problems)

@@ -1,7 +1,7 @@
 """Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone; the splits in any case."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -44,10 +44,12 @@ def image_folder(config: ImageFolderData) -> Splits:
         raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
     if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
-    aside = pictures_aside(root, files, "lies in no class folder")
+    below = [*files_below(root)]
+    aside = [*pictures_aside(below, files, "lies in no class folder"), *lost_links(below)]
+    others = _others(below, [child for folder in folders.values() for child in _subfolders(folder)])
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
-    return replace(splits, problems=[*splits.problems, *aside, *lost_links(root), *_others(folders.values())])
+    return replace(splits, problems=[*splits.problems, *aside, *others])
 
 
 def list_folder(config: ImageFolderData) -> Labelled:
@@ -85,41 +87,15 @@ def pictures_below(folder: Path) -> list[Path]:
     Raises:
         OSError: a folder can't be read.
     """
-    return sorted(filter(_is_picture, _files_below(folder)))
+    return sorted(filter(_is_picture, files_below(folder)))
 
 
-def lost_links(folder: Path) -> list[Problem]:
-    """Links to pictures that lead nowhere, as where a data set was fetched in part."""
-    lost = [path for path in _files_below(folder) if _is_named_so(path) and path.is_symlink() and not path.exists()]
-    return [
-        Problem(path, f"{path} leads to {os.readlink(path)}, which is missing", usable=False, kinds=("missing",))
-        for path in sorted(lost)
-    ]
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below it, not in hidden folders; also behind links to folders, each folder once.
 
-
-def pictures_aside(root: Path, files: Mapping[str, Iterable[tuple[Path, object]]], why: str) -> list[Problem]:
-    """The pictures below root that are in no split of the data set's files, each with why it isn't."""
-    known = {os.path.abspath(path) for pairs in files.values() for path, _ in pairs}
-    others = [path for path in pictures_below(root) if os.path.abspath(path) not in known]
-    linked = {os.path.realpath(path) for path in known} if others else set()
-    return [
-        Problem(path, f"{path} {why}", usable=False, kinds=("aside",))
-        for path in others
-        if os.path.realpath(path) not in linked
-    ]
-
-
-def _others(folders: Iterable[Path]) -> list[Problem]:
-    """The files in class folders that aren't named as pictures, hidden ones aside."""
-    below = [path for folder in folders for child in _subfolders(folder) for path in _files_below(child)]
-    return [
-        Problem(path, f"{path} hasn't the suffix of a picture", usable=False, kinds=("other",))
-        for path in sorted(below)
-        if not _is_named_so(path) and not path.name.startswith(".")
-    ]
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
+    Raises:
+        OSError: a folder can't be read.
+    """
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_give_up):
         if (real := os.path.realpath(where)) in seen:  # as in a circle of links
@@ -128,6 +104,39 @@ def _files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where, name) for name in files)
+
+
+def lost_links(files: Iterable[Path]) -> list[Problem]:
+    """Of these files the links to pictures that lead nowhere, as where a data set was fetched in part."""
+    lost = [path for path in files if _is_named_so(path) and path.is_symlink() and not path.exists()]
+    return [
+        Problem(path, f"{path} leads to {os.readlink(path)}, which is missing", usable=False, kinds=("missing",))
+        for path in sorted(lost)
+    ]
+
+
+def pictures_aside(
+    below: Iterable[Path], files: Mapping[str, Iterable[tuple[Path, object]]], why: str
+) -> list[Problem]:
+    """The pictures among the files below a data set's root that are in no split of its own files, each with why."""
+    known = {os.path.abspath(path) for pairs in files.values() for path, _ in pairs}
+    others = sorted(path for path in below if os.path.abspath(path) not in known and _is_picture(path))
+    linked = {os.path.realpath(path) for path in known} if others else set()
+    return [
+        Problem(path, f"{path} {why}", usable=False, kinds=("aside",))
+        for path in others
+        if os.path.realpath(path) not in linked
+    ]
+
+
+def _others(below: Iterable[Path], class_folders: Sequence[Path]) -> list[Problem]:
+    """The files in class folders that aren't named as pictures, hidden ones aside."""
+    named_otherwise = [path for path in below if not _is_named_so(path) and not path.name.startswith(".")]
+    return [
+        Problem(path, f"{path} hasn't the suffix of a picture", usable=False, kinds=("other",))
+        for path in sorted(named_otherwise)
+        if any(path.is_relative_to(folder) for folder in class_folders)
+    ]
 
 
 def _give_up(error: OSError) -> NoReturn:

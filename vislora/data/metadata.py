@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vislora.config.data import MetadataData
-from vislora.data.folder import lost_links, pictures_aside, split_folders
+from vislora.data.folder import files_below, lost_links, pictures_aside, split_folders
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.rows import csv_table, json_lines
 from vislora.data.splits import Splits, splits_of_files
@@ -34,10 +34,11 @@ def metadata_folder(config: MetadataData) -> Splits:
     if not classes:
         raise DataError(f"{config.root} has a metadata table without a row; list the pictures and their labels in it")
     root = user_path(config.root)
-    aside = pictures_aside(root, files, f"is in no {' or '.join(METADATA)}")
+    below = [*files_below(root)]
+    aside = [*pictures_aside(below, files, f"is in no {' or '.join(METADATA)}"), *lost_links(below)]
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
-    return replace(splits, problems=[*splits.problems, *aside, *lost_links(root)])
+    return replace(splits, problems=[*splits.problems, *aside])
 
 
 def list_metadata(config: MetadataData) -> Labelled:
