@@ -1,14 +1,19 @@
 """The denoiser is given what the pipelines give their UNets, and latents are those they decode."""
 
+import re
+
 import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import Tensor
+from transformers import T5EncoderModel as T5
 
+from vislora.config.adapter import PipelineLora
 from vislora.errors import ModelError
 from vislora.lora import Adapters, LoraSettings
+from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import Denoiser, encode_images, encode_text, text_encoders, tokenize
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
@@ -174,3 +179,32 @@ def test_a_pipeline_without_text_is_refused():
     pipe = DDPMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)), DDIMScheduler())  # fmt: skip # noqa: E501
     with pytest.raises(ModelError, match="DDPMPipeline can't be trained"):
         Denoiser(pipe, text=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"time_cond_proj_dim": 8},
+            "is told the guidance (time_cond_proj_dim=8), as models distilled to a few steps are",
+        ),
+        ({"class_embed_type": "timestep"}, "wants a class beside the text (class_embed_type=timestep)"),
+        ({"num_class_embeds": 4}, "wants a class beside the text (num_class_embeds=4)"),
+    ],
+)
+def test_a_denoiser_that_is_told_more_than_text_is_refused(changes, told, tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    pipe.unet = tiny.unet(**changes)
+    with pytest.raises(ModelError, match=re.escape(told)):
+        Denoiser(pipe, text=False)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_text_encoders_that_do_not_learn_encode_in_training_as_in_sampling(kind, tmp_path):
+    pipe = PIPELINES[kind](tmp_path / "words")
+    model = adapt_pipeline(pipe, PipelineLora(text_encoder=True)).model.train()
+    assert (model.transformer.training, model.text_encoder.training) == (True, True)
+    (t5,) = (encoder for encoder in (getattr(pipe, name) for name in text_encoders(pipe)) if isinstance(encoder, T5))
+    assert t5.config.dropout_rate > 0
+    tokens = torch.randint(0, 50, (2, 8))
+    assert torch.equal(t5(tokens)[0], t5(tokens)[0])

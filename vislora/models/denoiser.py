@@ -32,6 +32,15 @@ class Denoiser(nn.Module):
         for name in (self.family.component, *(text_encoders(pipe) if text else ())):
             setattr(self, name, getattr(pipe, name))
 
+    def train(self, mode: bool = True) -> "Denoiser":
+        """As of any module, but that text encoders without a trained parameter, as T5, go on without dropout: text is
+        encoded as it is in sampling."""
+        super().train(mode)
+        for encoder in (getattr(self, name) for name in ENCODERS if hasattr(self, name)):
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
+        return self
+
     def forward(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         if "prompt_embeds" not in text:
             encoders = [getattr(self, name) for name in ENCODERS if hasattr(self, name)]
