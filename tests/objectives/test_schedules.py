@@ -123,3 +123,9 @@ def test_a_shift_that_grows_with_the_picture_is_the_one_that_diffusers_samples_w
 def test_an_unknown_prediction_is_refused():
     with pytest.raises(ModelError, match="prediction_type is 'velocity': expected epsilon"):
         Discrete(torch.rand(10), "velocity")
+
+
+def test_continuous_timesteps_are_refused():
+    scheduler = EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous")
+    with pytest.raises(ModelError, match="EulerDiscreteScheduler with timestep_type=continuous calls its model with"):
+        schedule(scheduler)

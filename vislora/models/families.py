@@ -62,6 +62,18 @@ def family_of(pipe: Any) -> Family:
 
 
 def _check_inputs(pipe: Any, config: Any, encoders: int, packed: int) -> None:
+    if getattr(config, "time_cond_proj_dim", None) is not None:
+        raise ModelError(
+            f"{type(pipe).__name__} can't be trained: its denoiser is told the guidance (time_cond_proj_dim="
+            f"{config.time_cond_proj_dim}), as models distilled to a few steps are; train on the model that it was "
+            "distilled from, and draw with the adapter in both"
+        )
+    for key in ("class_embed_type", "num_class_embeds"):
+        if getattr(config, key, None) is not None:
+            raise ModelError(
+                f"{type(pipe).__name__} can't be trained: its denoiser wants a class beside the text ({key}="
+                f"{getattr(config, key)}); take one that draws from text alone"
+            )
     if encoders == 1 and config.addition_embed_type is not None:
         raise ModelError(
             f"{type(pipe).__name__} can't be trained: one text encoder and addition_embed_type="

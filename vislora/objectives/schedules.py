@@ -42,6 +42,11 @@ def schedule(scheduler: Any, device: torch.device | str = "cpu") -> Schedule:
         ModelError: neither a discrete schedule of alphas nor a flow.
     """
     config = scheduler.config
+    if config.get("timestep_type") == "continuous":
+        raise ModelError(
+            f"{type(scheduler).__name__} with timestep_type=continuous calls its model with the logarithm of the noise "
+            "level, where the objectives here have timesteps; only timestep_type=discrete can be trained"
+        )
     if "prediction_type" in config and hasattr(scheduler, "alphas_cumprod"):
         return Discrete(scheduler.alphas_cumprod.float().clone().to(device), config.prediction_type)
     if "base_shift" in config:
