@@ -125,7 +125,7 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     if resumed is not None:
         resumed.check(run)  # an error before the data is read, where the settings tell already
     task: Task = import_module(kind.module).prepare(config, precision, accelerator, out)
-    run["data (its files, and their labels or captions)"] = task.contents[:12]
+    run |= {of: digest[:12] for of, digest in task.contents.items()}
     run["base weights"] = frozen_key(task.base)[:12]
     if (start := getattr(config.adapter, "start", None)) is not None:
         run["adapter.start (what it holds)"] = _contents(Path(start))

@@ -1,5 +1,6 @@
 """Settings of a diffusion run reach what they are for."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from vislora.config.training import Precision
 from vislora.data.buckets import bucket_sizes, nearest
 from vislora.errors import ConfigError
 from vislora.tasks.diffusion import prepare
-from vislora.tasks.task import Task
+from vislora.tasks.task import FILES, PICTURES, Task
 
 SIZES = ((64, 128), (48, 96), (96, 96))
 
@@ -87,7 +88,27 @@ def test_the_contents_of_a_run_are_its_captions_too(base, photos, tmp_path):
     others = shutil.copytree(photos, tmp_path / "others")
     before = prepared(base, others, "data.size=64").contents
     (others / "1.txt").write_text("another picture")
-    assert prepared(base, others, "data.size=64").contents != before
+    after = prepared(base, others, "data.size=64").contents
+    assert [of for of in before if after[of] != before[of]] == [FILES]
+    Image.new("RGB", SIZES[2], "red").save(others / "2.png")
+    assert [of for of in before if prepared(base, others, "data.size=64").contents[of] != after[of]] == [PICTURES]
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("scheduler/scheduler_config.json", "prediction_type", "v_prediction"),
+        ("vae/config.json", "scaling_factor", 0.9),
+    ],
+)
+def test_the_contents_of_a_run_are_the_pipelines_configs_too(base, photos, tmp_path, file, key, value):
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    before = prepared(base, photos, "data.size=64").contents
+    assert prepared(other, photos, "data.size=64").contents == before
+    config = json.loads((other / file).read_text())
+    (other / file).write_text(json.dumps(config | {key: value}))
+    after = prepared(other, photos, "data.size=64").contents
+    assert [of for of in before if after[of] != before[of]] == ["configs of the pipeline"]
 
 
 def test_pictures_of_the_class_weigh_what_is_set(base, photos):

@@ -15,7 +15,7 @@ from vislora.config.training import Precision
 from vislora.errors import AdapterError
 from vislora.formats.peft import write_peft
 from vislora.tasks.recognition import adapt, prepare
-from vislora.tasks.task import Task
+from vislora.tasks.task import FILES, PICTURES, Task
 
 LABELS = {"0": "wren", "1": "owl", "2": "wren", "3": "owl", "4": "wren", "5": "owl"}  # the last two to validate on
 
@@ -40,7 +40,16 @@ def prepared(root: Path, *words: str, **others: str) -> Task:
 def test_the_contents_of_a_run_are_the_labels_too_of_what_is_learned_and_validated(photos):
     contents = [prepared(photos, **others).contents for others in ({}, {"2": "owl"}, {"5": "wren"}, {})]
     assert contents[0] == contents[3]
-    assert len(set(contents)) == 3
+    assert len({content[FILES] for content in contents}) == 3
+    assert len({content[PICTURES] for content in contents}) == 1
+
+
+@pytest.mark.parametrize("name", ["0", "4"], ids=["learned", "validated"])
+def test_another_picture_under_an_old_name_is_other_contents(photos, name):
+    before = prepared(photos).contents
+    Image.new("RGB", (16, 16), "red").save(photos / f"{name}.png")
+    after = prepared(photos).contents
+    assert (before[FILES] == after[FILES], before[PICTURES] == after[PICTURES]) == (True, False)
 
 
 def test_the_head_is_told_to_the_trainer(photos):

@@ -1,7 +1,7 @@
 """Tensors computed once and kept on disk, under the hash of everything they depend on."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn, uint8
 
+from vislora.data.images import Facts
 from vislora.errors import DataError
 from vislora.files import write_tensors
 from vislora.paths import cache_dir
@@ -56,6 +57,13 @@ def content_key(*parts: bytes | str | int | bool | None) -> str:
         digest.update(f"{type(part).__name__} {len(data)} ".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def pictures_key(names: Iterable[str], facts: Mapping[str, Facts]) -> str:
+    """A hash of pictures by what is known of those that lie in files, their sizes and thumbnails: another picture under
+    an old name changes it."""
+    known = (facts[name] for name in names if name in facts)
+    return content_key(*(f"{fact.width} {fact.height} {fact.thumbnail.hex()}" for fact in known))
 
 
 def weights_key(modules: Iterable[nn.Module]) -> str:

@@ -13,7 +13,7 @@ from vislora import __version__
 from vislora.config.data import CaptionedData, data_to_dict
 from vislora.config.training import Precision, TrainConfig
 from vislora.data.buckets import BucketOrder, Size, bucket_sizes, nearest
-from vislora.data.cache import content_key
+from vislora.data.cache import content_key, pictures_key
 from vislora.data.captions import Captioned
 from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.images import Facts
@@ -28,7 +28,14 @@ from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
 from vislora.models.denoiser import text_encoders
-from vislora.models.diffusion import PipelineEncoder, load_pipeline, longest_side, resolution, scheduler_class
+from vislora.models.diffusion import (
+    PipelineEncoder,
+    configs_key,
+    load_pipeline,
+    longest_side,
+    resolution,
+    scheduler_class,
+)
 from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
@@ -37,7 +44,7 @@ from vislora.report.before_after import write_pairs
 from vislora.report.sheets import save_grid
 from vislora.report.updates import write_updates
 from vislora.tasks.prior import with_prior
-from vislora.tasks.task import Outcome, Task
+from vislora.tasks.task import FILES, PICTURES, Outcome, Task
 
 _VALIDATION_SEED = 0  # of the validation noise: the same in every run
 
@@ -98,6 +105,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             save_grid([draw(pipe, [(p, seed) for p in prompts], sampling) for seed in range(2)], prompts, file)
         spare()
 
+    parts = [part for part in (learned.train, splits.val) if part is not None]
+
     def finish() -> Outcome:
         if accelerator.is_main_process:
             about = {"vislora": __version__, "model": asdict(config.model), "data": data_to_dict(data)}
@@ -128,7 +137,11 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         about=f"{len(splits.train)} pictures"
         + (f", {classes} of the class" if (classes := len(learned.train) - len(splits.train)) else "")
         + f" of {side} pixels",
-        contents=content_key(*(repr(([*s.names], [*s.captions])) for s in (learned.train, splits.val) if s)),
+        contents={
+            FILES: content_key(*(repr(([*s.names], [*s.captions])) for s in parts)),
+            PICTURES: pictures_key((name for s in parts for name in s.names), learned.facts),
+            "configs of the pipeline": configs_key(pipe),
+        },
         preflight=look_through(captioned_rows_of(splits), learned.problems, side),
         finish=finish,
         preview=preview,

@@ -14,7 +14,7 @@ from vislora import __version__
 from vislora.config.adapter import AdapterConfig, FullAdapter, LoraAdapter, ProbeAdapter
 from vislora.config.data import data_to_dict
 from vislora.config.training import Precision, PrefixCache, TrainConfig
-from vislora.data.cache import content_key
+from vislora.data.cache import content_key, pictures_key
 from vislora.data.features import Features, compute_features
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
@@ -40,7 +40,7 @@ from vislora.report.updates import write_updates
 from vislora.scoring import evaluate_split
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
-from vislora.tasks.task import Outcome, Task
+from vislora.tasks.task import FILES, PICTURES, Outcome, Task
 
 
 def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator, out: Path) -> Task:
@@ -73,6 +73,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         if val_features is not None:
             validation = val_features.evaluation(settings.batch_size, rank, world)
 
+    learned = [split for split in (splits.train, splits.val) if split is not None]
+
     def finish() -> Outcome:
         about = _about(config, base_sha256, images, splits)
         artifact = out / ("model" if adapters is None else "adapter")
@@ -96,7 +98,10 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         batches=batches,
         validation=validation,
         about=f"{len(splits.train)} images, {len(splits.classes)} classes{_unmeasured(splits)}",
-        contents=content_key(*(repr((s.classes, [*s.names], [*s.labels])) for s in (splits.train, splits.val) if s)),
+        contents={
+            FILES: content_key(*(repr((s.classes, [*s.names], [*s.labels])) for s in learned)),
+            PICTURES: pictures_key((name for s in learned for name in s.names), splits.facts),
+        },
         preflight=look_through(rows_of(splits), splits.problems, images.size),
         finish=finish,
         head=tuple(f"{name}." for name in head_names(model)),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
     from vislora.trainer import Objective
 
+FILES = "data (its files, and their labels or captions)"
+PICTURES = "pictures (their sizes and thumbnails)"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -37,7 +40,8 @@ class Task:
         batches: micro-batches of this process from one step to another.
         validation: batches of this process to validate on, or None.
         about: the data in a few words, for the run's first line.
-        contents: a hash of what is learned from and validated on: the pictures' names and labels or captions.
+        contents: hashes, by what they are of, of what is learned from and validated on, and of what it builds on beside
+            the weights: a run goes on with the same alone.
         preflight: what was found out about the data.
         finish: exports what was trained into the run folder, and evaluates it.
         head: prefixes of the names of parameters that learn at `optim.head_lr`.
@@ -52,7 +56,7 @@ class Task:
     batches: Callable[[int, int], Iterable]
     validation: Iterable | None
     about: str
-    contents: str
+    contents: dict[str, str]
     preflight: Preflight
     finish: Callable[[], Outcome]
     head: tuple[str, ...] = ()
