@@ -92,6 +92,11 @@ def run_wan(model: nn.Module) -> Tensor:
     return model(draws(1, 4, 2, 8, 8), STEPS[:1], draws(1, 5, 16)).sample
 
 
+def run_qwen(model: nn.Module) -> Tensor:
+    text, mask = draws(2, 5, 16), torch.ones(2, 5, dtype=torch.long)
+    return model(draws(2, 16, 16), text, mask, torch.tensor([0.3, 0.6]), [[(1, 4, 4)]] * 2).sample
+
+
 def run_text(model: nn.Module) -> Tensor:
     words = torch.tensor([[52, 1, 2, 3, 53], [52, 7, 8, 9, 53]])
     output = model(words)
@@ -106,6 +111,7 @@ EVERY = ("q", "k", "v", "o", "mlp")
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor], tuple[str, ...]]] = {
     "UNet2DConditionModel": (tiny.unet, run_unet, (*EVERY, "proj", "conv")),
     "UNet2DConditionModel, SDXL": (tiny.unet_sdxl, run_sdxl, (*EVERY, "proj", "conv")),
+    "UNet2DConditionModel, GLIGEN": (lambda: tiny.unet(attention_type="gated"), run_unet, (*EVERY, "proj", "conv")),
     "UNet2DModel": (
         lambda: diffusers.UNet2DModel(
             sample_size=8,
@@ -266,6 +272,19 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor], 
         run_wan,
         EVERY,
     ),
+    "QwenImageTransformer2DModel": (
+        lambda: diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+        ),
+        run_qwen,
+        EVERY,
+    ),
     "CLIPTextModel": (tiny.clip, run_text, EVERY),
     "CLIPTextModelWithProjection": (lambda: tiny.clip(transformers.CLIPTextModelWithProjection), run_text, EVERY),
     "T5EncoderModel": (lambda: tiny.t5("relu"), run_text, EVERY),
@@ -363,6 +382,35 @@ def test_cross_attention_of_classes_that_dont_say_so_is_told_by_its_name():
     block = Kandinsky5TransformerDecoderBlock(model_dim=8, time_dim=8, ff_dim=16, head_dim=4)
     for kind, name in (("self", "self_attention"), ("cross", "cross_attention")):
         assert names(find_targets(nn.Sequential(block), ["q"], attention=[kind])) == [f"0.{name}.to_query"]
+
+
+def test_attention_between_picture_and_sound_and_to_the_sounds_text_is_cross_attention():
+    with torch.device("meta"):
+        model = diffusers.LTX2VideoTransformer3DModel(num_layers=1)
+    kinds = {
+        kind: {n.split(".")[2] for n in names(find_targets(model, ["k"], "transformer_blocks.0", [kind]))}
+        for kind in ("self", "cross")
+    }
+    assert kinds["self"] == {"attn1", "audio_attn1"}
+    assert kinds["cross"] == {"attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"}
+
+
+def test_kandinsky_3_looks_at_the_picture_in_those_that_have_no_context():
+    with torch.device("meta"):
+        model = diffusers.Kandinsky3UNet()
+    model.add_time_condition = None  # pools the text
+    widths = {name: model.get_submodule(name).in_features for name in names(find_targets(model, ["q", "k"]))}
+    for kind in ("self", "cross"):
+        for name in names(find_targets(model, ["k"], attention=[kind])):
+            assert (widths[name] == widths[name.replace("to_k", "to_q")]) == (kind == "self"), name
+
+
+def test_experts_that_are_no_layers_are_refused_where_the_mlp_is_asked_for():
+    with torch.device("meta"):
+        model = diffusers.NucleusMoEImageTransformer2DModel(num_layers=5)
+    assert find_targets(model, ["q"])
+    with pytest.raises(AdapterError, match="holds feed-forward layers of a family without targets yet: SwiGLUExperts"):
+        find_targets(model, ["mlp"])
 
 
 @pytest.mark.parametrize(

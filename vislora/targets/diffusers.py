@@ -53,6 +53,10 @@ _MLP: tuple[tuple[str, ...], ...] = (
 _CONV = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks; of down- and upsamplers
 # Pools the text for the time embedding through F.multi_head_attention_forward, which reads weights past the layers.
 _POOLING = ("HunyuanDiTAttentionPool",)
+# Attends from pictures to boxes, and isn't called without them.
+_WITH_BOXES = ("GatedSelfAttentionDense",)
+# Joint attention to the last block, after which the text is thrown away, though the block doesn't say so.
+_TEXT_ENDS = ("QwenImageTransformer2DModel",)
 
 
 def find_targets(
@@ -85,11 +89,13 @@ def find_targets(
     chosen = _chosen(blocks, attentions, model, bool(wanted & {"proj", "conv"}))
     found: dict[str, list[TargetLayer]] = {word: [] for word in sorted(wanted)}
 
+    idle = [name for name, module in model.named_modules() if type(module).__name__ in _WITH_BOXES]
+
     def within(name: str) -> bool:
-        return any(inside(name, part) for part in chosen)
+        return any(inside(name, part) for part in chosen) and not any(inside(name, part) for part in idle)
 
     for path, family in attentions.items():
-        if within(path) and ("cross" if _is_cross(path, model.get_submodule(path)) else "self") in kinds:
+        if within(path) and ("cross" if _is_cross(model, path) else "self") in kinds:
             for word, layers in _attention_layers(model, path, family, wanted).items():
                 found[word] += layers
     for word, layers in (("mlp", _mlps), ("proj", _projs), ("conv", _convs)):
@@ -142,8 +148,9 @@ def _attention_layers(
     """The wanted layers of one attention module, by the word that asked for them."""
     attention = model.get_submodule(path)
     split = {word: _present(attention, family[word]) for word in family}
-    if getattr(attention, "context_pre_only", False):  # what these queries would attend to is thrown away
-        split["q"] = [name for name in split["q"] if name != "add_q_proj"]
+    if getattr(attention, "context_pre_only", False) or _is_at_the_end(model, path.rpartition(".")[0]):
+        for word in "qo":  # what these queries attend to is thrown away
+            split[word] = [name for name in split[word] if name not in ("add_q_proj", "to_add_out")]
     stacked = _stacked(attention)
     found: dict[str, list[TargetLayer]] = {word: [] for word in wanted & {"qkv", "q", "k", "v", "o"}}
     for word in found:
@@ -178,10 +185,13 @@ def _mlps(model: nn.Module) -> Iterator[TargetLayer]:
     foreign: dict[str, str] = {}
     found: dict[str, tuple[str, ...]] = {}
     for path, module in model.named_modules():
+        parent, _, own = path.rpartition(".")
+        if own == "txt_mlp" and _is_at_the_end(model, parent):
+            continue
         row = next((row for row in _MLP if len(_present(module, row)) == len(row)), None)
         if row is not None and not type(module).__name__.endswith(("Embedding", "Projection", "Embeddings")):
             found[path] = row
-        elif _holds_layers(module, "FeedForward") or _holds_layers(module, "MLP"):
+        elif _holds_layers(module, "FeedForward") or _holds_layers(module, "MLP") or _holds_experts(module):
             foreign[path] = type(module).__qualname__
     _refuse_foreign(model, "feed-forward layers", foreign, found)
     for path, row in found.items():
@@ -220,6 +230,10 @@ def _holds_layers(module: nn.Module, word: str) -> bool:
     return layers and word in type(module).__name__
 
 
+def _holds_experts(module: nn.Module) -> bool:
+    return "Experts" in type(module).__name__ and any(p.dim() == 3 for p in module.parameters(recurse=False))
+
+
 def _refuse_foreign(model: nn.Module, what: str, foreign: dict[str, str], known: dict) -> None:
     # what lies around a known module is that one's wrapper, as T5LayerSelfAttention around T5Attention
     alien = {name for path, name in foreign.items() if not any(inner.startswith(f"{path}.") for inner in known)}
@@ -229,9 +243,19 @@ def _refuse_foreign(model: nn.Module, what: str, foreign: dict[str, str], known:
         )
 
 
-def _is_cross(path: str, attention: nn.Module) -> bool:
-    name = path.rpartition(".")[2]  # of classes that don't say it themselves
-    return bool(getattr(attention, "is_cross_attention", name == "attn2" or "cross" in name.lower()))
+def _is_cross(model: nn.Module, path: str) -> bool:
+    attention, (parent, _, name) = model.get_submodule(path), path.rpartition(".")
+    if type(model.get_submodule(parent)).__name__ == "Kandinsky3AttentionBlock":  # whose Attention says it of all
+        return attention.to_k.in_features != attention.to_q.in_features
+    if hasattr(attention, "is_cross_attention"):
+        return attention.is_cross_attention
+    return name.endswith("attn2") or "cross" in name.lower() or "_to_" in name  # as audio_attn2, audio_to_video_attn
+
+
+def _is_at_the_end(model: nn.Module, block: str) -> bool:
+    """Whether what a block makes of the text is thrown away."""
+    blocks = getattr(model, "transformer_blocks", ())
+    return type(model).__name__ in _TEXT_ENDS and block == f"transformer_blocks.{len(blocks) - 1}"
 
 
 def _block(model: nn.Module, path: str) -> str:
