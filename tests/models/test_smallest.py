@@ -5,9 +5,11 @@ import timm
 import torch
 from torch import nn
 
-from vislora.errors import AdapterError
+from vislora.config.model import ModelConfig
+from vislora.errors import AdapterError, ModelError
 from vislora.lora import Adapters, LoraSettings
 from vislora.models.smallest import prove_alive_cheaply
+from vislora.models.vit import build_vit
 from vislora.targets.timm import find_targets
 
 
@@ -52,5 +54,13 @@ def test_dead_adapter_is_named_after_the_models_own_size_was_tried():
 def test_model_that_fails_at_its_own_size_tells_its_own_error():
     model = adapted("test_vit", ["q"])
     model.forward_features = lambda *args, **kwargs: 1 / 0
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ModelError, match="of 160 pixels: division by zero; another") as told:
+        prove_alive_cheaply(model)
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
+
+
+def test_a_model_built_for_another_size_is_refused_by_its_name():
+    model = build_vit(ModelConfig(name="efficientformer_l1", weights="random", img_size=128), 2)
+    Adapters(model).add("it", find_targets(model, ["qkv"]), LoraSettings(2, 2.0))
+    with pytest.raises(ModelError, match=r"^EfficientFormer can't take pictures of 128 pixels: The size of tensor a"):
         prove_alive_cheaply(model)

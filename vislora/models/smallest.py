@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, ModelError
 from vislora.lora import prove_alive
 from vislora.models.vit import input_size
 
@@ -20,6 +20,7 @@ def prove_alive_cheaply(model: nn.Module) -> int:
 
     Raises:
         AdapterError: naming the adapted layers that can't move the output at the model's own size.
+        ModelError: it fails at that size, as one that was built for another.
     """
     for size, images in _examples(model):
         try:
@@ -27,9 +28,12 @@ def prove_alive_cheaply(model: nn.Module) -> int:
         except AdapterError:
             if size == input_size(model)[1]:
                 raise
-        except Exception:  # models refuse a size with whatever fails first in them
+        except Exception as error:  # models refuse a size with whatever fails first in them
             if size == input_size(model)[1]:
-                raise
+                raise ModelError(
+                    f"{type(model).__name__} can't take pictures of {size} pixels: {str(error) or repr(error)}; "
+                    "another model.img_size may do, null is the model's own"
+                ) from error
         else:
             return size
     raise AssertionError("the model's own size is the last one")

@@ -170,7 +170,8 @@ def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Modul
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        # built the same for pictures of any size, so that it is enough to prepare them in the one wanted
+        # nearly all of these are built the same for pictures of any size, so that it is enough to prepare them in the
+        # one wanted; what isn't is refused by the proof that adapters act
         arguments = {key: value for key, value in arguments.items() if key != "img_size"}
         return timm.create_model(name, pretrained=pretrained, **arguments)
 
