@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path(f"runs/quality/{datetime.now():%Y-%m-%d_%H-%M-%S}"))
     parser.add_argument("overrides", nargs="*", help="as for vislora.train; METHOD:KEY=VALUE for one method only")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     now = f"{datetime.now():%Y-%m-%d}"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {now}; seeds {options.seeds}")
     first = options.methods[0]
