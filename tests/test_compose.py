@@ -71,6 +71,20 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups(tm
     assert configure("train", ["trainer.precision=fp32"]).trainer.precision is Precision.fp32
 
 
+def test_an_option_in_place_of_a_recipes_own_keeps_its_values(tmp_path):
+    assert configure("train", ["recipe=vit_cub", "model=embedded"]).model.name == "embedded"
+    style = configure("train", ["recipe=sd15_style", "model=sd_embedded", "data.root=/somewhere"])
+    assert (style.model.name, style.adapter.rank) == ("embedded", 16)
+    mlp = ["recipe=vit_cub", "adapter.rank=3", "adapter=lora_mlp"]
+    found = configure("train", mlp).adapter
+    assert (found.targets, found.rank) == ([Target.qkv, Target.o, Target.mlp], 3)
+    assert configure("train", ["recipe=sketch_style", "data=birds_captions"]).data.style == "ink"  # the recipe's own
+    command = [sys.executable, "-m", "vislora.train", *mlp, "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "rank: 3" in done.stdout
+    assert "- mlp" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

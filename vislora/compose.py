@@ -6,6 +6,7 @@ own recipes come with Hydra's `--config-dir DIR`, holding recipe/NAME.yaml.
 """
 
 import errno
+import json
 import os
 import re
 import sys
@@ -27,7 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -104,7 +105,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     rest, adapter = _take_adapter(name, words)
     # Hydra's parser gives up on overrides on both sides of an option, as in `recipe=NAME --multirun optim.lr=…`
     overrides = get_args_parser().parse_intermixed_args(rest).overrides
-    sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, overrides)]
+    sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, _with_values(overrides))]
 
     def run(config: DictConfig) -> object:
         out = Path(HydraConfig.get().runtime._get_node("output_dir")._value())  # as it is: ${x} may be part of its name
@@ -162,10 +163,29 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             words, adapter = _take_adapter(name, overrides)
-            config = compose(name, [*map(_readable, words)])
+            config = compose(name, [*map(_readable, _with_values(words))])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error, name) from error
     return _typed(config, adapter, name)
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """Beside a recipe, each option that is chosen in place of the recipe's own, as model=embedded, with the values of
+    its file: the recipe's, which come last, would take their place."""
+    recipe = next((word.removeprefix("recipe=") for word in reversed(words) if word.startswith("recipe=")), None)
+    file = RECIPES / f"{recipe}.yaml"
+    chosen = OmegaConf.load(file).defaults if file.is_file() else []
+    found: list[str] = []
+    for word in words:
+        group, _, option = word.partition("=")
+        file = CONF / group / f"{option}.yaml"
+        if recipe is None or not re.fullmatch(r"\w+=\w+", word) or not file.is_file():
+            continue
+        if {f"override /{group}": option} not in chosen:
+            values = OmegaConf.to_container(OmegaConf.load(file))
+            own = {key: value for key, value in values.items() if key != "defaults" and value != MISSING}
+            found += [f"{group}.{key}={json.dumps(value)}" for key, value in own.items()]
+    return [*found, *words]  # what is given by its key counts last
 
 
 def quoted(text: str) -> str:
