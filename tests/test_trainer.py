@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -276,6 +277,11 @@ def test_resuming_under_other_settings_is_refused(split, tmp_path):
     other.run = {"seed": 1}
     with pytest.raises(ConfigError, match="seed was 0 and is now 1"):
         other.fit()
+    changed = {"seed": 1, "data": {"augment": {"hflip": 0.5, "erase": 0.0}, "root": None}}
+    checkpoint = Checkpoint.open(tmp_path / "first")
+    before = replace(checkpoint, run={"seed": 1, "data": {"augment": {"hflip": 0.0, "erase": 0.0}, "size": 64}})
+    with pytest.raises(ConfigError, match=r": data\.augment\.hflip was 0\.0 and is now 0\.5, data\.size was 64 and"):
+        before.check(changed)
     nowhere = make_trainer(split, tmp_path / "third", resume=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="no checkpoint"):
         nowhere.fit()

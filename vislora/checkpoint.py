@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vislora.ema import Ema
-from vislora.errors import ConfigError
-from vislora.files import write_json, write_tensors
+from vislora.errors import ConfigError, first_three
+from vislora.files import SETTINGS, write_json, write_tensors
 
 _ENDS = 1024  # numbers of each end of a weight that `frozen_key` looks at
 
@@ -176,12 +176,19 @@ class Checkpoint:
         Raises:
             ConfigError: one differs.
         """
-        for key, value in run.items():
-            if key in self.run and self.run[key] != value:  # an older version noted down less
-                raise ConfigError(
-                    f"can't resume {self.folder}: {key} was {self.run[key]!r} and is now {value!r}; "
-                    "only with the same settings does a run go on as if it had not stopped"
-                )
+        noted = {key: value for key, value in run.items() if key in self.run}  # an older version noted down less
+        if changed := [line for key, value in noted.items() for line in _changes(key, self.run[key], value)]:
+            raise ConfigError(
+                f"can't resume {self.folder}: {first_three(changed)}; only with the same settings, those of "
+                f"{self.run_folder / SETTINGS}, does a run go on as if it had not stopped"
+            )
+
+
+def _changes(key: str, old: Any, new: Any) -> list[str]:
+    """What of a setting, or of those below it, has another value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for k in {**old, **new} for line in _changes(f"{key}.{k}", old.get(k), new.get(k))]
+    return [f"{key} was {old!r} and is now {new!r}"] if old != new else []
 
 
 def load_checkpoint(
