@@ -1,4 +1,4 @@
-"""python -m vislora.blend adapter=[runs/A/adapter,runs/B/adapter] weights=[0.7,0.3] out=FOLDER [how=svd|cat|linear]
+"""python -m vislora.blend adapter=[A,B] weights=[0.7,0.3] out=FOLDER [how=svd|cat|linear] [head=0]
 
 Makes one adapter of several that were trained on the same base model. Their heads are not blended: where they differ,
 head=0 takes the first adapter's, with its classes.

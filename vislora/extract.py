@@ -1,7 +1,8 @@
-"""python -m vislora.extract tuned=runs/…/model out=FOLDER rank=16
+"""python -m vislora.extract tuned=runs/…/model out=FOLDER rank=16 ['ignore=[cls_token,pos_embed]']
 
 Turns a fully tuned model into an adapter: the truncated SVD of what training changed, and the energy each layer keeps.
-From two plain files: base=BASE.safetensors tuned=TUNED.safetensors.
+A ViT's class token and positions fit no adapter, and are left out with ignore. From two plain files:
+base=BASE.safetensors tuned=TUNED.safetensors.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def extract(
         or_keep = ", or keep the modules that hold them in full with trained=[…]" if any(map(_module, odd)) else ""
         raise AdapterError(
             f"{len(odd)} changed tensors fit neither a low-rank layer nor a module kept in full: {first_three(odd)}; "
-            f"leave them out with ignore={patterns}{or_keep}"
+            f"leave them out with 'ignore=[{','.join(patterns)}]'{or_keep}"
         )
     if lost := [key for key in base if key not in own and key not in tuned]:
         raise AdapterError(f"the tuned weights lack {first_three(lost)}; base and tuned must be of one architecture")
