@@ -353,11 +353,14 @@ def test_layers_that_peft_has_wrapped_are_refused(pipe, tmp_path):
     assert not torch.equal(tiny.draw(pipe), plain)
 
 
-def test_adapter_that_peft_has_wrapped_is_taken_out_after_peft(sd, tmp_path):
+def test_adapter_that_peft_has_wrapped_acts_beside_pefts_and_is_taken_out_after_it(sd, tmp_path):
     pytest.importorskip("peft")
-    plain, file = tiny.draw(sd), write_adapter(tiny.trained(sd), "diffusers", tmp_path)
-    vislora.apply(sd, file)
+    plain, file = tiny.draw(sd), write_adapter(tiny.trained(sd, everything), "diffusers", tmp_path)
+    applied = vislora.apply(sd, file, scale=2.0)
+    twice = tiny.draw(sd)
+    applied.scale = 1.0
     sd.load_lora_weights(str(file))
+    assert (tiny.draw(sd) - twice).abs().max() < 1e-4 < (twice - plain).abs().max()
     with pytest.raises(AdapterError, match="or adapted by another Adapters object or PEFT, since"):
         vislora.unapply(sd)
     sd.unload_lora_weights()

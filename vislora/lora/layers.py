@@ -10,6 +10,8 @@ A layer becomes adaptable by changing its class in place (`nn.Linear` -> `LoraLi
 object, with its parameters, hooks and state-dict keys, and goes back to its old class when the adapter is removed.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,10 @@ class LoraConv2d(nn.Conv2d):
 
     lora: LowRank
     weight = property(adapted_weight)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> nn.Conv2d:
+        # PEFT makes its own layers of the class of the one that it wraps; a copy is begun without arguments
+        return nn.Conv2d(*args, **kwargs) if args or kwargs else super().__new__(cls)
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [B, in, H, W] -> [B, out, H', W']."""
