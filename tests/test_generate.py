@@ -71,6 +71,15 @@ def test_settings_in_a_picture_draw_it_again(base, style, tmp_path):
     assert np.array_equal(pixels(picture.file), np.asarray(again))
 
 
+def test_a_prompt_that_isnt_read_to_its_end_is_told(base, tmp_path, capsys):
+    generate(configure("generate", ["model.name=" + str(base), "prompt=[a b c]", "steps=1", "size=16"]), tmp_path / "1")
+    assert capsys.readouterr().err == ""
+    words = ["model.name=" + str(base), f"prompt=[{'a ' * 14}x,b]", "steps=1", "size=16"]
+    generate(configure("generate", words), tmp_path / "2")
+    told = capsys.readouterr().err
+    assert told == f"prompts of more than the 16 tokens that are read, hence drawn without their end: '{'a ' * 14}x'\n"
+
+
 def test_a_seed_is_one_picture_where_the_scheduler_draws_noise_of_its_own(tmp_path):
     pipe = tiny.stable_diffusion_3(tmp_path / "words")
     pipe.scheduler = FlowMatchLCMScheduler.from_config(pipe.scheduler.config)

@@ -305,6 +305,17 @@ def test_captioned_pictures_have_their_captions_looked_through(tmp_path):
     assert "2 begin with 'ink'" in summary(result, tmp_path, None)
 
 
+def test_captions_are_measured_by_what_the_pipeline_reads(tmp_path):
+    for i, words in enumerate((21, 22, 23, 60)):  # a token each, beside two marks; 24 are read
+        drawing("mallard", i).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a " * words)
+    words = ["data=captions", f"data.root={tmp_path}"]
+    result = run("recipe=sketch_style", *words)
+    assert {Path(name).name for name in found(result, "cut")} == {"2.png", "3.png"}
+    gone = ["objective=diffusion", "model=diffusers", "model.name=./nowhere", "adapter=unet_lora", "data.size=64"]
+    assert not found(run(*gone, *words), "cut")  # by words, where there are no tokenizers
+
+
 def test_classes_far_smaller_than_others_and_missing_ones_are_named():
     sizes = {"much": 200, "some": 60, "little": 15, "hardly": 2}
     rows = [Row(f"{name}/{i}", "train", name) for name, count in sizes.items() for i in range(count)]

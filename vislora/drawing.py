@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vislora.config.model import PipelineConfig
 from vislora.config.training import Precision
-from vislora.errors import ConfigError
+from vislora.errors import ConfigError, ModelError, first_three
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,6 +94,22 @@ def _check_draws_prompts(pipe: Any) -> None:
             f"{kind} draws videos, and pictures are wanted; {another}, or apply the adapter in Python: "
             "vislora.apply(pipe, FILE)"
         )
+
+
+def tell_cut_off(pipe: Any, prompts: Sequence[str]) -> None:
+    """Tell on stderr of prompts that the pipeline doesn't read to their end."""
+    from vislora.models.denoiser import cut_off, readers
+
+    try:
+        reading = readers(pipe)
+    except ModelError:  # of a family that isn't known
+        return
+    if cut := [repr(prompts[i]) for i in cut_off(reading, prompts)]:
+        most = max(reader.length for reader in reading)
+        told = (
+            f"prompts of more than the {most} tokens that are read, hence drawn without their end: {first_three(cut)}"
+        )
+        print(told, file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from vislora import __version__
 from vislora.compose import command, quoted
 from vislora.config.commands import GenerateConfig
 from vislora.config.model import PipelineConfig
-from vislora.drawing import Sampling, draw, drawn_in, open_pipeline, pipeline_of, read_adapters
+from vislora.drawing import Sampling, draw, drawn_in, open_pipeline, pipeline_of, read_adapters, tell_cut_off
 from vislora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     if config.negative_prompt is not None and not _heeds_negative_prompts(pipe):
         raise ConfigError(f"{type(pipe).__name__} pays no heed to a negative prompt; leave negative_prompt out")
     applied = apply(pipe, adapters, weights=config.weights) if adapters else None
+    tell_cut_off(pipe, config.prompt)
 
     out.mkdir(parents=True, exist_ok=True)
     about = _about(config, model)

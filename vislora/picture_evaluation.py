@@ -21,7 +21,7 @@ from vislora.data.captions import picture_files
 from vislora.data.load import load_captions
 from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts
 from vislora.data.splits import Chosen, Files
-from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_adapters
+from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_adapters, tell_cut_off
 from vislora.errors import AdapterError, ConfigError, DataError
 from vislora.lora import Adapter
 from vislora.metrics.distances import frechet_distance, kernel_distance, sample_warning
@@ -50,6 +50,8 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         judges = _judges(config, adapters, accelerator.device)
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
     _check_fits(pipe, config.adapter, adapters)
+    if accelerator.is_main_process:
+        tell_cut_off(pipe, [prompt.text for prompt in judges.prompts])
 
     base = _draw(pipe, config, judges, "the base model", accelerator)
     rows = [*judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]

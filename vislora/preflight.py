@@ -8,8 +8,10 @@ preflight.json, and quarantine.txt for `data.quarantine=…`. The exit code is 2
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from vislora.compose import command
 from vislora.config.data import BaseData, CaptionedData
 from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.training import TrainConfig
-from vislora.errors import DataError
+from vislora.errors import DataError, ModelError
 from vislora.paths import user_path
 
 if TYPE_CHECKING:
@@ -42,15 +44,15 @@ def preflight(config: TrainConfig) -> Preflight:
     data = config.data
     if getattr(data, "root", None) is not None:
         data = replace(data, root=str(user_path(data.root).absolute()))
-    size = _input_size(config)
+    size, cut_off = _input_size(config), _cut_off(config)
     try:
         rows, problems = _loaded(data, config.seed)
     except DataError as error:
         if list_files(data) is None:
             raise
         rows, problems = _listed(data)
-        return look_through(rows, problems, size, str(error))
-    return look_through(rows, problems, size)
+        return look_through(rows, problems, size, str(error), cut_off)
+    return look_through(rows, problems, size, cut_off=cut_off)
 
 
 def _loaded(data: BaseData, seed: int) -> tuple[list[Row], list[Problem]]:
@@ -117,6 +119,22 @@ def _input_size(config: TrainConfig) -> int | None:
 
     with torch.device("meta"):  # which has no weights
         return preprocessing(build_vit(replace(config.model, weights="random"), 2)).size
+
+
+def _cut_off(config: TrainConfig) -> Callable[[Sequence[str]], list[int]]:
+    """What tells the captions that aren't read to their end: by the pipeline's tokenizers, where they can be had."""
+    from vislora.data.wording import longer_than_clip_reads
+
+    if not (isinstance(config.data, CaptionedData) and isinstance(config.model, PipelineConfig)):
+        return longer_than_clip_reads
+    from vislora.models.denoiser import cut_off
+    from vislora.models.diffusion import readers_of
+
+    try:
+        found = readers_of(config.model)
+    except ModelError:
+        found = []
+    return partial(cut_off, found) if found else longer_than_clip_reads
 
 
 def _main(config: TrainConfig, out: Path) -> None:

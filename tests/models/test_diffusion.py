@@ -11,8 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from vislora.config.model import PipelineConfig
 from vislora.errors import ModelError
-from vislora.models.denoiser import encode_images
-from vislora.models.diffusion import PipelineEncoder, load_pipeline, pipeline_class, resolution, scheduler_class
+from vislora.models.denoiser import encode_images, readers
+from vislora.models.diffusion import (
+    PipelineEncoder,
+    load_pipeline,
+    pipeline_class,
+    readers_of,
+    resolution,
+    scheduler_class,
+)
 
 PARTS = {
     "unet": ("unet/diffusion_pytorch_model.safetensors", "mid_block.attentions.0.proj_out.weight"),
@@ -26,6 +33,19 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("pipe")
     tiny.stable_diffusion(place / "made").save_pretrained(place / "saved")
     return place / "saved"
+
+
+@pytest.mark.parametrize("kind", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"])
+def test_what_a_pipeline_reads_of_a_caption_is_told_without_its_weights(kind, tmp_path):
+    pipe = getattr(tiny, kind)(tmp_path / "words")
+    pipe.save_pretrained(tmp_path / "saved")
+    for weights in (tmp_path / "saved").rglob("*.safetensors"):
+        weights.unlink()
+    found = readers_of(PipelineConfig(str(tmp_path / "saved")))
+    assert [reader.length for reader in found] == [reader.length for reader in readers(pipe)]
+    captions = ["an owl", "a very long text"]
+    for one, other in zip(found, readers(pipe), strict=True):
+        assert one.tokenizer(captions).input_ids == other.tokenizer(captions).input_ids
 
 
 @pytest.mark.parametrize("part", PARTS)

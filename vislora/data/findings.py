@@ -203,7 +203,12 @@ def about_captions(figures: CaptionFigures, rows: Sequence[Row]) -> list[Finding
     """What the figures of the rows' captions tell."""
     kinds = (
         ("uncaptioned", "pictures without a caption", "write one, or leave them out", figures.empty),
-        ("cut", "captions longer than CLIP reads", "shorten them: their end counts for nothing", figures.cut),
+        (
+            "cut",
+            "captions longer than the text encoder reads",
+            "shorten them: their end counts for nothing",
+            figures.cut,
+        ),
         ("encoding", "captions with odd characters", "save them as UTF-8", figures.odd),
     )
     return [

@@ -1,7 +1,7 @@
 """A data set looked through as a whole, before anything is trained on it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from vislora.data.findings import (
 )
 from vislora.data.images import Problem
 from vislora.data.splits import Splits
-from vislora.data.wording import CaptionFigures, caption_figures
+from vislora.data.wording import CaptionFigures, caption_figures, longer_than_clip_reads
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,11 @@ def captioned_rows_of(splits: CaptionedSplits) -> list[Row]:
 
 
 def look_through(
-    rows: Sequence[Row], problems: Sequence[Problem], input_size: int | None, error: str | None = None
+    rows: Sequence[Row],
+    problems: Sequence[Problem],
+    input_size: int | None,
+    error: str | None = None,
+    cut_off: Callable[[Sequence[str]], list[int]] = longer_than_clip_reads,
 ) -> Preflight:
     """Look through a data set, without opening a file.
 
@@ -102,12 +106,13 @@ def look_through(
         problems: files that can't be used, or are odd.
         input_size: pixels of a side of the model's input, where it is known.
         error: why the data set as a whole can't be used.
+        cut_off: captions -> indices of those that the text encoder doesn't read to the end.
     """
     classes: dict[str, dict[str, int]] = defaultdict(dict)
     for (label, split), count in Counter((row.label, row.split) for row in rows if row.label is not None).items():
         classes[label][split] = count
     captioned = [row for row in rows if row.caption is not None]
-    captions = caption_figures([row.caption for row in captioned]) if captioned else None
+    captions = caption_figures([row.caption for row in captioned], cut_off) if captioned else None
     sides = [min(row.facts.width, row.facts.height) for row in rows if row.facts is not None]
     groups = groups_of_copies(rows)
     findings = [

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _CLIP_WORDS = 75  # CLIP's text encoder takes 77 tokens, two of them marks, and a word is one token or more
@@ -19,7 +19,7 @@ class CaptionFigures:
         most_frequent: up to five captions that come more than once, with how often.
         first_words: up to five first words, with how often; a trigger word shows here.
         empty: without a word.
-        cut: longer than what CLIP's text encoder reads, for certain.
+        cut: longer than what the text encoder reads.
         odd: with control or replacement characters, as a wrong encoding leaves them.
     """
 
@@ -36,8 +36,19 @@ class CaptionFigures:
     odd: list[int]
 
 
-def caption_figures(captions: Sequence[str]) -> CaptionFigures:
-    """Figures of captions, of one at least."""
+def longer_than_clip_reads(captions: Sequence[str]) -> list[int]:
+    """Indices of captions that CLIP's text encoder doesn't read to the end, for certain."""
+    return [i for i, caption in enumerate(captions) if len(caption.split()) > _CLIP_WORDS]
+
+
+def caption_figures(
+    captions: Sequence[str], cut_off: Callable[[Sequence[str]], list[int]] = longer_than_clip_reads
+) -> CaptionFigures:
+    """Figures of captions, of one at least.
+
+    Args:
+        cut_off: captions -> indices of those that the text encoder doesn't read to the end.
+    """
     words = [caption.casefold().split() for caption in captions]
     lengths = [len(caption) for caption in words]
     repeated = Counter(" ".join(caption.split()) for caption in captions)
@@ -51,7 +62,7 @@ def caption_figures(captions: Sequence[str]) -> CaptionFigures:
         most_frequent=[(text, count) for text, count in repeated.most_common(5) if count > 1],
         first_words=Counter(caption[0] for caption in words if caption).most_common(5),
         empty=[i for i, length in enumerate(lengths) if length == 0],
-        cut=[i for i, length in enumerate(lengths) if length > _CLIP_WORDS],
+        cut=cut_off(captions),
         odd=[i for i, text in enumerate(captions) if not _is_plain(text)],
     )
 

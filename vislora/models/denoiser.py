@@ -1,6 +1,7 @@
 """The parts of a pipeline that learn, as one module: the denoiser and, where they learn too, its text encoders."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,17 +58,33 @@ def text_encoders(pipe: Any) -> list[str]:
     return [name for name in ENCODERS if getattr(pipe, name, None) is not None]
 
 
+class Reader(NamedTuple):
+    """A text encoder's tokenizer, and how many tokens it reads."""
+
+    tokenizer: Any
+    length: int
+
+
+def readers(pipe: Any) -> list[Reader]:
+    """Those of the pipeline's text encoders, in order."""
+    tokenizers = [getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in text_encoders(pipe)]
+    lengths = zip(tokenizers, family_of(pipe).lengths, strict=True)
+    return [Reader(tokenizer, length or tokenizer.model_max_length) for tokenizer, length in lengths]
+
+
+def cut_off(reading: Sequence[Reader], captions: Sequence[str]) -> list[int]:
+    """Indices of the captions that are longer than any of the text encoders reads: their end counts for nothing."""
+    longest = max(reading, key=lambda reader: reader.length)
+    tokens = longest.tokenizer(list(captions), verbose=False).input_ids
+    return [i for i, own in enumerate(tokens) if len(own) > longest.length]
+
+
 def tokenize(pipe: Any, captions: list[str]) -> Text:
     """Token numbers of each text encoder, [B, L], cut and filled up to the length it reads."""
     found: Text = {}
-    for name, length in zip(text_encoders(pipe), family_of(pipe).lengths, strict=True):
-        tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
+    for name, (tokenizer, length) in zip(text_encoders(pipe), readers(pipe), strict=True):
         found[TOKENS[ENCODERS.index(name)]] = tokenizer(
-            captions,
-            padding="max_length",
-            max_length=length or tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
     return found
 

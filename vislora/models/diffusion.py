@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from vislora.config.model import PipelineConfig
 from vislora.data.cache import content_key, weights_key
 from vislora.errors import ModelError
-from vislora.models.denoiser import encode_images, encode_text, text_encoders, tokenize
-from vislora.models.families import family_of
+from vislora.models.denoiser import Reader, encode_images, encode_text, text_encoders, tokenize
+from vislora.models.families import ENCODERS, family_of, lengths_of
 from vislora.models.hub import local_or_hub
 from vislora.models.whole import open_whole
 from vislora.paths import ASSETS
@@ -108,6 +108,29 @@ def resolution(config: PipelineConfig) -> int:
     if not isinstance(side, int) or not isinstance(levels, list):
         raise ModelError(f"the size of the pictures that {config.name} draws isn't in its configs; give data.size")
     return side * 2 ** (len(levels) - 1)
+
+
+def readers_of(config: PipelineConfig) -> list[Reader]:
+    """`vislora.models.denoiser.readers`, told without the pipeline's weights; none where its family isn't known.
+
+    Raises:
+        ModelError: as `load_pipeline`.
+    """
+    with quiet_imports():
+        import transformers
+        from diffusers import DiffusionPipeline
+    index = _settings_in(config, DiffusionPipeline)
+    classes = {name: entry[1] for name, entry in index.items() if isinstance(entry, list | tuple) and len(entry) == 2}
+    encoders = [name for name in ENCODERS if classes.get(name)]
+    found: list[Reader] = []
+    lengths = lengths_of(classes.get("unet") or classes.get("transformer"), len(encoders))
+    for name, length in zip(encoders, lengths, strict=True) if lengths else ():
+        part = name.replace("text_encoder", "tokenizer")
+        where = {"subfolder": part, "revision": config.revision}
+        kind = getattr(transformers, classes[part])
+        tokenizer = _opened(config, lambda source, kind=kind, where=where: kind.from_pretrained(source, **where))
+        found.append(Reader(tokenizer, length or tokenizer.model_max_length))
+    return found
 
 
 def _class_in(config: PipelineConfig, cls: Any, component: str | None = None) -> str:

@@ -61,6 +61,12 @@ def family_of(pipe: Any) -> Family:
     raise ModelError(f"{type(pipe).__name__} can't be trained: expected {known}")
 
 
+def lengths_of(denoiser: str, encoders: int) -> tuple[int | None, ...]:
+    """`Family.lengths` of the class of a denoiser with so many text encoders; () where no such family is known."""
+    family = _FAMILIES.get((denoiser, encoders))
+    return () if family is None else family.lengths
+
+
 def _check_inputs(pipe: Any, config: Any, encoders: int, packed: int) -> None:
     if getattr(config, "time_cond_proj_dim", None) is not None:
         raise ModelError(

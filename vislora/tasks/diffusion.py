@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
 from vislora.models.adapted import adapt_pipeline
-from vislora.models.denoiser import text_encoders
+from vislora.models.denoiser import cut_off, readers, text_encoders
 from vislora.models.diffusion import (
     PipelineEncoder,
     configs_key,
@@ -142,7 +143,9 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             PICTURES: pictures_key((name for s in parts for name in s.names), learned.facts),
             "configs of the pipeline": configs_key(pipe),
         },
-        preflight=look_through(captioned_rows_of(splits), learned.problems, side),
+        preflight=look_through(
+            captioned_rows_of(splits), learned.problems, side, cut_off=partial(cut_off, readers(pipe))
+        ),
         finish=finish,
         preview=preview,
         training=casts,
