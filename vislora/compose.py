@@ -399,6 +399,13 @@ def _unknown_key(key: str, name: str) -> ConfigError:
     return ConfigError(f"unknown key {key}{elsewhere}; {hint}")
 
 
+def options_of(group: str, fits: Callable[[type], bool]) -> list[str]:
+    """The options of a group whose settings are of a class that fits."""
+    schemas = {name: schema for of, name, schema in _SCHEMAS if of == group}
+    files = sorted((CONF / group).glob("*.yaml"))
+    return [file.stem for file in files if fits(schemas[OmegaConf.load(file).defaults[0]])]
+
+
 def _known_keys(name: str) -> list[str]:
     """Of the command, and of the groups' options, chosen or not."""
     own = "train_schema" if name in _WITH_GROUP else f"{name}_schema"

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from vislora.compose import command
+from vislora.compose import command, options_of
 from vislora.config.adapter import FullAdapter, LoraAdapter, PipelineLora, ProbeAdapter
 from vislora.config.data import AugmentConfig, CaptionedData, DataConfig
 from vislora.config.model import ModelConfig, PipelineConfig
@@ -190,15 +190,16 @@ def kind_of(config: TrainConfig) -> _Kind:
     """
     kind = _KINDS[type(config.objective)]
     objective = type(config.objective).__name__.removesuffix("Objective").lower()
-    fitting = type(config.adapter) in kind.adapters
     for name, fits in (
-        ("model", isinstance(config.model, kind.model)),
-        ("data", isinstance(config.data, kind.data)),
-        ("adapter", fitting),
+        ("model", lambda chosen: issubclass(chosen, kind.model)),
+        ("data", lambda chosen: issubclass(chosen, kind.data)),
+        ("adapter", lambda chosen: chosen in kind.adapters),
     ):
-        if not fits:
-            chosen = type(getattr(config, name)).__name__
-            raise ConfigError(f"objective={objective} can't be combined with the chosen {name} ({chosen})")
+        if not fits(type(getattr(config, name))):
+            raise ConfigError(
+                f"objective={objective} can't be combined with the chosen {name}; {name} can be: "
+                + ", ".join(options_of(name, fits))
+            )
     return kind
 
 
