@@ -396,6 +396,21 @@ def search(*words: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | environment)
 
 
+def test_a_sweep_leaves_a_table_of_its_runs(photos, weights, tmp_path):
+    words = [f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "logger.trackers=[]"]
+    command = [sys.executable, "-m", "vislora.train", *BASE, *TINY, *RUN, *words, "--multirun", "hydra.sweep.dir=sweep"]
+    done = subprocess.run([*command, "optim.lr=1e-9,5e-3"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "sweep" / "results.csv").open(newline="") as table:
+        first, second = csv.DictReader(table)
+    assert "run 1: " in done.stdout
+    for row, rate in ((first, 1e-9), (second, 5e-3)):
+        assert float(row["settings"].rpartition("optim.lr=")[2]) == rate
+        metrics = (tmp_path / "sweep" / row["run"] / "metrics.jsonl").read_text().splitlines()
+        validated = [json.loads(line)["val_top1"] for line in metrics if "val_top1" in line]
+        assert float(row["validation"]) == max(validated)
+
+
 @pytest.mark.slow
 def test_a_search_goes_by_the_best_validation_of_each_run(photos, weights, tmp_path):
     words = [f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "hydra.sweeper.direction=maximize"]

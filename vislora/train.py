@@ -7,6 +7,7 @@ each layer moved (updates.json), summary.json, figures/ and report.html, which s
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vislora.compose import command, options_of
 from vislora.config.adapter import FullAdapter, LoraAdapter, PipelineLora, ProbeAdapter
@@ -25,7 +26,7 @@ from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
-from vislora.files import SETTINGS, check_unused, holds_checkpoint, sha256
+from vislora.files import SETTINGS, check_unused, holds_checkpoint, naming, sha256
 from vislora.paths import user_path
 
 if TYPE_CHECKING:
@@ -272,8 +273,26 @@ def _shared_by_resumed_runs(config: TrainConfig, processes: int, precision: Prec
 def _main(config: TrainConfig, out: Path) -> float | None:
     """Train, and tell a sweeper that goes by results, as Optuna's does, the best validation figure."""
     hydra = HydraConfig.get()
-    if hydra.mode is not RunMode.MULTIRUN or hydra.sweeper._target_.endswith(".BasicSweeper"):
+    if hydra.mode is not RunMode.MULTIRUN:
         return train(config, out).validation
+    searches, words = _goes_by_results(config, hydra), " ".join(hydra.overrides.task)
+    if is_first := os.environ.get("RANK", "0") == "0":
+        print(f"run {hydra.job.num}: {words}")
+    result = train(config, out, validated=searches)
+    if is_first:
+        test = None if result.test is None else result.test.top1
+        _note_result(out.parent / "results.csv", [hydra.job.num, result.validation, test, words])
+    return result.validation
+
+
+def _goes_by_results(config: TrainConfig, hydra: DictConfig) -> bool:
+    """Whether the sweeper searches for the best settings.
+
+    Raises:
+        ConfigError: it would search for the worst, or every process for its own.
+    """
+    if hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return False
     wanted, given = kind_of(config).direction, hydra.sweeper.get("direction")
     given = getattr(given, "name", given)  # Optuna's default is a member of its own enumeration
     if given != wanted:
@@ -285,7 +304,14 @@ def _main(config: TrainConfig, out: Path) -> float | None:
         raise ConfigError(
             "every process would try settings of its own; give hydra.sweeper.sampler.seed=0, or search with one process"
         )
-    return train(config, out, validated=True).validation
+    return True
+
+
+def _note_result(file: Path, row: list[Any]) -> None:
+    """Add a run of a sweep to the table of all."""
+    first = [] if file.is_file() else [["run", "validation", "test_top1", "settings"]]
+    with naming(file), file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as table:
+        csv.writer(table).writerows([*first, row])
 
 
 if __name__ == "__main__":
