@@ -291,6 +291,35 @@ def test_a_prompt_that_names_two_classes_or_a_part_of_a_word_needs_a_label(style
         evaluate_pictures(replace(config, prompts=["a bowl", "a growler"]))
 
 
+def test_what_cant_be_read_of_the_reference_is_left_out_and_named(style, photos, tmp_path, capsys):
+    mixed = shutil.copytree(photos, tmp_path / "mixed")
+    (mixed / "half.png").write_bytes((photos / "0.png").read_bytes()[:400])
+    (mixed / "note.png").write_text("no picture")
+    (mixed / "lost.png").symlink_to("/nowhere.png")
+    words = [f"adapter={style}", *WORDS]
+    config = configure("evaluate", [*words, f"reference={mixed}"])
+    found = evaluate_pictures(config)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+    assert told == [f"left out: {what}" for what in found.left_out]
+    for name, what in zip(("half", "note", "lost"), found.left_out, strict=True):
+        assert what.count(str(mixed / f"{name}.png")) == 1
+    assert f"note: left out of the reference: 3 ({mixed / 'half.png'} can't be decoded" in pictures_table(found)
+    write_pictures(found, config, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["left_out"] == found.left_out
+    whole = evaluate_pictures(configure("evaluate", [*words, f"reference={photos}"]))
+    assert [row.figures for row in whole.rows] == [row.figures for row in found.rows]
+    assert whole.left_out == []
+    assert "note.png is no image" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_reference_without_a_picture_that_can_be_read_is_refused(style, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_text("no picture")
+    config = configure("evaluate", [f"adapter={style}", *WORDS, f"reference={tmp_path}"])
+    with pytest.raises(DataError, match=r"reference=.* holds no usable picture; 2 were left out, .*a\.png is no image"):
+        evaluate_pictures(config)
+
+
 def test_reference_pictures_are_not_held_all_at_once(style, photos, judge, monkeypatch):
     opened, held = [], []
 

@@ -4,6 +4,7 @@
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +18,20 @@ from torch import Tensor
 from vislora.config.commands import EvaluateConfig
 from vislora.config.data import CaptionedData, data_from_dict
 from vislora.config.training import Precision
-from vislora.data.captions import picture_files
+from vislora.data.captions import usable_pictures
+from vislora.data.images import Problem
 from vislora.data.load import load_captions
 from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts
 from vislora.data.splits import Chosen, Files
 from vislora.drawing import Sampling, draw, open_pipeline, pipeline_of, read_adapters, tell_cut_off
-from vislora.errors import AdapterError, ConfigError, DataError
+from vislora.errors import AdapterError, ConfigError, DataError, first_three
 from vislora.lora import Adapter
 from vislora.metrics.distances import frechet_distance, kernel_distance, sample_warning
 from vislora.metrics.pictures import Estimate, StyleAxis, diversity, kept_content, mean_estimate
 from vislora.metrics.updates import layer_updates
 from vislora.models.backbone import Backbone, Seen
 from vislora.models.clip import Clip
-from vislora.names import short_names
+from vislora.names import printable, short_names
 from vislora.paths import user_path
 from vislora.pipeline import apply, unapply
 from vislora.precision import new_accelerator
@@ -39,7 +41,8 @@ from vislora.report.pictures import PictureEvaluation, PictureScores
 
 def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     """Draw the prompts with each of `config.adapter` at each scale, and score what comes. Several processes share the
-    drawing, and find the same.
+    drawing, and find the same. Files of the reference's folder that can't be read are left out, and named on the
+    standard error stream.
 
     Raises:
         VisloraError: a mistake in the settings, the data, a model or an adapter.
@@ -47,7 +50,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
     accelerator = new_accelerator(Precision.fp32)
     names, adapters = short_names(config.adapter), read_adapters(config.model, config.adapter)
     with accelerator.main_process_first():  # so that one process prepares the caches
-        judges = _judges(config, adapters, accelerator.device)
+        judges = _judges(config, adapters, accelerator)
     pipe = open_pipeline(pipeline_of(config.model, config.adapter, adapters), config.precision)
     _check_fits(pipe, config.adapter, adapters)
     if accelerator.is_main_process:
@@ -73,6 +76,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         judges.style,
         judges.warnings(len(base.images)),
         updates,
+        judges.left_out,
     )
 
 
@@ -103,6 +107,7 @@ class _Judges:
     unrelated: list[Prompt]
     source: str
     reference: Sequence[Image.Image]
+    left_out: list[str]
     reference_seen: Seen
     backbone: Backbone
     by_style: Recognizer | None
@@ -154,14 +159,21 @@ class _Judges:
 
     def warnings(self, drawn: int) -> list[str]:
         warning = sample_warning(drawn, len(self.reference), self.backbone.dimension)
-        return [] if warning is None else [warning]
+        warnings = [] if warning is None else [warning]
+        if self.left_out:
+            warnings.append(f"left out of the reference: {len(self.left_out)} ({first_three(self.left_out)})")
+        return warnings
 
     def _mean(self, values: Tensor, seeds: int) -> Estimate:
         return mean_estimate(values, seeds, self.config.resamples, self.config.seed)
 
 
-def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.device) -> _Judges:
-    source, reference, captions = _reference(config, adapters)
+def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], accelerator: Accelerator) -> _Judges:
+    device = accelerator.device
+    source, reference, captions, problems = _reference(config, adapters)
+    left_out = [printable(problem.what) for problem in problems]
+    for what in left_out:
+        accelerator.print(f"left out: {what}", file=sys.stderr)
     prompts, unrelated = [Prompt(text) for text in captions], [Prompt(text) for text in NEUTRAL]
     if config.prompts is not None:
         prompts = read_prompts(config.prompts, "prompts")
@@ -185,17 +197,32 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], device: torch.d
     backbone = Backbone(config.backbone, device)
     seen = backbone(reference, config.batch_size)
     return _Judges(
-        prompts, unrelated, source, reference, seen, backbone, by_style, style, by_content, labels, clip, config
+        prompts,
+        unrelated,
+        source,
+        reference,
+        left_out,
+        seen,
+        backbone,
+        by_style,
+        style,
+        by_content,
+        labels,
+        clip,
+        config,
     )
 
 
-def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str, Sequence[Image.Image], list[str]]:
-    """The reference pictures, where they are from, and captions to draw where no prompts are given."""
+def _reference(
+    config: EvaluateConfig, adapters: Sequence[Adapter]
+) -> tuple[str, Sequence[Image.Image], list[str], list[Problem]]:
+    """Where the reference pictures are from, the pictures, captions to draw where no prompts are given, and the files
+    of the reference's folder that can't be used."""
     if config.reference is not None:
-        files = picture_files(user_path(config.reference), "reference")
+        files, problems = usable_pictures(user_path(config.reference), "reference")
         pictures = Chosen(Files(files), range(len(files)))
         if config.prompts is not None:
-            return config.reference, pictures, []
+            return config.reference, pictures, [], problems
     data = [_trained_on(file, adapter) for file, adapter in zip(config.adapter, adapters, strict=True)]
     if other := [i for i, settings in enumerate(data) if settings != data[0]]:
         missing = "reference=FOLDER" if config.reference is None else "prompts=FILE"
@@ -205,9 +232,9 @@ def _reference(config: EvaluateConfig, adapters: Sequence[Adapter]) -> tuple[str
     splits = load_captions(data[0])
     captions = list(dict.fromkeys((splits.val or splits.train).captions))
     if config.reference is not None:
-        return config.reference, pictures, captions
+        return config.reference, pictures, captions, problems
     pictures = Chosen(splits.train.pictures, range(len(splits.train)))
-    return f"the {len(pictures)} pictures of the training", pictures, captions
+    return f"the {len(pictures)} pictures of the training", pictures, captions, []
 
 
 def _trained_on(file: str, adapter: Adapter) -> CaptionedData:

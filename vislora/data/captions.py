@@ -132,6 +132,20 @@ def picture_files(root: Path, key: str) -> list[Path]:
     return found
 
 
+def usable_pictures(root: Path, key: str) -> tuple[list[Path], list[Problem]]:
+    """Of `picture_files` those that can be decoded; and the others, with the links to pictures that lead nowhere.
+
+    Raises:
+        DataError: there is no such folder, or no such picture in it.
+    """
+    found = inspect_files(picture_files(root, key))
+    unusable = [facts.problem for facts in found.values() if not facts.usable]
+    usable = [path for path, facts in found.items() if facts.usable]
+    if not usable:
+        raise DataError(f"{key}={root} holds no usable picture; {len(unusable)} were left out, {unusable[0].what}")
+    return usable, [*unusable, *lost_links(files_below(root))]
+
+
 def clean(text: str, where: str) -> str:
     """A caption in one line, without spaces around it.
 

@@ -62,6 +62,7 @@ class PictureEvaluation:
         style: what the style classifier was to take pictures for; None without one.
         warnings: what to hold against the figures.
         updates: by adapter, how far it moved each layer.
+        left_out: what is wrong with each file of the reference's folder that can't be used.
     """
 
     prompts: list[Prompt]
@@ -72,6 +73,7 @@ class PictureEvaluation:
     style: str | None
     warnings: list[str]
     updates: dict[str, list[LayerUpdate]]
+    left_out: list[str]
 
 
 def write_pictures(found: PictureEvaluation, config: EvaluateConfig, out: Path) -> None:
@@ -126,6 +128,7 @@ def _to_dict(found: PictureEvaluation) -> dict[str, Any]:
         "style": found.style,
         "prompts": [asdict(prompt) for prompt in found.prompts],
         "seeds": found.seeds,
+        "left_out": found.left_out,
         "warnings": found.warnings,
         "rows": rows,
     }
