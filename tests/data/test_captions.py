@@ -65,6 +65,9 @@ def test_a_csv_table_names_pictures_and_their_texts(folder):
     (folder / "metadata.csv").write_text("image,text\nb.png,red\n")
     with pytest.raises(DataError, match=r"metadata\.csv, line 2: expected a name in the column file_name"):
         read(folder)
+    (folder / "metadata.csv").write_text("file_name,text\nb.png,red, at dusk\na.jpg,blue, too\n")
+    with pytest.raises(DataError, match=r"metadata\.csv has 2 faulty rows: line 2 has more cells .*; line 3 has more"):
+        read(folder)
     (folder / "metadata.csv").write_text('file_name,text\nb.png,"red\n')
     with pytest.raises(DataError, match=r"metadata\.csv.* unexpected end of data"):
         read(folder)

@@ -89,6 +89,23 @@ def test_rows_that_can_not_be_used_are_named(root, text, message):
         load(root, text, split_column="split")
 
 
+def test_faulty_rows_are_told_together(root):
+    rows = ["image,label,split", "0.png,a,train", ",a,train", "1.png,b,small", "1.png,b,x,train", "9.png,b,train"]
+    rows += ["0.png,a,test", '1.png,"b,train']
+    with pytest.raises(DataError) as told:
+        load(root, "\n".join(rows[:5]), split_column="split")
+    assert str(told.value) == (
+        f"{root}/labels.csv has 3 faulty rows: line 3: the image is empty; line 4: split is 'small'; expected train, "
+        "val or test; line 5 has more cells than the first line; put a cell with ',' in quotes"
+    )
+    with pytest.raises(
+        DataError, match=r"6 faulty rows, the first three: line 3: .*; line 4: .*; line 5 [^;]*; put[^;]*$"
+    ):
+        load(root, "\n".join(rows), split_column="split")
+    with pytest.raises(DataError, match=r"2 faulty rows: line 2: .*9\.png is missing; .*; the row from line 3 on: "):
+        load(root, "\n".join([rows[0], rows[5], rows[7]]), split_column="split")
+
+
 def test_another_encoding_is_named(root):
     with pytest.raises(DataError, match="isn't text in UTF-8"):
         load(root, "image,label\n0.png,größe\n", "latin-1")

@@ -13,7 +13,7 @@ from typing import Any
 from vislora.config.data import MetadataData
 from vislora.data.folder import files_below, lost_links, pictures_aside, split_folders
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.rows import csv_table, json_lines
+from vislora.data.rows import check_faults, csv_table, json_lines
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -79,7 +79,8 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """
     if (table := metadata_table(folder)) is None:
         raise DataError(f"{folder / METADATA[0]} is missing, and so is {METADATA[1]}")
-    for where, row in json_lines(table) if table.suffix == ".jsonl" else csv_table(table)[1]:
+    faults: list[str] = []
+    for where, row in json_lines(table) if table.suffix == ".jsonl" else csv_table(table, faults)[1]:
         told = row.get("file_name") if isinstance(row, dict) else None
         name = PurePosixPath(told.replace("\\", "/") if isinstance(told, str) else "")
         if not name.name:  # as of "" and "."
@@ -90,6 +91,7 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         if not os.path.isfile(folder / name):  # Path's own raises over a very long name
             raise DataError(f"{where}: {folder / name} is missing")
         yield where, folder / name, row
+    check_faults(table, faults)
 
 
 def _by_number(label: str) -> tuple[int, str]:

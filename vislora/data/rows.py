@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ from vislora.errors import DataError
 Row = dict[str, Any]
 
 
-def csv_table(file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
+def csv_table(file: Path, faults: list[str]) -> tuple[list[str], Iterator[tuple[str, Row]]]:
     """A table's columns, and its rows: where each stands, for messages, and its cells by column; None in those that a
     short row leaves out. Columns are parted by what the first line has most of: commas, semicolons (a spreadsheet's
     where a comma is the decimal point) or tabs.
 
+    Args:
+        faults: gets, while rows are taken, what is wrong with those that are longer than the first line, which are
+            passed over, and with one that isn't CSV, which is the last; for `check_faults`.
+
     Raises:
-        DataError: the file is missing or not in UTF-8, its first line isn't CSV, two columns have one name, or (while
-            rows are taken) a row isn't CSV or is longer than the first line.
+        DataError: the file is missing or not in UTF-8, its first line isn't CSV, or two columns have one name.
     """
     lines = text_lines(file)
     delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", lines[0]).count)
@@ -36,14 +39,28 @@ def csv_table(file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
             for row in reader:
                 where = f"{file}, line {reader.line_num}"
                 if any(row.pop(None, ())):
-                    raise DataError(
+                    faults.append(
                         f"{where} has more cells than the first line; put a cell with {delimiter!r} in quotes"
                     )
-                yield where, row
+                else:
+                    yield where, row
         except csv.Error as error:
-            raise DataError(f"{file}, the row from line {reader.line_num + 1} on: {error}") from None
+            faults.append(f"{file}, the row from line {reader.line_num + 1} on: {error}")
 
     return columns, rows()
+
+
+def check_faults(file: Path, faults: Sequence[str]) -> None:
+    """Refuse a table in which rows are faulty, each told with the file and its line first.
+
+    Raises:
+        DataError: there is a fault; the first three are told.
+    """
+    if len(faults) == 1:
+        raise DataError(faults[0])
+    if faults:
+        told = "; ".join(fault.removeprefix(f"{file}, ") for fault in faults[:3])
+        raise DataError(f"{file} has {len(faults)} faulty rows{', the first three' * (len(faults) > 3)}: {told}")
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vislora.config.data import CsvData
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.rows import csv_table
+from vislora.data.rows import check_faults, csv_table
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -35,35 +35,46 @@ def list_table(config: CsvData) -> Labelled:
 
     Raises:
         DataError: the table, one of its columns, a picture or a label is missing, a split has another name than train,
-            val or test, or a picture is in two splits.
+            val or test, or a picture is in two splits; faulty rows are told together.
     """
     root = user_path(config.root)
     table = root / config.table
     files: dict[str, list[tuple[Path, str]]] = {}
     split_of: dict[Path, str] = {}
-    for where, cells in _rows(table, config):
-        if not cells["image"]:
-            raise DataError(f"{where}: the image is empty")
-        if not cells["label"]:
-            raise DataError(f"{where}: the label is empty")
+    faults: list[str] = []
+    for where, cells in _rows(table, config, faults):
         path = root / cells["image"].replace("\\", "/")  # as Windows writes them
-        if not os.path.isfile(path):  # Path's own raises over a very long cell
-            raise DataError(f"{where}: {path} is missing; paths are relative to data.root")
-        if cells["split"].lower() not in _NAMES:
-            raise DataError(f"{where}: split is {cells['split']!r}; expected train, val or test")
-        split = _NAMES[cells["split"].lower()]
-        if split_of.setdefault(path, split) != split:
-            raise DataError(f"{where}: {path} is in {split_of[path]} already, and must not be in {split} too")
+        if (fault := _fault(cells, path, split_of)) is not None:
+            faults.append(f"{where}: {fault}")
+            continue
+        split = split_of[path] = _NAMES[cells["split"].lower()]
         files.setdefault(split, []).append((path, cells["label"]))
+    check_faults(table, faults)
     return files
 
 
-def _rows(table: Path, config: CsvData) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row stands, and what it has under image, label and split; without a column of splits all is train."""
+def _fault(cells: dict[str, str], path: Path, split_of: dict[Path, str]) -> str | None:
+    """What is wrong with a row, given the splits of the pictures in the rows before it."""
+    if not cells["image"]:
+        return "the image is empty"
+    if not cells["label"]:
+        return "the label is empty"
+    if not os.path.isfile(path):  # Path's own raises over a very long cell
+        return f"{path} is missing; paths are relative to data.root"
+    if (split := _NAMES.get(cells["split"].lower())) is None:
+        return f"split is {cells['split']!r}; expected train, val or test"
+    if split_of.get(path, split) != split:
+        return f"{path} is in {split_of[path]} already, and must not be in {split} too"
+    return None
+
+
+def _rows(table: Path, config: CsvData, faults: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row stands, and what it has under image, label and split; without a column of splits all is train.
+    `faults` as in `csv_table`."""
     if not table.is_file():
         raise DataError(f"data.table: {table} is missing")
     columns = {"image": config.image_column, "label": config.label_column}
-    there, rows = csv_table(table)
+    there, rows = csv_table(table, faults)
     if split_column := config.split_column or ("split" if "split" in there else None):
         columns["split"] = split_column
     for column in columns.values():
