@@ -350,6 +350,8 @@ def test_a_recipe_may_be_called_anything_but_like_one_that_there_is(name, text, 
     [
         (["to=peft", "weights=w"], "weights=w are for to=merged; to=peft writes the adapter alone"),
         (["pipeline=FluxPipeline"], "pipeline=FluxPipeline is for to=diffusers, kohya or peft"),
+        (["out=x.safetensors"], r"out=x\.safetensors: to=merged writes a folder, .*; give a folder's name"),
+        (["out=x.safetensors", "to=peft"], r"out=x\.safetensors: to=peft writes a folder, .*; give a folder's name"),
     ],
 )
 def test_what_an_export_would_make_no_use_of_is_refused(words, message):

@@ -152,6 +152,10 @@ class ExportConfig:
             raise ConfigError(
                 f"pipeline={self.pipeline} is for to=diffusers, kohya or peft; to=merged writes timm models"
             )
+        if self.to in (ExportTo.merged, ExportTo.peft) and self.out.endswith(".safetensors"):
+            raise ConfigError(
+                f"out={self.out}: to={self.to.value} writes a folder, with the weights in it; give a folder's name"
+            )
 
 
 @dataclass
