@@ -37,9 +37,8 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     inspected = inspect_files([file for files in below.values() for file in files])
     bad = {file: facts.problem for file, facts in inspected.items() if not facts.usable}
     lost = {problem.file: problem for folder in below for problem in lost_links(files_below(folder))}
-    for file, problem in (bad | lost).items():
-        told = f"left out: {file}: {problem.what}".encode(errors="backslashreplace").decode()
-        accelerator.print(told, file=sys.stderr)
+    for problem in (bad | lost).values():
+        accelerator.print(printable(f"left out: {problem.what}"), file=sys.stderr)  # which names the file
     paths = [file for path in given for file in below.get(path, [path]) if file not in bad]
     if not paths:
         raise ConfigError(f"images=[{', '.join(config.images)}]: no picture there; expected at least one")
