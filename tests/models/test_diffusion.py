@@ -126,6 +126,21 @@ def test_what_a_pipeline_encoded_is_found_again_after_it_has_moved(folder, tmp_p
     assert keys[0] == keys[1]
 
 
+def test_a_model_out_of_reach_is_told_in_whole_words_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError) as told:
+        load_pipeline(PipelineConfig("nobody/nothing"))
+    message, _, way_out = str(told.value).partition("; where the hub can't be reached, ")
+    assert "model.name=FOLDER" in way_out
+    said = message.removeprefix("diffusers can't open nobody/nothing: ")
+    whole = " ".join(str(told.value.__cause__).split())
+    assert said.endswith(" …")
+    assert 250 < len(said) <= 300 < len(whole)
+    assert whole.startswith(said.removesuffix("…"))
+    with pytest.raises(ModelError, match=r"a file named model_index\.json; where the hub"):  # a sentence's end is none
+        pipeline_class(PipelineConfig("nobody/nothing"))
+
+
 @pytest.mark.parametrize("name", [["pipeline", "MyPipeline"], None])
 def test_class_that_isnt_one_of_diffusers_is_told(folder, tmp_path, name):
     other = shutil.copytree(folder, tmp_path / "other")

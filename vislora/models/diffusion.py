@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -181,9 +182,12 @@ def _opened(config: PipelineConfig, opening: Callable[[str], Any]) -> Any:
     except ModelError:
         raise
     except Exception as error:  # diffusers and the hub client document no common class
-        first = " ".join(str(error).split())[:300]
+        first = shorten(str(error), 300, break_on_hyphens=False, placeholder=" …").removesuffix(".")
         offline = (
-            "" if folder.is_dir() else "; where the hub can't be reached, only models in its local cache are found"
+            ""
+            if folder.is_dir()
+            else "; where the hub can't be reached, only models in its local cache are found, or one saved in a folder "
+            "with save_pretrained: model.name=FOLDER"
         )
         variant = "" if config.variant is None else "; model.variant=null takes files without a variant"
         raise ModelError(f"diffusers can't open {config.name}: {first}{variant}{offline}") from error
