@@ -103,6 +103,17 @@ def test_weights_that_could_run_code_are_refused_unopened(tmp_path):
             build_vit(ModelConfig("test_vit", str(tmp_path / name)), 3)
 
 
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_file_of_weights_that_is_none_or_broken_is_named(weights, tmp_path, kept):
+    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path / "model", safe_serialization=True)
+    for file in (weights, tmp_path / "model" / "model.safetensors"):
+        file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"^model\.weights=/.*/weights\.safetensors can't be read as safetensors: Err"):
+        build_vit(ModelConfig("test_vit", str(weights)), 3)
+    with pytest.raises(ModelError, match=r"^the weights of local-dir:/.*/model can't be read as safetensors: Error"):
+        build_vit(ModelConfig(f"local-dir:{tmp_path / 'model'}"), 3)
+
+
 def test_hash_of_a_folders_weights_is_that_of_its_file(tmp_path):
     timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path, safe_serialization=True)
     wanted = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
@@ -67,6 +68,9 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
             f"the weights of {name} are not in the local cache, and the hub can't be reached; "
             "give a file with model.weights=FILE.safetensors, or use model=embedded"
         ) from error
+    except SafetensorError as error:
+        read = f"the weights of {name}" if config.weights == "pretrained" else f"model.weights={config.weights}"
+        raise ModelError(f"{read} can't be read as safetensors: {error}; fetch or save the file again") from error
     except Exception as error:  # timm and the hub client document no common class
         first = str(error).strip().splitlines()
         raise ModelError(f"timm can't build {name} with {arguments}: {' '.join(first[:3])}") from error
