@@ -21,8 +21,10 @@ def draw_updates(updates: Sequence[LayerUpdate]) -> Figure:
     axes = figure.subplots()
     axes.barh(range(len(shown)), [update.relative or 0.0 for update in shown], color=COLOURS[0])
     axes.set_yticks(range(len(shown)), [update.layer for update in shown], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("‖ΔW‖ / ‖W₀‖" + (f", the first {_MOST} of {len(updates)} layers" if len(updates) > _MOST else ""))
+    axes.set_ylim(len(shown) - 0.4, -0.6)  # the first on top; a margin would grow with the number of bars
+    axes.set_xlabel("‖ΔW‖ / ‖W₀‖")
+    if len(updates) > _MOST:  # over the whole width: long names leave the axes little
+        figure.suptitle(f"the first {_MOST} of {len(updates)} layers", fontsize=9)
     axes.grid(True, axis="x")
     return figure
 
