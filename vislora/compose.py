@@ -283,7 +283,8 @@ def _typed(config: DictConfig, adapter: str | list[str] | None, name: str) -> An
             raise ConfigError(f"adapter={adapter}: this command takes {_one_or_several(config)}") from None
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise ConfigError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=…")
+        how = "pictures or folders" if missing[0] == "images" else f"{missing[0]}=…"
+        raise ConfigError(f"{missing[0]} has no value; give it on the command line: {how}")
     _check_keys(config, "", name)
     return OmegaConf.to_object(config)
 
