@@ -172,6 +172,22 @@ def test_model_is_told_by_the_width_of_its_text(tmp_path, width, version, key):
 
 
 @pytest.mark.parametrize(
+    ("channels", "version", "key"),
+    [
+        (640, "sd_v1", "lora_unet_up_blocks_2_resnets_0_conv2"),
+        (320, "sdxl_base_v1-0", "lora_unet_output_blocks_6_0_out_l"),
+    ],
+)
+def test_model_is_told_by_the_width_of_its_residual_blocks(tmp_path, channels, version, key):
+    weights = LowRankWeights(torch.ones(2, channels, 3, 3), torch.ones(channels, 2, 1, 1), 2, 2.0, channels)
+    file = write_kohya(Adapter({"unet.up_blocks.2.resnets.0.conv2": weights}), tmp_path / "style.safetensors")
+    with safe_open(file, "pt") as opened:
+        header, keys = opened.metadata(), list(opened.keys())
+    assert header["ss_base_model_version"] == version
+    assert all(name.startswith(key) for name in keys)
+
+
+@pytest.mark.parametrize(
     ("components", "ends", "prefixes"),
     [
         (("unet",), "attn1.to_q", {"lora_unet_input", "lora_unet_middle", "lora_unet_output"}),

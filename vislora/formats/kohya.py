@@ -93,10 +93,12 @@ def is_kohya(key: str) -> bool:
 
 
 def _version(adapter: Adapter) -> int:
-    """1, 2 or 3 (XL), told from what only that model has: the text's width, a second text encoder, deep blocks."""
+    """1, 2 or 3 (XL), told from what only that model has: the text's width, a second text encoder, deep blocks, and
+    320 channels in the third upward block, where the others have 640."""
     widths = {w.lora_A.shape[1] for name, w in adapter.layers.items() if name.endswith((".attn2.to_k", ".attn2.to_v"))}
     deep = any(".transformer_blocks.1." in name for name in adapter.layers)
-    if deep or 2048 in widths or any(name.startswith("text_encoder_2.") for name in adapter.layers):
+    thin = any(w.out == 320 for name, w in adapter.layers.items() if "up_blocks.2.resnets." in name)
+    if deep or thin or 2048 in widths or any(name.startswith("text_encoder_2.") for name in adapter.layers):
         return 3
     return 2 if 1024 in widths else 1
 
