@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
+from diffusers.configuration_utils import FrozenDict
 from safetensors.torch import load_file, save_file
 
 from vislora.config.model import PipelineConfig
@@ -14,6 +15,7 @@ from vislora.errors import ModelError
 from vislora.models.denoiser import encode_images, readers
 from vislora.models.diffusion import (
     PipelineEncoder,
+    configs_key,
     load_pipeline,
     pipeline_class,
     readers_of,
@@ -150,3 +152,19 @@ def test_class_that_isnt_one_of_diffusers_is_told(folder, tmp_path, name):
         pipeline_class(PipelineConfig(str(other)))
     with pytest.raises(ModelError, match=r"other: the class of its scheduler is .*; expected one of diffusers, since"):
         scheduler_class(PipelineConfig(str(other)))
+
+
+def test_the_configs_of_a_pipeline_are_what_its_files_say(folder, tmp_path):
+    """A version of diffusers that knows one setting more gives it its default."""
+    older = shutil.copytree(folder, tmp_path / "older")
+    file = older / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    del config["rescale_betas_zero_snr"]
+    file.write_text(json.dumps(config))
+    pipe = load_pipeline(PipelineConfig(str(older)))
+    before = configs_key(pipe)
+    assert pipe.scheduler.config.rescale_betas_zero_snr is False
+    pipe.scheduler._internal_dict = FrozenDict(pipe.scheduler.config | {"rescale_betas_zero_snr": True})
+    assert configs_key(pipe) == before
+    pipe.scheduler._internal_dict = FrozenDict(pipe.scheduler.config | {"prediction_type": "v_prediction"})
+    assert configs_key(pipe) != before

@@ -236,18 +236,19 @@ def longest_side(pipe: Any) -> int | None:
 
 def model_key(models: Sequence[nn.Module]) -> str:
     """A hash of all that decides what models compute: their weights, and their configs."""
-    return content_key(weights_key(models), *(line for model in models for line in settings_of(_config(model))))
+    configs = [m.config if isinstance(m.config, dict) else m.config.to_dict() for m in models]  # transformers' is none
+    return content_key(weights_key(models), *(line for config in configs for line in settings_of(config)))
 
 
 def configs_key(pipe: Any) -> str:
-    """A hash of what decides, beside the weights, what is computed in training: the configs of the denoiser, the
-    autoencoder, the text encoders and the scheduler."""
-    parts = [family_of(pipe).component, "vae", "scheduler", *text_encoders(pipe)]
-    return content_key(*(f"{part}.{line}" for part in parts for line in settings_of(_config(getattr(pipe, part)))))
-
-
-def _config(part: Any) -> Mapping[str, Any]:
-    return part.config if isinstance(part.config, dict) else part.config.to_dict()  # transformers' is none
+    """A hash of what decides, beside the weights, what is learned: what stands in the configs of the denoiser, the
+    autoencoder and the scheduler. Not what diffusers adds by default, which is more with each of its versions."""
+    found = []
+    for part in (family_of(pipe).component, "vae", "scheduler"):
+        config = dict(getattr(pipe, part).config)
+        added = config.pop("_use_default_values", ())
+        found += [f"{part}.{line}" for line in settings_of({k: v for k, v in config.items() if k not in added})]
+    return content_key(*found)
 
 
 def settings_of(config: Mapping[str, Any]) -> list[str]:
