@@ -79,6 +79,8 @@ def test_an_option_in_place_of_a_recipes_own_keeps_its_values(tmp_path):
     found = configure("train", mlp).adapter
     assert (found.targets, found.rank) == ([Target.qkv, Target.o, Target.mlp], 3)
     assert configure("train", ["recipe=sketch_style", "data=birds_captions"]).data.style == "ink"  # the recipe's own
+    twice = configure("train", ["recipe=vit_cub", "adapter=lora_mlp", "adapter=lora_qv"]).adapter  # the last counts
+    assert twice.targets == [Target.q, Target.v]
     command = [sys.executable, "-m", "vislora.train", *mlp, "--cfg", "job"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "rank: 3" in done.stdout

@@ -6,7 +6,6 @@ own recipes come with Hydra's `--config-dir DIR`, holding recipe/NAME.yaml.
 """
 
 import errno
-import json
 import os
 import re
 import sys
@@ -28,7 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -96,16 +95,16 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     A mistake in the configuration, any VisloraError of the body, or a file that may not be used is told in one
     sentence, and the process exits with code 2.
     """
-    _register()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
     words = sys.argv[1:] if argv is None else argv
+    _register(words)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
     if "-h" in words or "--help" in words:
         print(_help(name, body.__globals__["__doc__"]))
         return
     rest, adapter = _take_adapter(name, words)
     # Hydra's parser gives up on overrides on both sides of an option, as in `recipe=NAME --multirun optim.lr=…`
     overrides = get_args_parser().parse_intermixed_args(rest).overrides
-    sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, _with_values(overrides))]
+    sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, overrides)]
 
     def run(config: DictConfig) -> object:
         out = Path(HydraConfig.get().runtime._get_node("output_dir")._value())  # as it is: ${x} may be part of its name
@@ -158,34 +157,15 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     Raises:
         ConfigError: an unknown key or option, a wrong type, or a value that is missing.
     """
-    _register()
+    _register(overrides)
     _check_words(name, overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             words, adapter = _take_adapter(name, overrides)
-            config = compose(name, [*map(_readable, _with_values(words))])
+            config = compose(name, [*map(_readable, words)])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error, name) from error
     return _typed(config, adapter, name)
-
-
-def _with_values(words: Sequence[str]) -> list[str]:
-    """Beside a recipe, each option that is chosen in place of the recipe's own, as model=embedded, with the values of
-    its file: the recipe's, which come last, would take their place."""
-    recipe = next((word.removeprefix("recipe=") for word in reversed(words) if word.startswith("recipe=")), None)
-    file = RECIPES / f"{recipe}.yaml"
-    chosen = OmegaConf.load(file).defaults if file.is_file() else []
-    found: list[str] = []
-    for word in words:
-        group, _, option = word.partition("=")
-        file = CONF / group / f"{option}.yaml"
-        if recipe is None or not re.fullmatch(r"\w+=\w+", word) or not file.is_file():
-            continue
-        if {f"override /{group}": option} not in chosen:
-            values = OmegaConf.to_container(OmegaConf.load(file))
-            own = {key: value for key, value in values.items() if key != "defaults" and value != MISSING}
-            found += [f"{group}.{key}={json.dumps(value)}" for key, value in own.items()]
-    return [*found, *words]  # what is given by its key counts last
 
 
 def quoted(text: str) -> str:
@@ -225,13 +205,28 @@ def _help(name: str, about: str) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _register() -> None:
+def _register(words: Sequence[str]) -> None:
     OmegaConf.register_new_resolver("or", lambda one, other: one or other, replace=True)  # for names of run folders
     store = ConfigStore.instance()
     for group, name, schema in _SCHEMAS:
         store.store(name=name, node=schema, group=group)
     for path in sorted(RECIPES.glob("*.yaml")):
-        store.store(name=path.stem, node=OmegaConf.load(path), group="recipe", package="_global_")
+        store.store(name=path.stem, node=_beside(OmegaConf.load(path), words), group="recipe", package="_global_")
+
+
+def _beside(recipe: DictConfig, words: Sequence[str]) -> DictConfig:
+    """A recipe without what the options that are chosen in place of its own, as model=embedded, say themselves: its
+    values come last, and would take the place of theirs."""
+    chosen = dict(word.split("=", 1) for word in words if re.fullmatch(r"\w+=\w+", word))  # the last of a group counts
+    for group, option in chosen.items():
+        file, own = CONF / group / f"{option}.yaml", {f"override /{group}": option} in recipe.defaults
+        # Path's own is_file raises over a very long word
+        if own or group not in recipe or not os.path.isfile(file):
+            continue
+        options = OmegaConf.load(file)
+        for key in [key for key in recipe[group] if key in options and not OmegaConf.is_missing(options, key)]:
+            del recipe[group][key]
+    return recipe
 
 
 def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | list[str] | None]:

@@ -27,6 +27,7 @@ from vislora.config.training import DiffusionObjective, Precision, PrefixCache, 
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
 from vislora.files import SETTINGS, check_unused, holds_checkpoint, naming, sha256
+from vislora.names import printable
 from vislora.paths import user_path
 
 if TYPE_CHECKING:
@@ -277,11 +278,11 @@ def _main(config: TrainConfig, out: Path) -> float | None:
         return train(config, out).validation
     searches, words = _goes_by_results(config, hydra), " ".join(hydra.overrides.task)
     if is_first := os.environ.get("RANK", "0") == "0":
-        print(f"run {hydra.job.num}: {words}")
+        print(printable(f"run {hydra.job.num}: {words}"))
     result = train(config, out, validated=searches)
     if is_first:
         test = None if result.test is None else result.test.top1
-        _note_result(out.parent / "results.csv", [hydra.job.num, result.validation, test, words])
+        _note_result(Path(hydra.sweep.dir) / "results.csv", [hydra.job.num, result.validation, test, words])
     return result.validation
 
 

@@ -168,3 +168,10 @@ def test_the_configs_of_a_pipeline_are_what_its_files_say(folder, tmp_path):
     assert configs_key(pipe) == before
     pipe.scheduler._internal_dict = FrozenDict(pipe.scheduler.config | {"prediction_type": "v_prediction"})
     assert configs_key(pipe) != before
+
+
+def test_a_pipeline_without_a_tokenizer_tells_nothing_of_what_it_reads(folder, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    index = json.loads((bare / "model_index.json").read_text())
+    (bare / "model_index.json").write_text(json.dumps(index | {"tokenizer": [None, None]}))
+    assert readers_of(PipelineConfig(str(bare))) == []

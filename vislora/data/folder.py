@@ -131,11 +131,12 @@ def pictures_aside(
 
 def _others(below: Iterable[Path], class_folders: Sequence[Path]) -> list[Problem]:
     """The files in class folders that aren't named as pictures, hidden ones aside."""
+    known = set(class_folders)
     named_otherwise = [path for path in below if not _is_named_so(path) and not path.name.startswith(".")]
     return [
         Problem(path, f"{path} hasn't the suffix of a picture", usable=False, kinds=("other",))
         for path in sorted(named_otherwise)
-        if any(path.is_relative_to(folder) for folder in class_folders)
+        if not known.isdisjoint(path.parents)
     ]
 
 

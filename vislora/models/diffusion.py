@@ -112,7 +112,8 @@ def resolution(config: PipelineConfig) -> int:
 
 
 def readers_of(config: PipelineConfig) -> list[Reader]:
-    """`vislora.models.denoiser.readers`, told without the pipeline's weights; none where its family isn't known.
+    """`vislora.models.denoiser.readers`, told without the pipeline's weights; none where its family or a
+    tokenizer isn't known.
 
     Raises:
         ModelError: as `load_pipeline`.
@@ -128,7 +129,8 @@ def readers_of(config: PipelineConfig) -> list[Reader]:
     for name, length in zip(encoders, lengths, strict=True) if lengths else ():
         part = name.replace("text_encoder", "tokenizer")
         where = {"subfolder": part, "revision": config.revision}
-        kind = getattr(transformers, classes[part])
+        if (kind := getattr(transformers, classes.get(part) or "", None)) is None:
+            return []
         tokenizer = _opened(config, lambda source, kind=kind, where=where: kind.from_pretrained(source, **where))
         found.append(Reader(tokenizer, length or tokenizer.model_max_length))
     return found
