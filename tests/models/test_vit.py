@@ -24,6 +24,17 @@ def test_model_is_made_for_pictures_of_the_wanted_size(name, size):
     assert model(torch.randn(2, 3, size, size)).shape == (2, 3)
 
 
+@pytest.mark.parametrize(("size", "remedy"), [(100, "give 96 or 112"), (8, "give 16")])
+def test_size_of_which_patches_would_leave_a_rest_is_refused(size, remedy):
+    with pytest.raises(ModelError, match=rf"img_size={size} isn't a multiple of the model's patches of 16.*{remedy}$"):
+        build_vit(ModelConfig("test_vit", "random", size), 3)
+
+
+def test_size_that_patches_dont_divide_is_fine_where_the_model_pads_it():
+    model = build_vit(ModelConfig("test_vit", "random", 100, args={"dynamic_img_pad": True}), 3)
+    assert model(torch.randn(1, 3, 100, 100)).shape == (1, 3)
+
+
 def test_pictures_are_prepared_as_timm_has_it(tmp_path):
     wanted = {"crop_mode": "squash", "crop_pct": 0.9, "interpolation": "bilinear"}
     model = timm.create_model("test_vit", pretrained_cfg_overlay=wanted)

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from timm.data import resolve_data_config
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from vislora.config.model import ModelConfig
@@ -30,8 +31,8 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
             from a folder whose head has as many.
 
     Raises:
-        ModelError: an unknown name, one without a classifier, weights that are missing, out of reach, malformed or of
-            another architecture.
+        ModelError: an unknown name, one without a classifier, a size that patches don't divide, weights that are
+            missing, out of reach, malformed or of another architecture.
     """
     name = f"{_LOCAL}{EMBEDDED}" if config.name == "embedded" else config.name
     arguments = dict(config.args) | {"num_classes": num_classes}
@@ -77,6 +78,8 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     head = head_names(model)
     if not head:
         raise ModelError(f"{name} is an encoder of features without a classifier; choose a model that has one")
+    if config.img_size is not None:
+        _check_size(model, config.img_size)
     source = config.name if config.weights == "pretrained" else config.weights
     check_keys(source, name, num_classes, head, told)
     return model.eval()
@@ -178,6 +181,18 @@ def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Modul
         # one wanted; what isn't is refused by the proof that adapters act
         arguments = {key: value for key, value in arguments.items() if key != "img_size"}
         return timm.create_model(name, pretrained=pretrained, **arguments)
+
+
+def _check_size(model: nn.Module, size: int) -> None:
+    embed = getattr(model, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    patch = embed.patch_size[0]
+    if size % patch:  # timm would leave out what is over at the right and at the bottom
+        near = " or ".join(str(patch * n) for n in (size // patch, size // patch + 1) if n)
+        raise ModelError(
+            f"model.img_size={size} isn't a multiple of the model's patches of {patch} pixels; give {near}"
+        )
 
 
 def _check_folder(folder: Path) -> None:
