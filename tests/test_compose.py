@@ -312,11 +312,15 @@ def test_options_stand_anywhere_among_the_overrides(tmp_path):
         ),
         ("trainer:\n  epochs: 1\n", "has to begin with the line `# @package _global_`"),
         ("# @package _global_\ntrainer: [1\n", "mine.yaml"),
+        (
+            "# @package _global_\nseed: 1  # größer\n".encode("latin-1"),
+            "line 2 of a recipe, or of an option, isn't in UTF-8",
+        ),
     ],
 )
 def test_a_mistake_in_a_recipe_is_answered_with_one_sentence(text, message, tmp_path):
     (tmp_path / "recipe").mkdir()
-    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    (tmp_path / "recipe" / "mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     command = [sys.executable, "-m", "vislora.train", "--config-dir", str(tmp_path), "recipe=mine"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2

@@ -146,7 +146,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     except ValueError as error:
         if not _is_of_hydra(error):
             raise
-        _refuse(ConfigError(str(error)))
+        _refuse(_explained(error, name))
     except KeyboardInterrupt:
         _stop()
 
@@ -327,6 +327,9 @@ def _explained(error: Exception, name: str) -> ConfigError:
             if Path(str(error.filename)).is_relative_to(cache_dir()):
                 told += "; VISLORA_CACHE=FOLDER puts the cache elsewhere"
         return ConfigError(told)
+    if isinstance(error, UnicodeDecodeError):
+        number = error.object.count(b"\n", 0, error.start) + 1
+        return ConfigError(f"line {number} of a recipe, or of an option, isn't in UTF-8: {text}; save it as UTF-8")
     if found := re.search(r"An item is already at '([^']+)'", text):
         return ConfigError(f"{found[1]} is there already; write {found[1]}=… without the + to change it")
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -377,9 +380,10 @@ def _is_of_files(error: Exception) -> bool:
 
 
 def _is_of_hydra(error: Exception) -> bool:
-    """Whether Hydra raised it, as it does for options that exclude each other, with no class of its own."""
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].startswith("hydra.")
+    """Whether Hydra raised it, as it does for options that exclude each other, with no class of its own, or in reading
+    a file."""
+    modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)]
+    return [name for name in modules if name != "codecs"][-1].startswith("hydra.")
 
 
 def _unknown_key(key: str, name: str) -> ConfigError:
