@@ -6,6 +6,8 @@ import resource
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from vislora.files import replacing, write_tensors, write_text
 from vislora.models.vit import preprocessing, save_vit
@@ -39,6 +41,20 @@ def test_tensors_may_be_read_by_all_that_may_read_other_new_files(tmp_path):
     (tmp_path / "new").touch()
     files = (tmp_path / "adapter.safetensors", tmp_path / "model" / "model.safetensors", tmp_path / "new")
     assert len({file.stat().st_mode for file in files}) == 1
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
+    tensors = {"a": torch.ones(2), "é": torch.zeros(3, dtype=torch.bfloat16)}
+    metadata = {f"key {i}": f'"{i}" \\ é \n\x1f\x7f😀' for i in range(20)}
+    for name in ("one", "two"):
+        write_tensors(tensors, tmp_path / name, metadata)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    with safe_open(tmp_path / "one", "pt") as file:
+        assert file.metadata() == metadata
+    assert {name: value.tolist() for name, value in load_file(tmp_path / "one").items()} == {
+        "a": [1.0, 1.0],
+        "é": [0.0] * 3,
+    }
 
 
 def test_processes_of_one_number_as_containers_have_them_may_write_a_path_at_once(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def write_rows(rows: Iterable[Iterable[Any]], path: Path) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically."""
+    """Write a safetensors file, atomically; the same tensors and metadata are the same bytes."""
     from safetensors.torch import save_file  # here, so that what only writes text needn't wait for torch
 
     with replacing(path) as part:
@@ -55,6 +55,20 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
         mode = part.stat().st_mode
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
         part.chmod(mode)  # safetensors 0.8 lets nobody but the owner read what it writes
+        if metadata:
+            _sort_metadata(part)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the metadata in order, which safetensors writes in another one each time."""
+    with file.open("rb+") as data:
+        size = int.from_bytes(data.read(8), "little")
+        header = json.loads(data.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(text) == size:  # as it is, unless another version of safetensors writes JSON in another way
+            data.seek(8)
+            data.write(text)
 
 
 @contextmanager
