@@ -71,6 +71,21 @@ def test_settings_in_a_picture_draw_it_again(base, style, tmp_path):
     assert np.array_equal(pixels(picture.file), np.asarray(again))
 
 
+def test_settings_tell_an_adapter_from_another_under_the_same_name(style, tmp_path):
+    file = tmp_path / style.name
+    adapter = read_adapter(style)
+    told = []
+    for kept in (len(adapter.layers), 1):
+        write_adapter(replace(adapter, layers=dict(list(adapter.layers.items())[:kept])), "diffusers", file)
+        (picture,) = run(tmp_path / str(kept), f"adapter={file}")
+        told += picture.settings["adapters"]
+    whole, cut = told
+    assert whole | {"contents": cut["contents"]} == cut
+    assert whole["contents"] != cut["contents"]
+    write_adapter(adapter, "diffusers", file)
+    assert run(tmp_path / "again", f"adapter={file}")[0].settings["adapters"] == [whole]
+
+
 def test_a_prompt_that_isnt_read_to_its_end_is_told(base, tmp_path, capsys):
     generate(configure("generate", ["model.name=" + str(base), "prompt=[a b c]", "steps=1", "size=16"]), tmp_path / "1")
     assert capsys.readouterr().err == ""

@@ -21,6 +21,7 @@ from vislora.config.commands import GenerateConfig
 from vislora.config.model import PipelineConfig
 from vislora.drawing import Sampling, draw, drawn_in, open_pipeline, pipeline_of, read_adapters, tell_cut_off
 from vislora.errors import ConfigError
+from vislora.paths import user_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,12 +91,16 @@ def _about(config: GenerateConfig, model: PipelineConfig) -> dict[str, Any]:
     """What all pictures of a run have in common."""
     import diffusers
 
-    weights = config.weights or [1.0] * len(config.adapter.files)
+    from vislora.data.cache import adapter_key
+
+    files = config.adapter.files
+    adapters = zip(files, config.weights or [1.0] * len(files), strict=True)
     return {
         "negative_prompt": config.negative_prompt,
         "steps": config.steps,
         "guidance": config.guidance,
-        "adapters": [{"file": f, "weight": w} for f, w in zip(config.adapter.files, weights, strict=True)],
+        # with what they hold: another training may have written into the same folder since
+        "adapters": [{"file": f, "weight": w, "contents": adapter_key(user_path(f))[:12]} for f, w in adapters],
         "precision": drawn_in(config.precision).value,  # the same noise in another one is another picture
         "model": {key: value for key, value in asdict(model).items() if key in ("name", "revision", "variant")},
         "vislora": __version__,

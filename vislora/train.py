@@ -26,7 +26,7 @@ from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
-from vislora.files import SETTINGS, check_unused, holds_checkpoint, naming, sha256
+from vislora.files import SETTINGS, check_unused, holds_checkpoint, naming
 from vislora.names import printable
 from vislora.paths import user_path
 
@@ -108,6 +108,7 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     from accelerate.utils import broadcast_object_list
 
     from vislora.checkpoint import Checkpoint, frozen_key
+    from vislora.data.cache import adapter_key
     from vislora.logs import MetricLog, start_trackers, trackers
     from vislora.precision import new_accelerator, own_device, resolve_precision
     from vislora.report.preflight import headline
@@ -123,6 +124,8 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     if resumed is None or resumed.run_folder != out.resolve():
         check_unused(out, f", or go on with trainer.resume={out}" if holds_checkpoint(out) else "")
     accelerator = new_accelerator(precision, log_with=trackers(config.logger) or None, project_dir=out)
+    if accelerator.device.type == "cuda":  # the report's figure is this run's, and not that of a sweep's largest so far
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
     run = _shared_by_resumed_runs(config, accelerator.num_processes, precision)
     if resumed is not None:
         resumed.check(run)  # an error before the data is read, where the settings tell already
@@ -130,7 +133,7 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     run |= {of: digest[:12] for of, digest in task.contents.items()}
     run["base weights"] = frozen_key(task.base)[:12]
     if (start := getattr(config.adapter, "start", None)) is not None:
-        run["adapter.start (what it holds)"] = _contents(Path(start))
+        run["adapter.start (what it holds)"] = adapter_key(Path(start))[:12]
     if resumed is not None:
         resumed.check(run)
     if task.validation is None and (validated or config.trainer.patience is not None):
@@ -239,15 +242,6 @@ def _make_paths_absolute(config: TrainConfig) -> None:
 
 def _absolute(path: str) -> str:
     return str(user_path(path).absolute())
-
-
-def _contents(adapter: Path) -> str:
-    """A hash of an adapter's file, or of those in its folder that `read_adapter` may read."""
-    from vislora.data.cache import content_key
-
-    own = [*adapter.glob("*"), *adapter.glob("*/*")] if adapter.is_dir() else [adapter]
-    files = sorted(path for path in own if path.suffix in (".json", ".safetensors"))
-    return content_key(*(part for path in files for part in (path.name, sha256(path))))[:12]
 
 
 def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:

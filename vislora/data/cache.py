@@ -11,7 +11,7 @@ from torch import Tensor, nn, uint8
 
 from vislora.data.images import Facts
 from vislora.errors import DataError
-from vislora.files import write_tensors
+from vislora.files import sha256, write_tensors
 from vislora.paths import cache_dir
 
 
@@ -57,6 +57,13 @@ def content_key(*parts: bytes | str | int | bool | None) -> str:
         digest.update(f"{type(part).__name__} {len(data)} ".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def adapter_key(adapter: Path) -> str:
+    """A hash of an adapter's file, or of those in its folder that `read_adapter` may read."""
+    own = [*adapter.glob("*"), *adapter.glob("*/*")] if adapter.is_dir() else [adapter]
+    files = sorted(path for path in own if path.suffix in (".json", ".safetensors"))
+    return content_key(*(part for path in files for part in (path.name, sha256(path))))
 
 
 def pictures_key(names: Iterable[str], facts: Mapping[str, Facts]) -> str:
