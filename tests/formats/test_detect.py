@@ -171,6 +171,16 @@ def test_matrices_that_arent_numbers_are_named(pipe, tmp_path, to, bad):
         read_adapter(written)
 
 
+def test_pefts_folder_doesnt_get_the_name_of_a_file(pipe, tmp_path):
+    layer = LowRankWeights(torch.ones(2, 4), torch.ones(6, 2), 2, 3.0, 6)
+    for adapter in (tiny.trained(pipe), Adapter({"blocks.0.qkv": layer})):
+        with pytest.raises(
+            AdapterError, match=r"a\.safetensors has the name of a file; PEFT's format is a folder, .*/a$"
+        ):
+            write_adapter(adapter, "peft", tmp_path / "a.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_folder_with_one_file_of_any_format_is_read(pipe, tmp_path):
     write_adapter(tiny.trained(pipe), "kohya", tmp_path / "style")
     assert read_adapter(tmp_path / "style").layers

@@ -66,12 +66,15 @@ def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
         the file or folder.
 
     Raises:
-        AdapterError: the format can't hold the adapter, or the folder holds parts of another one.
+        AdapterError: the format can't hold the adapter, the folder holds parts of another one, or a folder has the
+            name of a file.
     """
     if to == "diffusers":
         return write_diffusers(adapter, path)
     if to == "kohya":
         return write_kohya(adapter, path)
+    if path.suffix == ".safetensors":
+        raise AdapterError(f"{path} has the name of a file; PEFT's format is a folder, {path.with_suffix('')}")
     if not is_pipelines(adapter):
         write_peft(adapter, path)
         return path
