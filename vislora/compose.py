@@ -210,22 +210,29 @@ def _register(words: Sequence[str]) -> None:
     store = ConfigStore.instance()
     for group, name, schema in _SCHEMAS:
         store.store(name=name, node=schema, group=group)
+    chosen = _chosen(words)
     for path in sorted(RECIPES.glob("*.yaml")):
-        store.store(name=path.stem, node=_beside(OmegaConf.load(path), words), group="recipe", package="_global_")
+        store.store(name=path.stem, node=_beside(OmegaConf.load(path), chosen), group="recipe", package="_global_")
 
 
-def _beside(recipe: DictConfig, words: Sequence[str]) -> DictConfig:
-    """A recipe without what the options that are chosen in place of its own, as model=embedded, say themselves: its
-    values come last, and would take the place of theirs."""
-    chosen = dict(word.split("=", 1) for word in words if re.fullmatch(r"\w+=\w+", word))  # the last of a group counts
-    for group, option in chosen.items():
-        file, own = CONF / group / f"{option}.yaml", {f"override /{group}": option} in recipe.defaults
+def _chosen(words: Sequence[str]) -> dict[str, tuple[str, DictConfig]]:
+    """The options on the command line, as model=embedded, and what they say; by their group."""
+    found = {}
+    for word in words:
+        option = re.fullmatch(r"""(\w+)=(['"]?)(\w+)\2""", word)
         # Path's own is_file raises over a very long word
-        if own or group not in recipe or not os.path.isfile(file):
-            continue
-        options = OmegaConf.load(file)
-        for key in [key for key in recipe[group] if key in options and not OmegaConf.is_missing(options, key)]:
-            del recipe[group][key]
+        if option and os.path.isfile(file := CONF / option[1] / f"{option[3]}.yaml"):
+            found[option[1]] = (option[3], OmegaConf.load(file))
+    return found
+
+
+def _beside(recipe: DictConfig, chosen: dict[str, tuple[str, DictConfig]]) -> DictConfig:
+    """A recipe without what the options that are chosen in place of its own say themselves: its values come last, and
+    would take the place of theirs."""
+    for group, (option, said) in chosen.items():
+        if group in recipe and {f"override /{group}": option} not in recipe.defaults:
+            for key in [key for key in recipe[group] if key in said and not OmegaConf.is_missing(said, key)]:
+                del recipe[group][key]
     return recipe
 
 
