@@ -206,7 +206,10 @@ def _help(name: str, about: str) -> str:
 
 
 def _register(words: Sequence[str]) -> None:
-    OmegaConf.register_new_resolver("or", lambda one, other: one or other, replace=True)  # for names of run folders
+    # OmegaConf 2.4 calls it what in 2.3 is the name of an older one
+    renamed = hasattr(OmegaConf, "legacy_register_resolver")
+    register = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
+    register("or", lambda one, other: one or other, replace=True)  # for names of run folders
     store = ConfigStore.instance()
     for group, name, schema in _SCHEMAS:
         store.store(name=name, node=schema, group=group)
