@@ -99,6 +99,8 @@ def test_a_list_of_files_to_leave_out_is_relative_to_the_root_of_cub(tmp_path, c
     assert [(str(problem.file), problem.kinds) for problem in splits.problems] == [(first, ("quarantined",))]
 
 
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up <HTTPError:ResourceWarning")  # which torchvision leaves open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_or_unreachable_cub_archive_is_refused(tmp_path, cub_archive, serve):
     serve(cub_archive, md5="0" * 32)
     with pytest.raises(DataError, match="can't be downloaded"):
