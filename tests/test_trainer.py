@@ -645,7 +645,7 @@ def test_decay_is_for_matrices_and_the_head_has_its_own_rate(split, tmp_path):
 
 
 def test_the_optimizers_betas_are_those_that_are_set():
-    optimizer = make_optimizer(torch.nn.Linear(2, 2), (), OptimConfig(betas=(0.5, 0.7)))
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), (), OptimConfig(betas=[0.5, 0.7]))
     assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.7)}
 
 

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from hydra import __version__ as hydra_version
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra._internal.utils import get_args_parser
@@ -82,6 +84,9 @@ _SCHEMAS = [
     ("logger", "schema", LoggerConfig),
 ]
 
+_HYDRA = tuple(int(part) for part in hydra_version.split(".")[:2])
+_BASE = {"version_base": "1.3"} if _HYDRA < (1, 4) else {}  # of which 1.4 warns, as 1.3 does where it is missing
+
 _WITH_GROUP = ("train", "preflight")  # commands with the settings of training, whose adapter=… is a config group
 # Where a user's path leads, or what is left of the disk, at any time
 _OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -131,9 +136,9 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     try:
         _check_words(name, words)
         if any(word.lstrip("+~").startswith(("-", "hydra")) for word in words):
-            hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(run)()
+            hydra_main(**_BASE, config_path=str(CONF), config_name=name)(run)()
         else:  # as hydra.main, but composed once: that does it again, and only then tells of a mistake
-            with initialize_config_dir(str(CONF), job_name=name, version_base="1.3"):
+            with initialize_config_dir(str(CONF), job_name=name, **_BASE):
                 GlobalHydra.instance().hydra.run(name, run, sys.argv[1:])
     except (ConfigError, TrainingError) as error:
         _refuse(error)
@@ -160,7 +165,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     _register(overrides)
     _check_words(name, overrides)
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), **_BASE):
             words, adapter = _take_adapter(name, overrides)
             config = compose(name, [*map(_readable, words)])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -210,12 +215,12 @@ def _register(words: Sequence[str]) -> None:
     renamed = hasattr(OmegaConf, "legacy_register_resolver")
     register = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
     register("or", lambda one, other: one or other, replace=True)  # for names of run folders
-    store = ConfigStore.instance()
+    store = ConfigStore.instance().store if _HYDRA < (1, 4) else partial(ConfigStore.instance().store, replace=True)
     for group, name, schema in _SCHEMAS:
-        store.store(name=name, node=schema, group=group)
+        store(name=name, node=schema, group=group)
     chosen = _chosen(words)
     for path in sorted(RECIPES.glob("*.yaml")):
-        store.store(name=path.stem, node=_beside(OmegaConf.load(path), chosen), group="recipe", package="_global_")
+        store(name=path.stem, node=_beside(OmegaConf.load(path), chosen), group="recipe", package="_global_")
 
 
 def _chosen(words: Sequence[str]) -> dict[str, tuple[str, DictConfig]]:

@@ -1,7 +1,7 @@
 """How it is trained: `objective=OPTION`, `optim`, `trainer` and `logger`; and all of a training together."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
@@ -84,7 +84,7 @@ class OptimConfig:
     b_lr_ratio: float = 1.0  # LoRA+: the rate of lora_B over that of lora_A
     head_lr: float | None = None  # of the head; lr by default
     weight_decay: float = 0.01  # on matrices; never on biases, norms, embeddings and scales
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     warmup: float = 0.1  # share of all steps
     clip_norm: float | None = 1.0  # of the gradient; null: no clipping
 
@@ -94,7 +94,7 @@ class OptimConfig:
         if self.clip_norm == 0.0:
             raise ConfigError("optim.clip_norm=0 would leave nothing of the gradient; without clipping it is null")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"optim.betas={[*self.betas]}: expected two numbers from 0 to below 1")
+            raise ConfigError(f"optim.betas={self.betas}: expected two numbers from 0 to below 1")
 
 
 @dataclass
