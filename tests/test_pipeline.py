@@ -190,6 +190,23 @@ def test_unapply_leaves_the_pipeline_bit_for_bit_as_it_was(pipe):
     assert torch.equal(tiny.draw(pipe), image)
 
 
+def test_pipeline_opened_and_adapted_in_inference_mode_is_used_outside(tmp_path):
+    with torch.inference_mode():
+        pipe = tiny.stable_diffusion(tmp_path)
+    before = traces(pipe)
+    plain = tiny.draw(pipe)
+    with torch.inference_mode():
+        applied = vislora.apply(pipe, tiny.trained(pipe))
+    drawn = tiny.draw(pipe)
+    narrow = {name: replace(w, lora_A=w.lora_A[:, 1:]) for name, w in tiny.trained(pipe).layers.items()}
+    with pytest.raises(AdapterError, match="has shape"):
+        applied.swap(Adapter(narrow))
+    assert torch.equal(tiny.draw(pipe), drawn)
+    vislora.unapply(pipe)
+    assert {name: value[:2] for name, value in traces(pipe).items()} == {name: v[:2] for name, v in before.items()}
+    assert torch.equal(tiny.draw(pipe), plain)
+
+
 def test_scale_0_is_the_base_model_and_another_scale_acts_at_once(sd):
     plain = tiny.draw(sd)
     applied = vislora.apply(sd, tiny.trained(sd), scale=0.0)

@@ -280,6 +280,7 @@ class Adapters:
         self._base = self.active = None
         self._restore_flags()
 
+    @torch.inference_mode()  # what was made in there can't be told outside to require gradients
     def _restore_flags(self) -> None:
         for path, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._flags.get(path, parameter.requires_grad))
@@ -315,17 +316,18 @@ class Adapters:
         layers = {path: unadapted(self.model, path) for path in held.layers}
         held.follow(self.model)
         self._base = Held(held.layers, {}, {}, held.dtype)
-        self.model.requires_grad_(False)
-        for path, low in held.layers.items():
-            layers[path].lora = low.requires_grad_(True)
-            adapt(layers[path])
-        for path, module in held.trained.items():
-            base = module_named(self.model, path)
-            self._base.trained[path] = base
-            self.model.set_submodule(path, module.train(base.training).requires_grad_(True))
-        for path, bias in held.biases.items():
-            self._base.biases[path] = parameter_named(self.model, path)
-            set_parameter(self.model, path, bias.requires_grad_(True))
+        with torch.inference_mode():  # as in `_restore_flags`
+            self.model.requires_grad_(False)
+            for path, low in held.layers.items():
+                layers[path].lora = low.requires_grad_(True)
+                adapt(layers[path])
+            for path, module in held.trained.items():
+                base = module_named(self.model, path)
+                self._base.trained[path] = base
+                self.model.set_submodule(path, module.train(base.training).requires_grad_(True))
+            for path, bias in held.biases.items():
+                self._base.biases[path] = parameter_named(self.model, path)
+                set_parameter(self.model, path, bias.requires_grad_(True))
         self.active = name
 
     def _base_weight(self, path: str) -> nn.Parameter:
