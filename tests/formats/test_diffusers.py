@@ -351,7 +351,7 @@ def test_two_alphas_for_one_layer_are_refused(tmp_path):
         read_diffusers(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("header", ["{", "[1]"])
+@pytest.mark.parametrize("header", ["{", "[1]", "[" * 10**5, "1" * 5000], ids=["{", "[1]", "deep", "long"])
 def test_malformed_header_is_refused(tensors, tmp_path, header):
     save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": header})
     with pytest.raises(AdapterError, match="lora_adapter_metadata in the header is"):

@@ -426,7 +426,7 @@ def test_truncated_tensors_are_refused(folder, kept):
         read_peft(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{'r': 8}", b"\xff\xfe\x00", b"not json"])
+@pytest.mark.parametrize("content", [b"", b"{'r': 8}", b"\xff\xfe\x00", b"not json", b"[" * 10**5, b"1" * 5000])
 def test_config_that_is_not_json_is_refused(folder, content):
     (folder / CONFIG).write_bytes(content)
     with pytest.raises(AdapterError, match=f"{CONFIG} can't be read"):
@@ -502,7 +502,7 @@ def test_adapter_of_another_model_is_refused_by_the_first_module_that_is_missing
         Adapters(model).load("it", read_peft(folder))
 
 
-@pytest.mark.parametrize("alpha", ["eight", [8], math.nan])
+@pytest.mark.parametrize("alpha", ["eight", [8], math.nan, pytest.param(10**400, id="huge")])
 def test_alpha_that_is_no_number_is_refused(folder, alpha):
     edit_config(folder, lora_alpha=alpha)
     with pytest.raises(AdapterError, match="lora_alpha"):

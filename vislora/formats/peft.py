@@ -104,7 +104,7 @@ def read_peft(folder: Path | str) -> Adapter:
     layers = _layers({k: t for k, t in tensors.items() if ".lora_" in k}, config, folder)
     try:
         dropout = float(config.get("lora_dropout") or 0.0)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise AdapterError(f"{folder / CONFIG}: lora_dropout is malformed: {error}") from None
     rest = {key: tensor for key, tensor in tensors.items() if ".lora_" not in key}
     trained: dict[str, dict[str, Tensor]] = {}
@@ -164,7 +164,7 @@ def with_settings(weights: LowRankWeights, config: dict[str, Any], module: str, 
         )
         if not math.isfinite(alpha):
             raise ValueError(f"{alpha} is no finite number")
-    except (AdapterError, AttributeError, TypeError, ValueError) as error:
+    except (AdapterError, AttributeError, OverflowError, TypeError, ValueError) as error:
         raise AdapterError(f"{path}: lora_alpha or alpha_pattern is malformed: {error}") from None
     return replace(weights, alpha=alpha, rslora=bool(config.get("use_rslora")))
 
@@ -250,7 +250,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdapterError(f"{path} is missing; an adapter folder holds {CONFIG} and {TENSORS}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} can't be read: {error}") from None
     if not isinstance(value, dict):
         raise AdapterError(f"{path} holds a {type(value).__name__}; an object was expected")

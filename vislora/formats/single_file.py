@@ -77,7 +77,7 @@ def header_json(header: dict[str, str], key: str, path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(header.get(key) or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
         raise AdapterError(f"{path}: {key} in the header is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise AdapterError(f"{path}: {key} in the header is a {type(value).__name__}; an object was expected")
