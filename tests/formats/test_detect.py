@@ -210,6 +210,15 @@ def test_peft_folders_of_two_adapters_are_not_mixed(pipe, tmp_path):
         write_adapter(tiny.trained(pipe, components=["unet"]), "peft", tmp_path)
 
 
+def test_folder_of_several_adapters_of_a_model_is_no_pipelines(tmp_path):
+    adapter = Adapter({"blocks.0.qkv": LowRankWeights(torch.ones(2, 4), torch.ones(6, 2), 2, 3.0, 6)})
+    for name in ("checkpoint-10", "checkpoint-5"):
+        write_peft(adapter, tmp_path / name)
+    with pytest.raises(AdapterError, match=r"no component of a pipeline \(checkpoint-10, checkpoint-5\); give one"):
+        read_adapter(tmp_path)
+    assert read_adapter(tmp_path / "checkpoint-5").equals(adapter)
+
+
 @pytest.mark.parametrize("name", ["model.pt", "model.bin", "model.ckpt", "model.pth"])
 def test_pickles_are_refused_unopened(tmp_path, name):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, first_three
 from vislora.files import holds_run
-from vislora.formats.components import is_pipelines, of_models
+from vislora.formats.components import COMPONENTS, is_pipelines, of_models
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.foreign import read_foreign
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
@@ -107,7 +107,13 @@ def _read_folder(folder: Path, pipeline: type | None) -> Adapter:
         return read_adapter(folder / FILE, pipeline)
     if holds_run(folder):
         raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'}")
-    if parts := {path.parent.name: read_peft(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))}:
+    folders = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if other := [part.name for part in folders if part.name not in COMPONENTS]:
+        raise AdapterError(
+            f"{folder} holds adapters in folders that are called by no component of a pipeline "
+            f"({first_three(other)}); give one of them"
+        )
+    if parts := {part.name: read_peft(part) for part in folders}:
         layers = {f"{name}.{layer}": w for name, part in parts.items() for layer, w in part.layers.items()}
         trained = {f"{name}.{module}": state for name, part in parts.items() for module, state in part.trained.items()}
         biases = {f"{name}.{bias}": value for name, part in parts.items() for bias, value in part.biases.items()}
