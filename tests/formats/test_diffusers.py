@@ -298,6 +298,8 @@ def test_key_that_would_be_lost_is_named(tensors, tmp_path, key, what):
         (None, f"{UNET} has no lora_B"),
         (torch.ones(8, 5), r"shapes \[3, 8\] and \[8, 5\]"),
         (torch.ones(8), "don't multiply"),
+        (torch.ones(()), "don't multiply"),
+        (torch.ones(0, 3), "don't multiply"),
     ],
 )
 def test_matrices_that_do_not_fit_are_named(tensors, tmp_path, matrix, message):
@@ -306,6 +308,13 @@ def test_matrices_that_do_not_fit_are_named(tensors, tmp_path, matrix, message):
         tensors[f"{UNET}.lora_B.weight"] = matrix
     save_file(tensors, tmp_path / "odd.safetensors")
     with pytest.raises(AdapterError, match=message):
+        read_diffusers(tmp_path / "odd.safetensors")
+
+
+def test_lora_B_of_a_convolution_with_a_kernel_is_refused(tensors, tmp_path):
+    tensors |= {f"{UNET}.lora_A.weight": torch.ones(3, 8, 1, 1), f"{UNET}.lora_B.weight": torch.ones(8, 3, 3, 3)}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(AdapterError, match=r"shapes \[3, 8, 1, 1\] and \[8, 3, 3, 3\], which don't multiply"):
         read_diffusers(tmp_path / "odd.safetensors")
 
 

@@ -106,7 +106,8 @@ def layer(name: str, parts: dict[str, Tensor], path: Path) -> LowRankWeights:
     if down is None or up is None:
         missing = "lora_A (down)" if down is None else "lora_B (up)"
         raise AdapterError(f"{path}: {name} has no {missing} matrix")
-    if down.dim() not in (2, 4) or down.dim() != up.dim() or down.shape[0] != up.shape[1]:
+    multiply = down.dim() in (2, 4) and up.shape[1:] == (down.shape[0], *[1] * (down.dim() - 2))
+    if not multiply or 0 in (*down.shape[1:], up.shape[0]):
         raise AdapterError(
             f"{path}: {name} has matrices of shapes {list(down.shape)} and {list(up.shape)}, which don't multiply"
         )
