@@ -395,6 +395,9 @@ def test_update_that_waits_for_a_prompts_tokens_is_refused(tmp_path):
         {"fan_in_fan_out": True},
         {"megatron_config": {"hidden_size": 48}},
         {"trainable_token_indices": [3]},
+        {"use_bdlora": {"target_modules_bd_a": ["qkv"], "nblocks": 2}},
+        {"arrow_config": {"top_k": 3}},
+        {"layer_replication": [[0, 1], [0, 1]]},
     ],
     ids=lambda setting: next(iter(setting)),
 )

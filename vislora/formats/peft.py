@@ -35,6 +35,9 @@ _UNSUPPORTED = [
     ("megatron_config", (None,), "Megatron layers"),
     ("trainable_token_indices", (None,), "trained token embeddings"),
     ("alora_invocation_tokens", (None,), "an update that waits for a prompt's tokens"),
+    ("use_bdlora", (None, False), "matrices in blocks"),
+    ("arrow_config", (None,), "adapters that each token is sent to"),
+    ("layer_replication", (None,), "layers that are there several times"),
     ("init_lora_weights", (True, False, None, "gaussian", "orthogonal", "eva"), "a start that changes the base"),
 ]
 
