@@ -307,6 +307,7 @@ TRAINED_BY_PEFT = {
     "all biases": {"r": 2, "target_modules": ["qkv", "fc1"], "bias": "all"},
     "all biases and a head": {"r": 2, "target_modules": ["qkv"], "bias": "all", "modules_to_save": ["head", "norm"]},
     "patch embedding": {"r": 2, "target_modules": ["patch_embed.proj", "qkv"]},
+    "least singular vectors": {"r": 2, "target_modules": ["qkv"], "init_lora_weights": "mica"},
 }
 
 

@@ -38,7 +38,11 @@ _UNSUPPORTED = [
     ("use_bdlora", (None, False), "matrices in blocks"),
     ("arrow_config", (None,), "adapters that each token is sent to"),
     ("layer_replication", (None,), "layers that are there several times"),
-    ("init_lora_weights", (True, False, None, "gaussian", "orthogonal", "eva"), "a start that changes the base"),
+    (
+        "init_lora_weights",
+        (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
+        "a start that changes the base",
+    ),
 ]
 
 
