@@ -307,10 +307,18 @@ TRAINED_BY_PEFT = {
     "all biases": {"r": 2, "target_modules": ["qkv", "fc1"], "bias": "all"},
     "all biases and a head": {"r": 2, "target_modules": ["qkv"], "bias": "all", "modules_to_save": ["head", "norm"]},
     "patch embedding": {"r": 2, "target_modules": ["patch_embed.proj", "qkv"]},
+    "parameters": {
+        "r": 2,
+        "lora_alpha": 6,
+        "target_modules": ["attn.proj"],
+        "target_parameters": ["qkv.weight", "fc1.weight"],
+        "alpha_pattern": {"qkv": 3, "fc1.weight": 2, "attn.proj": 1},
+    },
     "least singular vectors": {"r": 2, "target_modules": ["qkv"], "init_lora_weights": "mica"},
 }
 
 
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")  # it overlooks parameters
 @pytest.mark.parametrize("config", TRAINED_BY_PEFT.values(), ids=TRAINED_BY_PEFT.keys())
 def test_adapter_trained_by_peft_gives_the_same_logits_here(tmp_path, images, config):
     theirs = trained_by_peft(tmp_path, **config)(images)

@@ -185,10 +185,13 @@ def _layers(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) ->
         found.setdefault(module, {})[_PARTS[suffix]] = tensor
     if not found:
         raise AdapterError(f"{folder / TENSORS} holds no lora_A tensors")
+    of_parameters = tuple(f".{name}" for name in config.get("target_parameters") or ())
     layers = {}
     for module, parts in found.items():
         weights = layer(module, parts, folder / TENSORS)
         plain_name = module.removesuffix(".base_layer.out_proj")
+        if f".{module}.weight".endswith(of_parameters):  # alpha_pattern is then for the parameter's name
+            plain_name = f"{module}.weight"
         layers[own_name(module)] = with_settings(weights, config, plain_name, folder / CONFIG)
     return layers
 
