@@ -129,6 +129,15 @@ def test_layers_without_a_component_get_the_only_one_they_can_belong_to(bare, na
     assert with_component(bare) == named
 
 
+def test_layers_that_tell_no_component_belong_to_that_of_the_others():
+    low = LowRankWeights(torch.ones(2, 4), torch.ones(4, 2), 2, 3.0, 4)
+    names = ["transformer_blocks.0.attn.to_q", "norm_out.linear"]
+    found = named_by_component(Adapter(dict.fromkeys(names, low), biases={"proj_out.bias": torch.ones(4)}))
+    assert [*found.layers, *found.biases] == [f"transformer.{name}" for name in [*names, "proj_out.bias"]]
+    with pytest.raises(AdapterError, match=r"norm_out\.linear names no component"):
+        named_by_component(Adapter(dict.fromkeys([*names, "down_blocks.0.resnets.0.conv1"], low)))
+
+
 def test_a_classifiers_encoder_is_no_text_encoder():  # torchvision's ViT
     with pytest.raises(AdapterError, match="names no component"):
         with_component("encoder.layers.encoder_layer_0.mlp.0")

@@ -215,9 +215,9 @@ def test_file_that_diffusers_saved_reads_as_peft_computes_it(tmp_path, config, o
         assert torch.allclose(tiny.delta(layers[tiny.in_files(name)]), wanted, atol=1e-6), name
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", [*CONFIGS.values(), {"target_modules": "all-linear"}], ids=[*CONFIGS, "all-linear"])
 def test_file_that_a_model_saved_by_itself_reads_as_peft_computes_it(tmp_path, config):
-    unet = tiny.unet()
+    unet = tiny.unet_sdxl()
     unet.add_adapter(peft.LoraConfig(init_lora_weights=False, **config))
     unet.save_lora_adapter(tmp_path)
     layers = named_as_in_files(read_diffusers(tmp_path))

@@ -84,7 +84,8 @@ def test_pictures_are_those_of_a_transformer_that_saved_its_adapter_by_itself(tm
     peft = pytest.importorskip("peft")
     theirs, flux = tiny.flux(tmp_path), tiny.flux(tmp_path)
     plain = tiny.draw(flux)
-    config = peft.LoraConfig(r=4, lora_alpha=24, target_modules=["to_q", "to_v", "proj_mlp"], init_lora_weights=False)
+    targets = ["to_q", "to_v", "proj_mlp", "norm_out.linear"]
+    config = peft.LoraConfig(r=4, lora_alpha=24, target_modules=targets, init_lora_weights=False)
     theirs.transformer.add_adapter(config)
     theirs.transformer.save_lora_adapter(tmp_path)
     vislora.apply(flux, tmp_path)

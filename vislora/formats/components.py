@@ -6,6 +6,7 @@ CLIP's layers lie below `text_model` in files, and in models before transformers
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -34,22 +35,31 @@ def is_pipelines(adapter: Adapter) -> bool:
 
 
 def named_by_component(adapter: Adapter) -> Adapter:
-    """The adapter with the names of files, which begin with a component; a single model's gets the one its layers can
-    only belong to.
+    """The adapter with the names of files, which begin with a component; a single model's gets the one that some of its
+    layers can only belong to.
 
     Raises:
         AdapterError: a name that tells no component, or a layer that is there by two names.
     """
     named: dict[str, dict] = {"layers": {}, "trained": {}, "biases": {}}
+    otherwise = only_component(adapter.layers)
     for kind, found in named.items():
         for name, value in getattr(adapter, kind).items():
-            if found.setdefault(own := with_component(name), value) is not value:
+            if found.setdefault(own := with_component(name, otherwise), value) is not value:
                 raise AdapterError(f"the adapter has {own} by two names; which one counts?")
     return replace(adapter, **named)
 
 
-def with_component(name: str) -> str:
-    """A layer's name in files: a component before it, its own or the only one that it can belong to, and CLIP's level.
+def only_component(names: Iterable[str]) -> str | None:
+    """The component that a single model's layers belong to, told by those that can belong to one alone; None where they
+    tell none, or several."""
+    told = {_BARE[first] for name in names if (first := name.partition(".")[0]) in _BARE}
+    return told.pop() if len(told) == 1 else None
+
+
+def with_component(name: str, otherwise: str | None = None) -> str:
+    """A layer's name in files: a component before it, its own, the only one that it can belong to, or `otherwise`; and
+    CLIP's level.
 
     Raises:
         AdapterError: a name that tells no component.
@@ -61,8 +71,8 @@ def with_component(name: str) -> str:
         return name
     if _CLIP.match(name):
         return f"text_encoder.{_LEVEL}{name}"
-    if first in _BARE:
-        return f"{_BARE[first]}.{name}"
+    if (component := _BARE.get(first, otherwise)) is not None:
+        return f"{component}.{name}"
     raise AdapterError(
         f"{name} names no component of a diffusion pipeline ({', '.join(COMPONENTS)}); the adapter is another's"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
-from vislora.formats.components import as_in_files, by_component, named_by_component, with_component
+from vislora.formats.components import as_in_files, by_component, named_by_component, only_component, with_component
 from vislora.formats.peft import check_readable, with_settings
 from vislora.formats.single_file import (
     ABOUT,
@@ -94,8 +94,9 @@ def from_tensors(tensors: Mapping[str, Tensor], path: Path, settings: Mapping[st
         AdapterError: as `read_diffusers`; it names `path`.
     """
     found: dict[str, dict[str, Tensor]] = {}
+    otherwise = only_component(tensors)
     for key, tensor in tensors.items():
-        name, part = _split(key, path)
+        name, part = _split(key, path, otherwise)
         if part in found.setdefault(name, {}):
             raise AdapterError(f"{path}: {key!r} is a second {part} matrix of {name}; which one counts?")
         found[name][part] = tensor
@@ -118,8 +119,8 @@ def from_tensors(tensors: Mapping[str, Tensor], path: Path, settings: Mapping[st
     return named_by_component(Adapter(layers))
 
 
-def _split(key: str, path: Path) -> tuple[str, str]:
-    """The layer that a key belongs to, and which of its parts it is."""
+def _split(key: str, path: Path, otherwise: str | None) -> tuple[str, str]:
+    """The layer that a key belongs to, of the component `otherwise` where it tells none, and which part it is."""
     parts = (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",)), ("magnitude", _MAGNITUDE))
     found = [(part, end) for part, ends in parts for end in ends if key.endswith(end)]
     if not found or is_foreign(key):
@@ -132,7 +133,7 @@ def _split(key: str, path: Path) -> tuple[str, str]:
     elif end.startswith("_") and last == "to_out":
         name = f"{name}.0"
     try:
-        return with_component(name), part
+        return with_component(name, otherwise), part
     except AdapterError as error:
         raise AdapterError(f"{path}: {error}") from None
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from vislora.errors import AdapterError
+from vislora.formats.components import with_component
 from vislora.formats.diffusers import METADATA, from_tensors
 from vislora.formats.single_file import header_json, is_foreign, layer, read_tensors, refusal, whose
 from vislora.lora import Adapter
@@ -81,9 +82,8 @@ def _converted(
         told = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise AdapterError(f"{path}: diffusers can't convert it for {pipeline.__name__}: {told}") from error
     # a transformer's own names, as its save_lora_adapter writes them, are nothing to convert
-    converted = {
-        f"transformer.{key}" if key.startswith("transformer_blocks.") else key: t for key, t in converted.items()
-    }
+    if any(key.startswith("transformer_blocks.") for key in converted):
+        converted = {with_component(key, "transformer"): tensor for key, tensor in converted.items()}
     if same := next(filter(is_foreign, converted), None):
         raise AdapterError(f"{path}: {same!r}: {whose(same)} can't be read for {pipeline.__name__}")
     # cloned lest two share memory
