@@ -129,6 +129,14 @@ def test_half_precision_weights_are_compared_in_full_precision(dtype, change):
     assert close(delta(extract(base, tuned, 6).adapter.layers["it"]), wanted.numpy())
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_in_8_bits_are_compared_in_full_precision(dtype):
+    base, tuned = ({"it.weight": torch.randn(8, 6).to(dtype), "norm.weight": torch.randn(6).to(dtype)} for _ in "ab")
+    done = extract(base, tuned, 6)
+    assert close(delta(done.adapter.layers["it"]), (tuned["it.weight"].double() - base["it.weight"].double()).numpy())
+    assert done.adapter.trained["norm"]["weight"].dtype == dtype
+
+
 @pytest.mark.parametrize("base_dtype", [torch.float32, torch.float16])
 def test_what_is_only_stored_in_another_precision_has_not_changed(base_dtype):
     base = {key: tensor.to(base_dtype) for key, tensor in vit().state_dict().items()}

@@ -65,7 +65,8 @@ def extract(
     trained += [name for name in dict.fromkeys(map(_module, rest)) if name not in trained]
     kept_keys = [key for key in tuned if key in own or key in changed]
     for title, weights, keys in (("tuned", tuned, kept_keys), ("base", base, matrices)):
-        if broken := [key for key in keys if not weights[key].isfinite().all()]:
+        # cast, since torch can't tell it of 8 bits
+        if broken := [key for key in keys if not weights[key].double().isfinite().all()]:
             raise AdapterError(f"the {title} weights are broken; not all numbers are finite in {first_three(broken)}")
     layers, kept = {}, {}
     for key in matrices:
