@@ -103,6 +103,18 @@ def test_fused_layers_come_apart_by_rows_at_their_scale(tmp_path):
         torch.testing.assert_close(found, whole[8 * i : 8 * i + 8])
 
 
+@pytest.mark.parametrize("alpha", [None, 1.0, 8.0])
+def test_text_encoder_beside_the_transformer_has_its_own_scale(tmp_path, alpha):
+    names = ("self_attn.q_proj", "mlp.fc1")
+    text = {f"lora_te1_text_model_encoder_layers_0_{name.replace('.', '_')}": (16, 16) for name in names}
+    text = pairs(text, KOHYA, alpha)
+    layers = read_adapter(saved(pairs(kohya(FLUX), KOHYA, 2.0) | text, tmp_path), diffusers.FluxPipeline).layers
+    downs, ups = ([tensor for key, tensor in text.items() if key.endswith(end)] for end in KOHYA)
+    for name, a, b in zip(names, downs, ups, strict=True):
+        found = tiny.delta(layers[f"text_encoder.text_model.encoder.layers.0.{name}"])
+        torch.testing.assert_close(found, (1.0 if alpha is None else alpha / 4) * b @ a)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_file_in_16_bits_is_converted_without_rounding_once_more(tmp_path, dtype):
     half = {key: tensor.to(dtype) for key, tensor in pairs(kohya(FLUX), KOHYA, alpha=3.0).items()}

@@ -76,8 +76,8 @@ def _check_kept(tensors: dict[str, Tensor], path: Path, pipeline: Any) -> None:
 def _converted(
     tensors: dict[str, Tensor], path: Path, pipeline: Any, settings: Mapping[str, Any] | None = None
 ) -> Adapter:
-    try:
-        converted = pipeline.lora_state_dict(dict(tensors))
+    try:  # a copy, since some converters scale text encoders in place
+        converted = pipeline.lora_state_dict({key: tensor.clone() for key, tensor in tensors.items()})
     except Exception as error:  # the converters document none, and raise what comes
         told = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise AdapterError(f"{path}: diffusers can't convert it for {pipeline.__name__}: {told}") from error
