@@ -255,8 +255,9 @@ def test_names_of_old_attention_processors_are_read(tmp_path):
     }
 
 
-def test_alpha_beside_the_matrices_counts(tmp_path):
-    tensors = {f"{UNET}.lora_A.weight": torch.ones(4, 8), f"{UNET}.lora_B.weight": torch.ones(8, 4)}
+@pytest.mark.parametrize(("down", "up"), [("lora_A", "lora_B"), ("lora.down", "lora.up"), ("lora_down", "lora_up")])
+def test_alpha_beside_the_matrices_counts(tmp_path, down, up):
+    tensors = {f"{UNET}.{down}.weight": torch.ones(4, 8), f"{UNET}.{up}.weight": torch.ones(8, 4)}
     save_file(tensors | {f"{UNET}.alpha": torch.tensor(2.0)}, tmp_path / "a.safetensors")
     assert read_diffusers(tmp_path / "a.safetensors").layers[UNET].scale == 0.5
 

@@ -35,9 +35,11 @@ FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 """The header's key for PEFT's settings: a pipeline's by component, `unet.r`, a model's own, `r`."""
 
-# How diffusers and PEFT have spelled the two matrices over time, in UNets and in text encoders.
-_DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", "_lora.down.weight")
-_UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", "_lora.up.weight")
+# How diffusers, PEFT and trainers have spelled the two matrices over time, in UNets and in text encoders.
+_DOWN = tuple(
+    f"{end}.weight" for end in (".lora_A", ".lora.down", ".lora_linear_layer.down", "_lora.down", ".lora_down")
+)
+_UP = tuple(f"{end}.weight" for end in (".lora_B", ".lora.up", ".lora_linear_layer.up", "_lora.up", ".lora_up"))
 _MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _WRITTEN = (_DOWN[0], _UP[0], _MAGNITUDE[0])
 _WRITTEN_TEXT = (_DOWN[2], _UP[2], _MAGNITUDE[1])  # transformers finds magnitudes only under the longer name
