@@ -106,6 +106,13 @@ def test_directions_that_carry_nothing_can_be_trained_afterwards(used):
     assert (sized.lora_A.abs().amax(1) > 1e-3).all()
 
 
+def test_matrices_stay_on_their_device_where_another_is_the_default():
+    weights = layer(rank=2)
+    with torch.device("meta"):
+        large = resize(Adapter({"it": weights}), rank=4).adapter.layers["it"]
+    assert close(delta(large), delta(weights))
+
+
 def test_resizing_keeps_everything_else():
     adapter = Adapter({"it": layer()}, {"head": {"weight": torch.ones(2, 3)}}, 0.1, {"classes": ["wren"]})
     small = resize(adapter, rank=1).adapter

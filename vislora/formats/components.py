@@ -129,7 +129,7 @@ def _unfused(weights: LowRankWeights, parts: int) -> list[LowRankWeights]:
     found = []
     for start in range(0, weights.out, height):
         b = weights.lora_B[start : start + height]
-        used = b.flatten(1).any(0) if b.any() else torch.ones(weights.rank, dtype=torch.bool)
+        used = b.flatten(1).any(0) if b.any() else b.new_ones(weights.rank, dtype=torch.bool)
         rank = int(used.sum())
         magnitude = None if weights.magnitude is None else weights.magnitude[start : start + height]
         found.append(

@@ -129,7 +129,7 @@ def _at_rank(u: Tensor, s: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor
     b = nn.functional.pad(u[:, : len(root)] * root, (0, rank - len(root)))
     a = v[: len(root)] * root[:, None]
     if len(root) < rank:
-        fresh = nn.init.kaiming_uniform_(torch.empty(rank - len(root), a.shape[1]), a=math.sqrt(5))
+        fresh = nn.init.kaiming_uniform_(torch.empty(rank - len(root), a.shape[1], device=a.device), a=math.sqrt(5))
         a = torch.cat([a, fresh.double()])
     return b.float(), a.float()
 
