@@ -190,6 +190,30 @@ def test_pefts_folder_doesnt_get_the_name_of_a_file(pipe, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
+def test_fused_projections_are_written_as_the_layers_that_they_stack(pipe, tmp_path, to):
+    adapter = tiny.trained(pipe, components=["unet"])
+    name = next(name for name in adapter.layers if name.endswith("attn1.to_q"))
+    parent, q = name.removesuffix("to_q"), adapter.layers[name]
+    rows = ((0, q.out), (2 * q.out, 3 * q.out))
+    a, b = torch.randn(4, q.lora_A.shape[1]), torch.randn(2 * q.out, 2)
+    write_adapter(Adapter({f"{parent}to_qkv": LowRankWeights(a, b, 2, 3.0, 3 * q.out, rows=rows)}), to, tmp_path / "a")
+    read = named_by_component(read_adapter(tmp_path / "a")).layers
+    assert read.keys() == {f"{parent}to_q", f"{parent}to_v"}
+    for i, letter in enumerate("qv"):
+        wanted = 3.0 / 2 * b[i * q.out : (i + 1) * q.out] @ a[2 * i : 2 * i + 2]
+        assert torch.allclose(tiny.delta(read[f"{parent}to_{letter}"]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [((0, 16),), ((20, 24),), None])
+def test_fused_projections_of_unequal_heights_are_refused(tmp_path, rows):
+    out = 24 if rows else 32
+    b = torch.randn(sum(stop - start for start, stop in rows) if rows else out, 2)
+    stacked = LowRankWeights(torch.randn(2, 16), b, 2, 2.0, out, rows=rows)
+    with pytest.raises(AdapterError, match=r"to_qkv stacks layers of unequal heights"):
+        write_adapter(Adapter({"unet.mid_block.attn1.to_qkv": stacked}), "diffusers", tmp_path / "a")
+
+
 def test_folder_with_one_file_of_any_format_is_read(pipe, tmp_path):
     write_adapter(tiny.trained(pipe), "kohya", tmp_path / "style")
     assert read_adapter(tmp_path / "style").layers

@@ -86,7 +86,13 @@ def as_in_files(adapter: Adapter) -> Adapter:
         component, _, module = name.partition(".")
         parent, _, last = module.rpartition(".")
         if last in FUSED:
-            for part, own in zip(FUSED[last], _unfused(weights.as_one_pair(), len(FUSED[last])), strict=True):
+            height = weights.out // len(FUSED[last])
+            # as of grouped queries
+            if weights.out % height or any(stop - start != height for start, stop in weights.rows or ()):
+                raise AdapterError(
+                    f"{name} stacks layers of unequal heights, which no format has; fuse no projections to adapt them"
+                )
+            for part, own in zip(FUSED[last], _unfused(weights.as_one_pair(), height), strict=True):
                 if own.lora_B.any() or own.magnitude is not None:
                     layers[f"{component}.{parent}.{part}"] = own
         else:
@@ -123,9 +129,8 @@ def by_component(adapter: Adapter) -> dict[str, Adapter]:
     return found
 
 
-def _unfused(weights: LowRankWeights, parts: int) -> list[LowRankWeights]:
+def _unfused(weights: LowRankWeights, height: int) -> list[LowRankWeights]:
     """One pair for each part of a stacked layer: B's own rows, and of A the ranks that they use."""
-    height = weights.out // parts
     found = []
     for start in range(0, weights.out, height):
         b = weights.lora_B[start : start + height]

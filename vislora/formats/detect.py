@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vislora.errors import AdapterError, first_three
 from vislora.files import holds_run
-from vislora.formats.components import COMPONENTS, is_pipelines, of_models
+from vislora.formats.components import COMPONENTS, as_in_files, is_pipelines, of_models
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.foreign import read_foreign
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
@@ -78,7 +78,7 @@ def write_adapter(adapter: Adapter, to: str, path: Path) -> Path:
     if not is_pipelines(adapter):
         write_peft(adapter, path)
         return path
-    parts = of_models(adapter)
+    parts = of_models(as_in_files(adapter))
     if others := [old.parent.name for old in path.glob(f"*/{CONFIG}") if old.parent.name not in parts]:
         raise AdapterError(f"{path} holds {', '.join(others)} of another adapter; choose another folder")
     for part in parts.values():  # all of them, before the first is written
