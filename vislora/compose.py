@@ -211,9 +211,8 @@ def _help(name: str, about: str) -> str:
 
 
 def _register(words: Sequence[str]) -> None:
-    # OmegaConf 2.4 calls it what in 2.3 is the name of an older one
-    renamed = hasattr(OmegaConf, "legacy_register_resolver")
-    register = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
+    # OmegaConf 2.4 calls it what in 2.3, which Hydra 1.3 is for, is the name of an older one
+    register = OmegaConf.register_new_resolver if _HYDRA < (1, 4) else OmegaConf.register_resolver
     register("or", lambda one, other: one or other, replace=True)  # for names of run folders
     store = ConfigStore.instance().store if _HYDRA < (1, 4) else partial(ConfigStore.instance().store, replace=True)
     for group, name, schema in _SCHEMAS:
