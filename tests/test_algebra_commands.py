@@ -213,8 +213,10 @@ def test_an_adapter_that_tells_no_base_is_blended_with_one_that_does(tmp_path):
     for i, files in enumerate(([mine, downloaded], [downloaded, mine])):
         out = tmp_path / f"{i}.safetensors"
         blend(BlendConfig(adapter=[*map(str, files)], weights=[0.7, 0.3], how=Blending.cat, out=str(out)))
-        (found,) = read_diffusers(out).layers.values()
+        both = read_diffusers(out)
+        (found,) = both.layers.values()
         torch.testing.assert_close(found.scale * found.lora_B @ found.lora_A, layer.lora_B @ layer.lora_A)
+        assert both.about == {"model": {"name": "embedded"}}
 
 
 def test_mistakes_are_explained(birds, tmp_path):
