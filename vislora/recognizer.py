@@ -133,7 +133,12 @@ def read_about(folder: Path) -> dict[str, Any]:
         unknown = {**about["model"]}.keys() - {field.name for field in fields(ModelConfig)}
         Preprocessing.from_dict(about["preprocessing"])
         tuple(about["classes"])
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise AdapterError(
+            f"{path} has no {error}, as a recogniser's has; part of a pipeline's adapter, if this is one, is opened "
+            "with the whole: vislora.apply(pipe, FOLDER)"
+        ) from None
+    except (ValueError, TypeError) as error:
         raise AdapterError(f"{path} is malformed: {error!r}") from None
     if unknown:
         raise AdapterError(

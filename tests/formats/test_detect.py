@@ -190,6 +190,12 @@ def test_pefts_folder_doesnt_get_the_name_of_a_file(pipe, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_pipelines_part_is_no_recogniser(pipe, tmp_path):
+    write_adapter(tiny.trained(pipe, components=["unet"]), "peft", tmp_path)
+    with pytest.raises(AdapterError, match=r"unet/vislora\.json has no 'model', as a recogniser's has; part of a pipe"):
+        read_about(tmp_path / "unet")
+
+
 @pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
 def test_fused_projections_are_written_as_the_layers_that_they_stack(pipe, tmp_path, to):
     adapter = tiny.trained(pipe, components=["unet"])
