@@ -24,7 +24,7 @@ from vislora.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from vislora.config.adapter import Bias, LoraAdapter
+from vislora.config.adapter import Bias, LoraAdapter, Target
 from vislora.config.data import AugmentConfig
 from vislora.config.training import Keep, OptimConfig, Precision, TrainerConfig
 from vislora.data.order import Order, eval_loader, train_loader
@@ -32,6 +32,7 @@ from vislora.data.splits import ImageSplit, Pixels
 from vislora.data.transforms import Preprocessing, eval_transform, train_transform
 from vislora.errors import ConfigError, TrainingError
 from vislora.logs import MetricLog
+from vislora.lora import Adapters
 from vislora.objectives.recognition import Recognition
 from vislora.precision import new_accelerator
 from vislora.tasks.recognition import adapt
@@ -681,6 +682,19 @@ def test_frozen_batchnorm_keeps_the_statistics_of_the_base_and_a_trained_one_its
     trainer.fit()
     after = dict(trainer.model.named_buffers())
     assert {n.rpartition(".")[0] for n in after if not torch.equal(after[n], before[n])} == {"bn1"}
+
+
+def test_batchnorm_keeps_the_statistics_of_the_base_where_its_bias_alone_is_trained(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, epochs=1, keep=Keep.last)
+    model = trainer.model = timm.create_model("resnet10t", num_classes=3)
+    base = copy.deepcopy(model)
+    adapters = adapt(model, LoraAdapter(targets=[Target.conv], bias=Bias.all))
+    trainer.fit()
+    assert not torch.equal(model.bn1.bias, base.bn1.bias)
+    opened = Adapters(base)
+    opened.load("default", adapters.adapter("default"))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(base.eval()(images), model.eval()(images))
 
 
 def test_the_rate_rises_linearly_then_falls_as_half_a_cosine():

@@ -184,12 +184,12 @@ class Trainer:
 
     def _train_mode(self, wrapped: nn.Module) -> None:
         """Train mode; BatchNorm layers of a frozen base keep the statistics they were frozen with, as no adapter's file
-        holds new ones."""
+        holds new ones, also where it holds their biases."""
         wrapped.train()
         if any(not p.requires_grad for p in self.model.parameters()):
             for module in self.model.modules():
-                own = list(module.parameters(recurse=False))
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in own):
+                batchnorm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+                if batchnorm and (module.weight is None or not module.weight.requires_grad):
                     module.eval()
 
     def _step(
