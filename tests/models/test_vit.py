@@ -61,6 +61,27 @@ def test_other_than_three_channels_are_refused():
         build_vit(ModelConfig("test_vit", "random", args={"in_chans": 1}), 3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"args": {"num_classes": 7}}, "num_classes=7, and the number of classes is 3"),
+        ({"args": {"img_size": 64}, "img_size": 32}, "img_size=64, and model.img_size is 32"),
+        ({"args": {"global_pool": "avg"}, "pool": "token"}, "global_pool=avg, and model.pool is token"),
+        ({"args": {"drop_path_rate": 0.2}, "drop_path": 0.1}, "drop_path_rate=0.2, and model.drop_path is 0.1"),
+        ({"args": {"checkpoint_path": "old.pth"}}, "checkpoint_path=old.pth: say by model.weights"),
+    ],
+)
+def test_arguments_that_go_against_other_settings_are_refused(settings, told):
+    with pytest.raises(ModelError, match=rf"model\.args\.{told}"):
+        build_vit(ModelConfig("test_vit", "random", **settings), 3)
+
+
+def test_what_is_said_of_the_weights_pictures_counts_with_a_size_too():
+    overlay = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    model = build_vit(ModelConfig("test_vit", "random", 64, args={"pretrained_cfg_overlay": overlay}), 3)
+    assert preprocessing(model).to_dict().items() >= (overlay | {"size": 64}).items()
+
+
 def test_pictures_that_arent_square_are_refused():
     model = timm.create_model("test_vit", img_size=(64, 32))
     with pytest.raises(

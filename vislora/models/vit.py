@@ -31,23 +31,14 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
             from a folder whose head has as many.
 
     Raises:
-        ModelError: an unknown name, one without a classifier, a size that patches don't divide, weights that are
-            missing, out of reach, malformed or of another architecture.
+        ModelError: an unknown name, one without a classifier, a size that patches don't divide, arguments that go
+            against other settings, weights that are missing, out of reach, malformed or of another architecture.
     """
     name = f"{_LOCAL}{EMBEDDED}" if config.name == "embedded" else config.name
-    arguments = dict(config.args) | {"num_classes": num_classes}
-    if arguments.get("in_chans", 3) != 3:
-        raise ModelError(
-            f"model.args.in_chans={arguments['in_chans']}: pictures have three channels here; leave it out"
-        )
-    overlay: dict[str, Any] = {}
+    arguments = _arguments(config, num_classes)
+    overlay: dict[str, Any] = dict(arguments.get("pretrained_cfg_overlay") or {})
     if config.img_size is not None:
-        arguments["img_size"] = config.img_size
         overlay["input_size"] = (3, config.img_size, config.img_size)
-    if config.pool is not None:
-        arguments["global_pool"] = config.pool
-    if config.drop_path:
-        arguments["drop_path_rate"] = config.drop_path
     if config.weights not in ("pretrained", "random"):
         # without a source: timm would look at the folder's or the hub's own weights in place of the file
         overlay |= {"file": str(_weights_file(config.weights)), "custom_load": False, "source": ""}
@@ -169,6 +160,26 @@ def state_dict_once(model: nn.Module) -> dict[str, Tensor]:
     """A model's state dict in which nothing is there by a second name, as CoaT has one MLP in three places."""
     own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     return {name: tensor for name, tensor in model.state_dict().items() if name in own}
+
+
+def _arguments(config: ModelConfig, num_classes: int) -> dict[str, Any]:
+    """What timm is given besides the name and the weights."""
+    given = dict(config.args)
+    if given.get("in_chans", 3) != 3:
+        raise ModelError(f"model.args.in_chans={given['in_chans']}: pictures have three channels here; leave it out")
+    if weights := [key for key in ("pretrained", "checkpoint_path") if key in given]:
+        raise ModelError(f"model.args.{weights[0]}={given[weights[0]]}: say by model.weights what is loaded")
+    own = {
+        "num_classes": ("the number of classes", num_classes),
+        "img_size": ("model.img_size", config.img_size),
+        "global_pool": ("model.pool", config.pool),
+        "drop_path_rate": ("model.drop_path", config.drop_path or None),
+    }
+    own = {key: setting for key, setting in own.items() if setting[1] is not None}
+    for key, (what, value) in own.items():
+        if given.get(key, value) != value:
+            raise ModelError(f"model.args.{key}={given[key]}, and {what} is {value}; leave it out of model.args")
+    return given | {key: value for key, (_, value) in own.items()}
 
 
 def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
