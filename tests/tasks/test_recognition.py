@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from vislora.compose import configure
-from vislora.config.adapter import LoraAdapter
+from vislora.config.adapter import Bias, LoraAdapter
 from vislora.config.training import Precision
 from vislora.errors import AdapterError
 from vislora.formats.peft import write_peft
@@ -61,6 +61,18 @@ def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(photos):
     write_peft(adapt(model, LoraAdapter(rank=2, dropout=0.1)).adapter("default"), photos / "start")
     task = prepared(photos, f"adapter.start={photos / 'start'}", "adapter.dropout=0.3")
     assert {m.lora.dropout for m in task.model.modules() if hasattr(m, "lora")} == {0.3}
+
+
+@pytest.mark.parametrize(("wish", "told"), [("trained=[norms]", "norm1 "), ("bias=all", "biases ")])
+def test_what_is_to_be_trained_besides_has_to_be_in_an_adapter_to_go_on_from(photos, wish, told):
+    model = timm.create_model("test_vit", img_size=32, num_classes=2)
+    write_peft(adapt(model, LoraAdapter(rank=2)).adapter("default"), photos / "start")
+    with pytest.raises(AdapterError, match=rf"adapter\.start=.* holds no .*{told}\(adapter\.{wish[:4]}"):
+        prepared(photos, f"adapter.start={photos / 'start'}", f"adapter.{wish}")
+    model = timm.create_model("test_vit", img_size=32, num_classes=2)
+    both = LoraAdapter(rank=2, trained=["norms"], bias=Bias.all)
+    write_peft(adapt(model, both).adapter("default"), photos / "whole")
+    prepared(photos, f"adapter.start={photos / 'whole'}", f"adapter.{wish}")
 
 
 def test_norms_are_trained_where_they_are_asked_for():

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vislora import __version__
-from vislora.config.adapter import AdapterConfig, FullAdapter, LoraAdapter, ProbeAdapter
+from vislora.config.adapter import AdapterConfig, Bias, FullAdapter, LoraAdapter, ProbeAdapter
 from vislora.config.data import data_to_dict
 from vislora.config.training import Precision, PrefixCache, TrainConfig
 from vislora.data.cache import content_key, pictures_key
@@ -26,6 +26,7 @@ from vislora.formats.detect import read_adapter
 from vislora.formats.peft import write_peft
 from vislora.inference import Inference
 from vislora.lora import Adapter, Adapters
+from vislora.lora.names import inside
 from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
 from vislora.models.patches import ShownPatches
@@ -124,15 +125,21 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
 
     Returns:
         the adapters, holding one named "default"; None for a probe or full fine-tuning.
+
+    Raises:
+        AdapterError: targets, or modules to train in full, that aren't there (or not in the adapter to go on from), or
+            that can't move the logits.
     """
     head = head_names(model)
     if isinstance(config, LoraAdapter):
         adapters = Adapters(model)
+        besides = find_trained(model, config.trained, head)
         if start is None:
-            trained = [*head, *find_trained(model, config.trained, head)]
+            trained = [*head, *besides]
             targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained)
             adapters.add("default", targets, lora_settings(config), trained)
         else:
+            _check_trained(config, start, besides)
             adapters.load("default", start)
         prove_alive_cheaply(model)
         return adapters
@@ -140,6 +147,19 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return None
+
+
+def _check_trained(config: LoraAdapter, start: Adapter, besides: list[str]) -> None:
+    """Refuse to go on from an adapter without what is to be trained beside its layers: it would stay frozen."""
+    held = [name for name in besides if any(inside(name, whole) for whole in start.trained)]
+    lacking = [f"{name} (adapter.trained)" for name in besides if name not in held]
+    if config.bias is not Bias.none and not start.biases:
+        lacking.append(f"biases (adapter.bias={config.bias.value})")
+    if lacking:
+        raise AdapterError(
+            f"adapter.start={config.start} holds no {lacking[0]}, and what is trained with it is what it holds; leave "
+            "that out, or train a new adapter"
+        )
 
 
 def _start(config: AdapterConfig, model: nn.Module, sha256: str | None, classes: tuple[str, ...]) -> Adapter | None:
