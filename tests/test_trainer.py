@@ -569,6 +569,23 @@ def test_a_validation_where_a_run_was_to_end_does_not_count_against_it_when_it_g
     assert make_trainer(split, tmp_path, resume=str(tmp_path), **settings).fit().step == 12
 
 
+def test_a_validation_where_a_run_was_to_end_is_not_its_best_when_it_goes_on(split, tmp_path):
+    def trainer(name, figures, **settings):
+        objective = WatchesARow()
+        object.__setattr__(objective, "figures", figures)
+        made = make_trainer(split, tmp_path / name, objective=objective, patience=1, **settings)
+        return made, made.fit()
+
+    whole, _ = trainer("whole", [0.5, 0.6, 0.4])
+    last, _ = trainer("last", [0.5, 0.6], stop_at=6, keep=Keep.last)
+    short, progress = trainer("short", [0.5, 0.9], stop_at=6)  # in mid-epoch
+    assert (progress.best, progress.best_step) == (0.9, 6)
+    assert_same_bits(parameters(short), parameters(last))
+    rest, progress = trainer("short", [0.6, 0.4], resume=str(tmp_path / "short"))
+    assert (progress.step, progress.best, progress.best_step) == (12, 0.6, 8)
+    assert_same_bits(parameters(rest), parameters(whole))
+
+
 def test_speed_is_of_the_steps_without_the_writing_of_checkpoints(split, tmp_path, monkeypatch):
     def slowly(*words):
         save_checkpoint(*words)

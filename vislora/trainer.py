@@ -118,6 +118,9 @@ class Trainer:
         def due(every: int) -> bool:
             return progress.step % every == 0 or progress.step == end
 
+        def is_to_validate() -> bool:  # wherever it is to stop
+            return progress.step % (self.config.validate_every * epoch) == 0 or progress.step == steps
+
         self._train_mode(wrapped)
         while progress.step < end and not self._exhausted(progress):
             factor = rate_factor(progress.step, steps, self.optim.warmup)
@@ -131,14 +134,16 @@ class Trainer:
                 ema.update(progress.step)
             pending.add(progress.step, loss, norm, base_rates[0] * factor, size)
             bar.update()
-            validation_due = self.validation is not None and due(self.config.validate_every * epoch)
+            validation_due = self.validation is not None and is_to_validate()
             checkpoint_due = validation_due or due(self.config.checkpoint_every or epoch)
             preview_due = self.preview is not None and previews is not None and due(previews)
             if len(pending) >= _FLUSH_EVERY or checkpoint_due or preview_due:  # neither is timed
                 bar.set_postfix(self._flush(pending), refresh=False)
             if validation_due:
                 with averaged(ema):
-                    bar.set_postfix(self._validate(wrapped, progress), refresh=False)
+                    figures = self._validate(wrapped, progress.step)
+                    self._keep_if_best(progress, figures[self.objective.monitor])
+                bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
                 pending.restart_clock()
             if preview_due:
                 with averaged(ema):
@@ -151,6 +156,12 @@ class Trainer:
                 )
                 pending.restart_clock()
         bar.close()
+        if self.validation is not None and not is_to_validate():
+            # for what is exported here alone: the checkpoint is that of a run that goes on, and had not looked
+            with averaged(ema):
+                score = self._validate(wrapped, progress.step)[self.objective.monitor]
+            if self._is_better(score, progress.best):
+                progress.best, progress.best_step = score, progress.step
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         if ema is not None:
             load_trainable_state(self.model, trainable_state(self.model) | ema.averages)
@@ -221,26 +232,29 @@ class Trainer:
             self.log.write(row["step"], {"epoch": row["step"] / self.order.steps_per_epoch} | row)
         return {"loss": f"{rows[-1]['loss']:.3f}", "images/s": f"{rows[-1]['images_per_s']:.0f}"}
 
-    def _validate(self, wrapped: nn.Module, progress: Progress) -> dict[str, str]:
+    def _validate(self, wrapped: nn.Module, step: int) -> dict[str, float]:
         wrapped.eval()
         self._share_statistics()
         with training_attention(self.accelerator):
             # not `wrapped`: it would exchange buffers once more, and wait for processes that have no batch to validate
             figures = self.objective.validate(self.model, self.validation, self.accelerator)
         self._train_mode(wrapped)
-        self.log.write(progress.step, figures)
+        self.log.write(step, figures)
         for name, value in figures.items():  # of logits that are NaN a loss tells, and no share of right answers
-            _check_number(name, value, progress.step)
-        score = figures[self.objective.monitor]
-        gain = 0.0 if progress.best is None else score - progress.best
-        if progress.best is None or (gain > 0.0 if self.objective.higher_is_better else gain < 0.0):
-            progress.best, progress.best_step, progress.stale = score, progress.step, 0
-            if self.accelerator.is_main_process:  # with keep=last too: a run that goes on from here may want it
-                (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-                write_tensors(trainable_state(self.model), self.out / "checkpoints" / "best.safetensors")
-        elif progress.step % (self.config.validate_every * self.order.steps_per_epoch) == 0:
-            progress.stale += 1  # where it ends by stop_at, a run that goes on had not looked
-        return {name: f"{value:.3f}" for name, value in figures.items()}
+            _check_number(name, value, step)
+        return figures
+
+    def _is_better(self, score: float, best: float | None) -> bool:
+        return best is None or (score > best if self.objective.higher_is_better else score < best)
+
+    def _keep_if_best(self, progress: Progress, score: float) -> None:
+        if not self._is_better(score, progress.best):
+            progress.stale += 1
+            return
+        progress.best, progress.best_step, progress.stale = score, progress.step, 0
+        if self.accelerator.is_main_process:  # with keep=last too: a run that goes on from here may want it
+            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_tensors(trainable_state(self.model), self.out / "checkpoints" / "best.safetensors")
 
     def _share_statistics(self) -> None:
         """Give all processes the first one's BatchNorm statistics, which are exported; each has gathered its own."""
@@ -262,7 +276,7 @@ class Trainer:
 
     def _restore_best(self, progress: Progress) -> None:
         self.accelerator.wait_for_everyone()
-        if self.config.keep is Keep.best and progress.best is not None:
+        if self.config.keep is Keep.best and progress.best is not None and progress.best_step != progress.step:
             load_trainable_state(self.model, read_tensors(self.out / "checkpoints" / "best.safetensors"))
 
 
