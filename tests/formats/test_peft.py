@@ -147,6 +147,25 @@ def test_trained_biases_opened_by_peft_give_the_same_logits(tmp_path, images, bi
     assert torch.allclose(loaded_here(read_peft(tmp_path))(images), model(images), atol=1e-5)
 
 
+def test_biases_that_stand_apart_from_a_fused_qkv_are_among_all_of_a_models(tmp_path, images):
+    def beit() -> nn.Module:
+        torch.manual_seed(0)
+        size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+        return timm.create_model("beit_base_patch16_224", num_classes=5, **size).eval()
+
+    model = beit()
+    adapters = Adapters(model)
+    adapters.add("it", find_targets(model, ["o"]), LoraSettings(3, 5.0, bias="all"))  # PEFT is dead on qkv
+    train(model)
+    assert {"blocks.0.attn.q_bias", "blocks.1.attn.v_bias"} <= adapters.adapter("it").biases.keys()
+    write_peft(adapters.adapter("it"), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(beit(), str(tmp_path)).eval()
+    assert torch.allclose(theirs(images), model(images), atol=1e-5)
+    mine = beit()
+    Adapters(mine).load("it", read_peft(tmp_path))
+    assert torch.equal(mine(images), model(images))
+
+
 def test_rank_and_alpha_patterns_opened_by_peft_give_the_same_logits(tmp_path, images):
     model = vit()
     adapters = Adapters(model)

@@ -26,7 +26,7 @@ ABOUT = "vislora.json"
 
 _PREFIX = "base_model.model."
 _PARTS = {"A.weight": "down", "B.weight": "up", "magnitude_vector": "magnitude"}  # by what follows ".lora_" in a key
-_BIASES = (".bias", ".in_proj_bias")
+_BIASES = (".bias", ".in_proj_bias", ".q_bias", ".v_bias")
 # What a PEFT adapter may have that would change its output and isn't read here: (key, harmless values, what it is).
 _UNSUPPORTED = [
     ("bias", ("none", "lora_only", "all", None), "trained biases of an unknown kind"),

@@ -16,6 +16,7 @@ from vislora.lora.reads import frozen_weight, is_sharded
 from vislora.lora.settings import LoraSettings, TargetLayer
 
 _BIASES = ("bias", "in_proj_bias")  # the second of an nn.MultiheadAttention's q, k and v
+_APART = ("q_bias", "v_bias")  # of a fused qkv without one, in BEiT, EVA and SwinV2
 
 
 @dataclass
@@ -134,7 +135,7 @@ def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Itera
     found = {
         path: nn.Parameter(bias.detach().clone())
         for path, bias in model.named_parameters()
-        if path.rpartition(".")[2] in _BIASES
+        if path.rpartition(".")[2] in (*_BIASES, *_APART)
         and not any(inside(path, module) for module in trained)
         and (wanted == "all" or path in adapted)
     }
