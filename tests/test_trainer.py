@@ -662,6 +662,22 @@ def test_decay_is_for_matrices_and_the_head_has_its_own_rate(split, tmp_path):
         assert found[name] == (1.0, 0.0), name
 
 
+def test_scales_in_the_shape_of_feature_maps_do_not_decay_and_convolutions_of_rank_1_do():
+    model = timm.create_model("fastvit_t8", num_classes=3, layer_scale_init_value=0.1)
+    adapt(model, LoraAdapter(targets=[Target.conv], rank=1))
+    model.requires_grad_(True)
+    groups = make_optimizer(model, (), OptimConfig(weight_decay=0.3)).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: (tuple(p.shape), decays[id(p)]) for name, p in model.named_parameters()}
+    gammas = [value for name, value in found.items() if name.endswith(".gamma")]
+    pairs = [value for name, value in found.items() if name.endswith((".lora_A", ".lora_B"))]
+    assert gammas
+    assert all(shape[1:] == (1, 1) and decay == 0.0 for shape, decay in gammas)
+    assert pairs
+    assert all(decay == 0.3 for _, decay in pairs)
+    assert found["stem.0.conv_kxk.0.conv.weight"][1] == 0.3
+
+
 def test_the_optimizers_betas_are_those_that_are_set():
     optimizer = make_optimizer(torch.nn.Linear(2, 2), (), OptimConfig(betas=[0.5, 0.7]))
     assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.7)}

@@ -295,13 +295,21 @@ def make_optimizer(model: nn.Module, head: tuple[str, ...], config: OptimConfig)
             rate = head_rate if name.startswith(head) else config.lr
             if name.endswith(".lora_B"):
                 rate *= config.b_lr_ratio
-            decay = 0.0 if p.dim() < 2 or name in exempt else config.weight_decay
+            decay = 0.0 if _is_scale(name, p) or name in exempt else config.weight_decay
             groups.setdefault((rate, decay), []).append(p)
     return torch.optim.AdamW(
         [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
         betas=tuple(config.betas),
         fused=True,  # a hundred small matrices take a fifth of the time of a loop over them
     )
+
+
+def _is_scale(name: str, p: nn.Parameter) -> bool:
+    """Whether a parameter is one number, or one for each channel, also as [C, 1, 1] beside a feature map."""
+    if p.dim() < 2:
+        return True
+    # an adapter of rank 1 in a convolution has a matrix of that shape
+    return p.dim() > 2 and p.numel() == max(p.shape) and not name.endswith((".lora_A", ".lora_B"))
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
