@@ -259,6 +259,13 @@ def test_merging_layers_that_share_a_weight_changes_each_by_its_own_update(names
     assert model.one.weight is model.two.weight
 
 
+def test_flags_come_back_where_layers_that_shared_a_weight_are_merged_for_good():
+    model = Tied()
+    with_adapter(model, trained=(), targets=[TargetLayer("one")]).merge_and_unload()
+    assert model.one.weight is not model.two.weight
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_weights_come_back_where_a_merged_model_has_gone(images):
     model = vit()
     base, adapters = state(model), with_adapter(model, trained=())

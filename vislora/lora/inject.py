@@ -307,7 +307,9 @@ class Adapters:
             raise AdapterError(f"adapter {name!r} has no layers; name at least one target")
         held.check(self.model)
         if not self._held:
-            self._flags = {path: p.requires_grad for path, p in self.model.named_parameters()}
+            # under all of its names: layers that share a weight each get their own where it is merged
+            named = self.model.named_parameters(remove_duplicate=False)
+            self._flags = {path: p.requires_grad for path, p in named}
         self._put_in(name, held)
         self._held[name] = held
 
