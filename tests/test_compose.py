@@ -157,7 +157,7 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
         ("train", "optim.warmup=10.0", "0 to 1"),
         ("train", "optim.betas=[0.9]", "two numbers from 0 to below 1"),
         ("train", "optim.betas=[0.9, 1.0]", "two numbers from 0 to below 1"),
-        ("train", "objective.label_smoothing=2.0", "0 to 1"),
+        ("train", "objective.label_smoothing=1.0", "0 to below 1"),
         ("train", "model.drop_path=2.0", "0 to 1"),
         ("train", "adapter.rank=0", "1 or more"),
         ("train", "adapter.alpha=nan", "0 or more"),

@@ -49,7 +49,7 @@ class RecognitionObjective(ObjectiveConfig):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "objective.", label_smoothing=(0, 1))
+        check_shares(self, "objective.", "label_smoothing")
 
 
 @dataclass
