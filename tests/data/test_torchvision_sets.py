@@ -96,6 +96,7 @@ def test_a_grey_set_in_binary_files_comes_as_rgb(tmp_path):
     assert splits.classes[3] == "3 - three"
     assert splits.test.labels == list(range(10))
     assert splits.test.image(1).getpixel((1, 0)) == ((784 + 1) % 256,) * 3
+    assert {*splits.train.names}.isdisjoint(splits.test.names)  # by which preflight knows them
 
 
 def test_two_classes_of_one_name_are_told_apart(tmp_path):

@@ -71,7 +71,8 @@ def torchvision_set(config: TorchvisionData) -> Splits:
     root = user_path(config.root) if config.root else cache_dir() / "torchvision" / config.name
     splits = {}
     for split, arguments in _TORCHVISION[config.name].items():
-        splits[split] = _labelled(_find(config.name, root, arguments, config.download), config.name)
+        dataset = _find(config.name, root, arguments, config.download)
+        splits[split] = _labelled(dataset, f"{config.name}/{split}")
     return Splits(**splits)
 
 
