@@ -485,6 +485,13 @@ def test_a_list_of_very_many_images_in_one_word_is_read(tmp_path, monkeypatch, c
     assert capsys.readouterr().err.startswith("vislora: nowhere")
 
 
+@pytest.mark.parametrize("words", [["a.png", "--cfg", "job"], ["-c", "job", "adapter=a", "a.png"]])
+def test_what_an_option_of_hydra_takes_is_no_picture(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["predict", *words])
+    runpy.run_path(predict.__file__, run_name="__main__")
+    assert "\nimages:\n- a.png\n" in capsys.readouterr().out
+
+
 def test_a_picture_that_a_loaders_worker_cant_read_is_told_in_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["resize"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from vislora.compose import command, quoted
@@ -14,6 +15,9 @@ from vislora.config.commands import PredictConfig
 from vislora.config.training import Precision
 from vislora.errors import ConfigError
 from vislora.names import printable
+
+# options of Hydra behind which a word is no picture, as in --cfg job
+_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
 
 
 def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
@@ -64,9 +68,16 @@ def _main(config: PredictConfig, _out: Path) -> None:
         PartialState().print(printable(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking)))
 
 
+def _divided(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words that are pictures or folders, and the others: settings, options of Hydra, and the values of those."""
+    images, rest = [], []
+    for before, word in pairwise(["", *words]):
+        # Path's own exists() raises over a very long list
+        is_image = os.path.exists(word) or ("=" not in word and not word.startswith(("-", "~")))
+        (images if is_image and before not in _WITH_VALUE else rest).append(word)
+    return images, rest
+
+
 if __name__ == "__main__":
-    images = [  # Path's own exists() raises over a very long list
-        word for word in sys.argv[1:] if os.path.exists(word) or ("=" not in word and not word.startswith(("-", "~")))
-    ]
-    rest = [word for word in sys.argv[1:] if word not in images]
+    images, rest = _divided(sys.argv[1:])
     command("predict", _main, [*rest, f"images=[{','.join(map(quoted, images))}]"] if images else rest)
