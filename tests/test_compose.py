@@ -1,6 +1,7 @@
 """Recipes, overrides, and the sentence a wrong one is answered with."""
 
 import itertools
+import os
 import re
 import runpy
 import subprocess
@@ -397,6 +398,18 @@ def test_the_package_lists_its_commands_and_each_tells_its_options(tmp_path):
     assert f"  recipe={'|'.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}" in lines
     assert not any("schema" in line for line in lines)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(unbuffered, tmp_path):
+    read, write = os.pipe()
+    os.close(read)  # as head does after its lines
+    code = "from vislora.compose import command; command('resize', lambda config, out: print('a'))"
+    words = [sys.executable, "-c", code, "adapter=a", "rank=2", "out=b"]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_adapters_in_a_list_may_have_commas_in_quotes():

@@ -124,6 +124,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
             _refuse(error)
         except OSError as error:
             if not _is_of_files(error):
+                _end_if_unread(error)
                 raise
             _refuse(_explained(error, name))
         except KeyboardInterrupt:
@@ -140,12 +141,14 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         else:  # as hydra.main, but composed once: that does it again, and only then tells of a mistake
             with initialize_config_dir(str(CONF), job_name=name, **_BASE):
                 GlobalHydra.instance().hydra.run(name, run, sys.argv[1:])
+        sys.stdout.flush()  # here, where an error is told; Python does it later
     except (ConfigError, TrainingError) as error:
         _refuse(error)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _refuse(_explained(error, name))
     except OSError as error:
         if not _is_of_files(error):
+            _end_if_unread(error)
             raise
         _refuse(_explained(error, name))
     except ValueError as error:
@@ -330,6 +333,17 @@ def _refuse(error: VisloraError) -> None:
 def _stop(more: str = "") -> None:
     print(f"\nvislora: stopped{more}", file=sys.stderr)
     sys.exit(130)  # as shells have it
+
+
+def _end_if_unread(error: OSError) -> None:
+    """End without a word where the error is that nobody reads the standard output any more, as behind `| head`."""
+    if not isinstance(error, BrokenPipeError):
+        return
+    try:
+        print(flush=True)  # it may be another pipe that broke, as of a worker
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail to write the rest
+        sys.exit(141)  # as shells have it
 
 
 def _explained(error: Exception, name: str) -> ConfigError:
