@@ -112,6 +112,7 @@ def test_links_to_folders_are_followed_and_a_circle_of_them_is_left(tree, tmp_pa
     cats = tree / "train" / "cat"
     (cats / "more").symlink_to(elsewhere)
     (cats / "again").symlink_to(cats)
+    (cats / "up").symlink_to(tree / "train")
     (elsewhere / "deep" / "back").symlink_to(cats)
     (tree / "all").symlink_to(tree / "train")
     splits = load_splits(ImageFolderData(root=str(tree)), 0)

@@ -96,7 +96,8 @@ def files_below(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: a folder can't be read.
     """
-    seen: set[str] = set()
+    # a link to a folder above would bring in all other classes as pictures of this one
+    seen = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_give_up):
         if (real := os.path.realpath(where)) in seen:  # as in a circle of links
             folders.clear()
