@@ -252,6 +252,14 @@ def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, phot
     ]
 
 
+def test_pictures_are_found_from_the_home_folder(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copyfile(photos / "test" / "red" / "0.png", tmp_path / "a.png")
+    adapter = str(run[0] / "adapter")
+    assert list(predict(PredictConfig(adapter=adapter, images=["~/a.png"]))) == [str(tmp_path / "a.png")]
+    assert evaluate(EvaluateConfig(adapter=[adapter], map_images=["~/a.png"], resamples=2))
+
+
 def test_a_prediction_is_one_line_whatever_the_file_is_called(run, photos, tmp_path, capsys):
     shutil.copy(next((photos / "test").rglob("*.png")), tmp_path / "a\nb.png")
     tell(PredictConfig(adapter=str(run[0] / "adapter"), images=[str(tmp_path)], top=1), tmp_path)

@@ -70,7 +70,8 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     accelerator = new_accelerator(Precision.fp32)
     precision = resolve_precision(config.precision, accelerator.device)
     inference = Inference(config.batch_size, precision, config.workers, accelerator)
-    asked = [(path, read_image(Path(path))) for path in config.map_images]  # a mistake there is told before any work
+    # a mistake there is told before any work
+    asked = [(path, read_image(user_path(path))) for path in config.map_images]
     rows: list[Scored] = []
     adapted: list[Adapted] = []
     loaded: dict[str, Splits] = {}

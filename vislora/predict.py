@@ -15,6 +15,7 @@ from vislora.config.commands import PredictConfig
 from vislora.config.training import Precision
 from vislora.errors import ConfigError
 from vislora.names import printable
+from vislora.paths import user_path
 
 # options of Hydra behind which a word is no picture, as in --cfg job
 _WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
@@ -36,7 +37,7 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
 
     recognizer = load_recognizer(config.adapter, config.weights)  # a mistake here is told before any work
     accelerator = new_accelerator(Precision.fp32)
-    given = [Path(image) for image in config.images]
+    given = [user_path(image) for image in config.images]
     below = {path: pictures_below(path) for path in given if path.is_dir()}
     inspected = inspect_files([file for files in below.values() for file in files])
     bad = {file: facts.problem for file, facts in inspected.items() if not facts.usable}
