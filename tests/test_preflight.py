@@ -198,6 +198,22 @@ def test_the_next_list_holds_what_the_one_before_left_out(planted, tmp_path):
     assert "train/mallard/gone.jpg" not in listed
 
 
+def test_the_next_list_holds_it_too_where_the_data_can_not_be_loaded(tmp_path):
+    for folder in ("train/mallard", "train/barn owl", "val/swan"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(2):
+            drawing(NAMES[2], i).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "list.txt").write_text("train/mallard/0.png\n")
+    (tmp_path / "train" / "mallard" / "empty.png").touch()
+    words = ["data=imagefolder", f"data.root={tmp_path}", f"data.quarantine={tmp_path / 'list.txt'}"]
+    result = run(*words)
+    assert "'swan' is unknown to train" in result.error
+    assert result.pictures == {"train": 3, "val": 2}
+    assert result.leave_out[f"{tmp_path}/train/mallard/0.png"] == "left out already"
+    (tmp_path / "list.txt").write_text("train/nothing\n")
+    assert run(*words).pictures == {"train": 4, "val": 2}
+
+
 def test_data_that_can_not_be_trained_on_is_reported_all_the_same_with_exit_code_2(clean, tmp_path):
     root = tmp_path / "birds"
     for path in clean.rglob("*.jpg"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,12 +71,15 @@ def _loaded(data: BaseData, seed: int) -> tuple[list[Row], list[Problem]]:
 
 
 def _listed(data: BaseData) -> tuple[list[Row], list[Problem]]:
-    """The usable pictures as they lie there."""
+    """The usable pictures as they lie there, without those that the quarantine lists."""
     from vislora.data.findings import Row
     from vislora.data.inspection import inspect_files
     from vislora.data.load import list_files
+    from vislora.data.quarantine import leave_out
 
-    listed = list_files(data)
+    listed, left_out = list_files(data), []
+    with suppress(DataError):  # of the list itself, which is what loading told
+        listed, left_out = leave_out(listed, data.quarantine, Path(data.root))
     found = inspect_files([path for pairs in listed.values() for path, _ in pairs])
     kind = "caption" if isinstance(data, CaptionedData) else "label"
     rows = [
@@ -84,7 +88,7 @@ def _listed(data: BaseData) -> tuple[list[Row], list[Problem]]:
         for path, text in pairs
         if found[path].usable
     ]
-    return rows, [facts.problem for facts in found.values() if facts.problem is not None]
+    return rows, [*left_out, *(facts.problem for facts in found.values() if facts.problem is not None)]
 
 
 def _facts_in_memory(part: ImageSplit | Captioned) -> dict[str, Facts]:
