@@ -1,6 +1,7 @@
 """Pages in a browser: they render, run their own script and nobody else's, and escape what came from outside."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from vislora.report.page import (
     table,
     write_page,
 )
-from vislora.report.sections import recognition
+from vislora.report.sections import data, recognition
 
 HOSTILE = (
     '<img src=x onerror="document.title=1">',
@@ -88,6 +89,16 @@ def test_names_like_colours_or_references_are_shown_as_they_are(tmp_path):
     save(draw_confusion(torch.eye(4, dtype=torch.long), names), tmp_path / "drawn")
     shown = re.findall(r"<text [^>]*>([^<]*)</text>", drawing(tmp_path / "drawn.svg", "names"))
     assert {*names} < {*shown}
+
+
+def test_of_very_many_files_with_something_odd_a_report_shows_some(tmp_path):
+    items = [{"name": f"{i}.png", "what": "is odd"} for i in range(100_000)]
+    finding = {"level": "note", "what": "odd files: 100,000", "remedy": "", "items": items}
+    (tmp_path / "data.json").write_text(json.dumps({"pictures": {"train": 100_000}, "findings": [finding]}))
+    shown = data(tmp_path).html
+    assert "499.png" in shown
+    assert "99,500 more in data.json" in shown
+    assert len(shown) < 100_000
 
 
 def test_a_page_needs_no_other_file_and_no_network(page):

@@ -25,6 +25,7 @@ from vislora.report.page import (
 
 Maker = Callable[[Path], Section | list[Section] | None]
 _PREVIEWS = 8  # sample grids shown, of all there are
+_ITEMS = 500  # files of a finding shown, likewise: of a large data set there may be a million
 _NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -114,7 +115,9 @@ def data(run: Path) -> Section | None:
     html = paragraph(", ".join(f"{split}: {count:,} pictures" for split, count in found["pictures"].items()))
     for finding in found["findings"]:
         said = f"{finding['level']}: {finding['what']} {finding['remedy']}".strip()
-        items = [[item["name"], item["what"]] for item in finding["items"]]
+        items = [[item["name"], item["what"]] for item in finding["items"][:_ITEMS]]
+        if (more := len(finding["items"]) - _ITEMS) > 0:
+            items.append([f"… {more:,} more in data.json", ""])
         html += details(said, table(["", "what"], items)) if items else paragraph(said)
     return Section("Data", html)
 
