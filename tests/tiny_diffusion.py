@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vislora.lora import Adapter, LowRankWeights
 
+DIFFUSERS = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
 WIDTH = 16  # of the text encoders
 
 

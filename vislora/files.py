@@ -98,7 +98,8 @@ def naming(path: Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except Exception as error:
-        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+        # the second is how safetensors before 0.8 has it
+        if (found := re.search(r"\((?:os error |.*\bcode: )(\d+)\b", str(error))) is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 

@@ -103,6 +103,7 @@ def test_fused_layers_come_apart_by_rows_at_their_scale(tmp_path):
         torch.testing.assert_close(found, whole[8 * i : 8 * i + 8])
 
 
+@pytest.mark.skipif(tiny.DIFFUSERS < (0, 42), reason="its converter drops them, and the file is refused")
 @pytest.mark.parametrize("alpha", [None, 1.0, 8.0])
 def test_text_encoder_beside_the_transformer_has_its_own_scale(tmp_path, alpha):
     names = ("self_attn.q_proj", "mlp.fc1")
