@@ -181,6 +181,15 @@ def test_mistakes_are_explained(runs, photos):
         evaluate(config)
 
 
+def test_a_class_that_the_last_adapter_doesnt_know_is_told_of_before_the_first_is_scored(runs, tmp_path, monkeypatch):
+    other = shutil.copytree(runs / "lora" / "adapter", tmp_path / "other")
+    about = json.loads((other / "vislora.json").read_text())
+    (other / "vislora.json").write_text(json.dumps(about | {"classes": ["blue", "green", "violet"]}))
+    monkeypatch.setattr(Inference, "outputs", lambda *_: pytest.fail("the first is scored"))
+    with pytest.raises(DataError, match="class 'red' of the data is unknown to the adapter"):
+        evaluate(configure("evaluate", [f"adapter=[{runs / 'lora' / 'adapter'},{other}]", "precision=fp32"]))
+
+
 def test_a_model_that_computes_no_numbers_is_told_of_before_any_figure(runs, photos, tmp_path):
     broken = shutil.copytree(runs / "full" / "model", tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")

@@ -72,22 +72,20 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     inference = Inference(config.batch_size, precision, config.workers, accelerator)
     # a mistake there is told before any work
     asked = [(path, read_image(user_path(path))) for path in config.map_images]
+    loaded: dict[str, Splits] = {}
+    sets = [_labelled_sets(config, folder, loaded, accelerator) for folder in config.adapter]  # likewise
     rows: list[Scored] = []
     adapted: list[Adapted] = []
-    loaded: dict[str, Splits] = {}
-    for name, folder in zip(short_names(config.adapter), config.adapter, strict=True):
+    for name, folder, own in zip(short_names(config.adapter), config.adapter, sets, strict=True):
         recognizer = load_recognizer(folder, config.weights)
         recognizer.model.to(accelerator.device)
-        for i, (title, data) in enumerate(_data_sets(config, folder, recognizer.about)):
-            splits = _load(title, data, recognizer.about.get("seed", 0), loaded, accelerator)
-            if config.data is None and not config.sets and (config.split == "val" or config.calibrate):
-                _check_held_out(folder, recognizer.about, splits)
-            split = _split(splits, config.split)
+        for title, data, splits, split in own:
             for variant, entered in _variants(name, recognizer, splits, config, inference):
                 with entered as scored:
                     rows.append(_score(variant, title, _pictures(data), scored, splits, split, config, inference))
-            if i == 0 and out is not None:
-                adapted.append(Adapted(name, *_what_changed(recognizer, split, asked, config.maps, accelerator.device)))
+        if out is not None:
+            first = own[0][-1]
+            adapted.append(Adapted(name, *_what_changed(recognizer, first, asked, config.maps, accelerator.device)))
     rows = _told_apart(rows)
     if out is not None and accelerator.is_main_process:
         write_scores(rows, adapted, config, out)
@@ -121,6 +119,27 @@ def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> li
     except ConfigError as error:
         raise ConfigError(f"what {folder} was trained on can't be told: {error}; give data=OPTION") from None
     return [(data_to_dict(own)["option"], own)]
+
+
+def _labelled_sets(
+    config: EvaluateConfig, folder: str, loaded: dict[str, Splits], accelerator: Accelerator
+) -> list[tuple[str, DataConfig, Splits, ImageSplit]]:
+    """The data sets to score an adapter on, by name: the settings, the splits, and the one that is scored."""
+    from vislora.recognizer import read_about
+    from vislora.scoring import labels_among
+
+    about = read_about(user_path(folder))
+    found = []
+    for title, data in _data_sets(config, folder, about):
+        splits = _load(title, data, about.get("seed", 0), loaded, accelerator)
+        if config.data is None and not config.sets and (config.split == "val" or config.calibrate):
+            _check_held_out(folder, about, splits)
+        split = _split(splits, config.split)
+        if config.calibrate and splits.val is None:
+            raise ConfigError(f"calibrate=true: {title} has no validation split; give data.val_fraction")
+        labels_among(about["classes"], split)
+        found.append((title, data, splits, split))
+    return found
 
 
 def _load(title: str, data: DataConfig, seed: int, loaded: dict[str, Splits], accelerator: Accelerator) -> Splits:
@@ -203,8 +222,6 @@ def _score(
 
     temperature = None
     if config.calibrate:
-        if splits.val is None:
-            raise ConfigError(f"calibrate=true: {title} has no validation split; give data.val_fraction")
         validation = predict_split(recognizer, splits.val, inference)
         try:
             temperature = fit_temperature(validation.logits, validation.labels)
