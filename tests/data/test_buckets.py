@@ -26,6 +26,13 @@ def test_a_side_that_is_no_multiple_is_refused():
         bucket_sizes(500)
 
 
+@pytest.mark.parametrize("side", [64, 128])
+def test_a_side_that_leaves_nothing_but_squares_is_refused(side):
+    with pytest.raises(ConfigError, match=rf"data\.size={side} has no bucket but the square; give 192 or more"):
+        bucket_sizes(side)
+    assert len(bucket_sizes(192)) == 3
+
+
 @pytest.mark.parametrize("size", [(300, 200), (133, 977), (50, 40), (65, 64), (3000, 64)])
 def test_a_cut_is_the_middle_of_the_whole_picture_resized(size):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)

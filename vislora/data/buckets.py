@@ -35,7 +35,7 @@ def bucket_sizes(side: int, step: int = 64, longest: float = 2.0) -> list[Size]:
     """Sizes of at most side² pixels, their sides multiples of `step`, proportions up to `longest` : 1.
 
     Raises:
-        ConfigError: the side is no multiple of the step.
+        ConfigError: the side is no multiple of the step, or so small that the square is the only size.
     """
     if side % step or side < step:
         raise ConfigError(f"data.size={side}: expected a multiple of {step} pixels")
@@ -44,6 +44,10 @@ def bucket_sizes(side: int, step: int = 64, longest: float = 2.0) -> list[Size]:
         height = side * side // width // step * step
         if height and max(width / height, height / width) <= longest:
             sizes |= {(width, height), (height, width)}
+    if len(sizes) == 1:
+        raise ConfigError(
+            f"data.size={side} has no bucket but the square; give {3 * step} or more, or data.buckets=false"
+        )
     return sorted(sizes)
 
 
