@@ -312,6 +312,9 @@ def test_pictures_of_the_class_that_can_not_be_used_are_told(sd, photos, tmp_pat
         (["recipe=sd15_style", "adapter=dora", "data.root=x"], "the chosen adapter; adapter can be: unet_lora$"),
         (["adapter=unet_lora"], "adapter can be: dora, full, lora, lora_mlp, lora_qv, pissa, probe$"),
         (["objective=diffusion", "model=sd_embedded"], "the chosen data; data can be: birds_captions, captions$"),
+        (["recipe=sketch_style", "optim.head_lr=1e-3"], r"optim\.head_lr=0\.001: pipelines have no head"),
+        (["adapter=full", "optim.b_lr_ratio=8"], r"optim\.b_lr_ratio=8: the chosen adapter has no lora_B"),
+        (["adapter=probe", "optim.b_lr_ratio=8"], r"optim\.b_lr_ratio=8: the chosen adapter has no lora_B"),
     ],
 )
 def test_what_doesnt_go_together_is_refused(words, message, tmp_path):

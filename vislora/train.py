@@ -95,6 +95,7 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
             or an evaluation already.
     """
     kind = kind_of(config)
+    _check_rates(config)
     _check_prefix_cache(config)
 
     from vislora.precision import denormals_as_zero
@@ -206,6 +207,15 @@ def kind_of(config: TrainConfig) -> _Kind:
                 + ", ".join(options_of(name, fits))
             )
     return kind
+
+
+def _check_rates(config: TrainConfig) -> None:
+    """Refuse rates of what isn't trained."""
+    optim = config.optim
+    if optim.head_lr is not None and isinstance(config.model, PipelineConfig):
+        raise ConfigError(f"optim.head_lr={optim.head_lr:g}: pipelines have no head; leave it out, or give optim.lr")
+    if optim.b_lr_ratio != 1.0 and not isinstance(config.adapter, LoraAdapter):
+        raise ConfigError(f"optim.b_lr_ratio={optim.b_lr_ratio:g}: the chosen adapter has no lora_B; leave it out")
 
 
 def _check_prefix_cache(config: TrainConfig) -> None:
