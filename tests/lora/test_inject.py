@@ -920,6 +920,14 @@ def test_pattern_that_fits_no_adapted_layer_is_refused():
         Adapters(vit()).add("birds", BOTH_QKV, LoraSettings(4, 6.0, rank_pattern={"qkv(": 2}))
 
 
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_pattern_behind_one_that_fits_all_of_its_layers_is_refused(key):
+    patterns = {r"1\.attn\.qkv": 2, "qkv": 3}
+    Adapters(vit()).add("birds", BOTH_QKV, LoraSettings(4, 6.0, **{key: patterns}))
+    with pytest.raises(AdapterError, match=r"is without effect: 'qkv' comes before it"):
+        Adapters(vit()).add("birds", BOTH_QKV, LoraSettings(4, 6.0, **{key: dict(reversed(patterns.items()))}))
+
+
 def test_each_adapter_has_its_own_biases_and_the_base_gets_its_back(images):
     model = vit()
     before, logits = state(model), model(images)

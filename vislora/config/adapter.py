@@ -71,7 +71,7 @@ class LoraAdapter(AdapterConfig):
     pissa: bool = False  # start from the weights' principal part; exported as a plain LoRA of twice the rank
     bias: Bias = Bias.none
     trained: list[str] = field(default_factory=list)  # besides the head in full: norms, or patterns of modules' names
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # pattern of a layer's name: its rank
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # pattern of a layer's name: its rank; the first counts
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     start: str | None = None  # an adapter to go on from; its own layers, ranks, scales and kind count then
 

@@ -1,7 +1,7 @@
 """One adapter in its live form: made new or from a file's values, and turned into values again."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +40,8 @@ class Held:
                 raise AdapterError(f"{target.name} is named twice among the targets")
             weight = frozen_weight(adaptable(model, target.name, settings.dropout))
             layers[target.name] = settings.low_rank(target, weight)
-        for pattern in [*settings.rank_pattern, *settings.alpha_pattern]:
-            if not any(fits(pattern, path) for path in layers):
-                raise AdapterError(
-                    f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
-                    f"{', '.join(list(layers)[:4])}, …"
-                )
+        for patterns in (settings.rank_pattern, settings.alpha_pattern):
+            _check_patterns(list(patterns), list(layers))
         copies = {path: _copied(module_named(model, path)) for path in trained}
         return cls(layers, copies, _biases(model, settings.bias, layers, copies))
 
@@ -113,6 +109,23 @@ class Held:
         for path in self.layers:
             if (first := named.setdefault(module_named(model, path), path)) != path:
                 raise AdapterError(f"{first} and {path} are one module; name it once")
+
+
+def _check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
+    """Refuse a pattern that no layer goes by: it fits none, or none that those before it don't fit."""
+    fitting = {path: [pattern for pattern in patterns if fits(pattern, path)] for path in layers}
+    for pattern in patterns:
+        of_it = [found for found in fitting.values() if pattern in found]
+        if not of_it:
+            raise AdapterError(
+                f"the rank or alpha pattern {pattern!r} fits none of the {len(layers)} adapted layers: "
+                f"{', '.join(layers[:4])}, …"
+            )
+        if all(found[0] != pattern for found in of_it):
+            raise AdapterError(
+                f"the rank or alpha pattern {pattern!r} is without effect: {of_it[0][0]!r} comes before it and fits "
+                "its layers too, and the first one counts; put it first"
+            )
 
 
 def _value(tensor: Tensor) -> Tensor:
