@@ -322,6 +322,9 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         assert (tmp_path / adapter / "updates.json").is_file() is changes
         (again,) = evaluate(EvaluateConfig(adapter=[str(result.artifact)], precision=Precision.fp32))
         assert again.evaluation.top1 == result.test.top1
+    image = str(photos / "test" / "red" / "0.png")
+    with pytest.raises(ConfigError, match=r"weights=x are an adapter's base weights, and .* is a whole model"):
+        predict(PredictConfig(adapter=str(result.artifact), images=[image], weights="x"))
 
 
 def test_denormals_count_as_zero_in_training_alone(photos, weights, tmp_path, monkeypatch):

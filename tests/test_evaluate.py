@@ -254,6 +254,25 @@ def test_data_sets_of_one_name_are_told_apart_by_what_they_differ_in(runs, photo
     assert titles(own, others["less"]) == ["imagefolder, val_fraction=0.0", "imagefolder, val_fraction=0.5"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=imagefolder", "data.root=x", "data.crop_pct=0.5"], r"data\.crop_pct is for training; .* leave it out"),
+        (["data=imagefolder", "data.root=x", "data.augment.rotate=9"], r"data\.augment is for training"),
+        (["+data@sets.x=birds", "sets.x.crop_pct=0.5"], r"sets\.x\.crop_pct is for training"),
+        (["weights=x.safetensors"], r"weights=x\.safetensors are an adapter's .*full/model is a whole model"),
+    ],
+)
+def test_what_an_evaluation_would_make_no_use_of_is_refused(words, message, runs):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(configure("evaluate", [f"adapter={runs / 'full' / 'model'}", *words]))
+
+
+def test_base_weights_may_be_given_where_one_of_several_is_an_adapter(runs):
+    words = [f"adapter=[{runs / 'full' / 'model'},{runs / 'lora' / 'adapter'}]", "precision=fp32", "resamples=10"]
+    assert len(evaluate(configure("evaluate", [*words, f"weights={runs / 'base.safetensors'}"]))) == 2
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_very_same_numbers_as_one(runs, photos, two_processes, tmp_path):
     words = ["-m", "vislora.evaluate", f"adapter={runs / 'lora' / 'adapter'}", "baselines=[probe]", "batch_size=4"]

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from vislora.compose import command
 from vislora.config.commands import Baseline, Corruption, EvaluateConfig, PictureFigures, RecognitionFigures
-from vislora.config.data import DataConfig, data_from_dict, data_to_dict
+from vislora.config.data import AugmentConfig, DataConfig, data_from_dict, data_to_dict
 from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError
 from vislora.files import check_unused
@@ -60,6 +60,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     if out is not None:
         check_unused(out)
     _check_removable(config)
+    _check_heeded(config)
 
     from vislora.data.images import read_image
     from vislora.inference import Inference
@@ -105,6 +106,26 @@ def _check_removable(config: EvaluateConfig) -> None:
                 f"baselines=[zero] takes the adapter out, and {folder} is a fully tuned or merged model and has none; "
                 "leave it out, or compare with baselines=[probe]"
             )
+
+
+def _check_heeded(config: EvaluateConfig) -> None:
+    """Before any work: nothing is asked for that would change nothing."""
+    from vislora.formats.peft import CONFIG
+
+    given = {} if config.data is None else {"data": config.data}
+    for key, data in (given | {f"sets.{name}": data for name, data in config.sets.items()}).items():
+        if data.crop_pct is not None or data.augment != AugmentConfig():
+            setting = "augment" if data.crop_pct is None else "crop_pct"
+            raise ConfigError(
+                f"{key}.{setting} is for training; an evaluation prepares pictures as the adapter's training validated "
+                "them, so leave it out"
+            )
+    based = any((user_path(folder) / CONFIG).is_file() for folder in config.adapter)
+    if config.weights is not None and not based and Baseline.probe not in config.baselines:
+        raise ConfigError(
+            f"weights={config.weights} are an adapter's base weights, and {config.adapter[0]} is a whole model; leave "
+            "them out"
+        )
 
 
 def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> list[tuple[str, DataConfig]]:
