@@ -242,6 +242,20 @@ def test_scales_without_an_adapter_are_refused(tmp_path):
         run(tmp_path, "scales=[0,1]")
 
 
+def test_a_scale_without_an_adapter_is_refused():
+    with pytest.raises(ConfigError, match=r"adapter\.scale=0\.5 is an adapter's; give one with adapter=FILE"):
+        configure("generate", ["prompt=[a bird]", "adapter.scale=0.5"])
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+@pytest.mark.parametrize("word", ["model.revision=main", "model.variant=fp16"])
+def test_a_revision_or_variant_of_no_named_model_is_refused(name, word):
+    words = ["adapter=A", word] + (["prompt=[a bird]"] if name == "generate" else [])
+    with pytest.raises(ConfigError, match=f"{word} is of a model that is named, .*; give model.name too"):
+        configure(name, words)
+    assert configure(name, [*words, "model.name=x"]).model.name == "x"
+
+
 def test_pictures_drawn_before_are_not_overwritten(base, tmp_path):
     (picture,) = run(tmp_path, f"model.name={base}")
     before = picture.file.read_bytes()

@@ -193,6 +193,8 @@ class GenerateConfig:
             )
         if self.scales and not self.adapter.files:
             raise ConfigError("scales=[…] are an adapter's; give one with adapter=FILE")
+        if self.adapter.scale != 1.0 and not self.adapter.files:
+            raise ConfigError(f"adapter.scale={self.adapter.scale} is an adapter's; give one with adapter=FILE")
         count = len(self.adapter.files)
         if self.weights is not None and (count < 2 or len(self.weights) != count):
             raise ConfigError(f"weights={self.weights} for {count} adapters; weights are for several, one for each")

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from vislora.config.ranges import check_ranges
+from vislora.errors import ConfigError
 
 
 @dataclass
@@ -22,7 +23,15 @@ class PipelineConfig(BaseModel):
     name: str = MISSING
     revision: str | None = None  # of a hub model: a branch, tag or commit
     variant: str | None = None  # of a hub model's files, as fp16
-    gradient_checkpointing: bool = False  # a third more time, far less memory
+    gradient_checkpointing: bool = False  # in training: a third more time, far less memory
+
+    def __post_init__(self) -> None:
+        for key in ("revision", "variant"):
+            if self.name == "auto" and getattr(self, key) is not None:
+                raise ConfigError(
+                    f"model.{key}={getattr(self, key)} is of a model that is named, and by default an adapter's own is "
+                    "taken; give model.name too"
+                )
 
 
 @dataclass
