@@ -575,6 +575,7 @@ def test_block_name_that_is_not_there_is_named():
         ([], ["self"], "no projections to adapt"),
         (["q"], ["temporal"], "unknown attention temporal; choose from self, cross"),
         (["qkv", "q"], ["self"], "either qkv as a whole or its parts"),
+        (["proj", "mlp"], ["cross"], "attention=cross chooses among the layers of attention, and only mlp, proj is to"),
     ],
 )
 def test_words_that_make_no_sense_are_refused(words, attention, message):
@@ -587,9 +588,9 @@ def test_words_that_make_no_sense_are_refused(words, attention, message):
     [
         (tiny.clip, ["q", "conv"], ["self"], "CLIPTextModel has no conv layers there"),
         (tiny.clip, ["q"], ["cross"], r"CLIPTextModel has no q layers there \(cross attention\)"),
-        (lambda: built("SanaTransformer2DModel"), ["mlp"], ["self"], "SanaTransformer2DModel has no mlp layers"),
+        (lambda: built("SanaTransformer2DModel"), ["mlp"], ["self", "cross"], "SanaTransformer2DModel has no mlp"),
         # whose own proj_out makes the prediction
-        (lambda: built("SD3Transformer2DModel"), ["proj"], ["self"], "SD3Transformer2DModel has no proj layers"),
+        (lambda: built("SD3Transformer2DModel"), ["proj"], ["self", "cross"], "SD3Transformer2DModel has no proj"),
         (lambda: nn.Sequential(nn.Linear(3, 3)), ["q"], ["self"], "Sequential holds no attention to adapt"),
     ],
 )

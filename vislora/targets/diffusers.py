@@ -85,6 +85,11 @@ def find_targets(
     kinds = _checked(attention, ATTENTION, "attention")
     if "qkv" in wanted and wanted & {"q", "k", "v"}:
         raise AdapterError("adapt either qkv as a whole or its parts q, k, v; not both")
+    if len(kinds) == 1 and wanted <= {"mlp", "proj", "conv"}:
+        raise AdapterError(
+            f"attention={attention[0]} chooses among the layers of attention, and only {', '.join(sorted(wanted))} is "
+            "to be adapted; leave it out"
+        )
     attentions = _attentions(model)
     chosen = _chosen(blocks, attentions, model, bool(wanted & {"proj", "conv"}))
     found: dict[str, list[TargetLayer]] = {word: [] for word in sorted(wanted)}
