@@ -31,7 +31,7 @@ class Bias(Enum):
 
 
 class PipelineTarget(Enum):
-    """A projection in a diffusion pipeline's UNet or transformer, and in its text encoders (up to mlp)."""
+    """A projection in a diffusion pipeline's UNet or transformer."""
 
     qkv = "qkv"  # q, k and v; where they are fused: one pair of matrices for them
     q = "q"
@@ -102,7 +102,9 @@ class PipelineLora(LoraAdapter):
 
     targets: list[PipelineTarget] = field(default_factory=lambda: [PipelineTarget.qkv, PipelineTarget.o])
     attention: list[Attends] = field(default_factory=lambda: [Attends.self, Attends.cross])
-    text_encoder: bool = False  # adapt q, k, v and o of the text encoders too; not of T5, which diffusers wouldn't load
+    # adapt q, k, v and o of the text encoders too, whatever targets and blocks say of the denoiser; not of T5, which
+    # diffusers wouldn't load
+    text_encoder: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -89,7 +89,7 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
     resamples: int = 2000  # of the images, for the intervals
     seed: int = 0
     batch_size: int = 64
-    precision: Precision = Precision.auto
+    precision: Precision = Precision.auto  # pictures are drawn in it on a GPU, on a CPU in float32
 
     def __post_init__(self) -> None:
         check_ranges(self, resamples=(2, math.inf), seed=(0, 2**63 - 1), batch_size=(1, math.inf))

@@ -52,7 +52,7 @@ class PriorConfig:
 
     prompt: str | None = None  # as "a photo of a dog"; null: none are learned
     images: str | None = None  # a folder of them
-    count: int = 100
+    count: int = 100  # to draw, where no folder is given
     weight: float = 1.0  # of their loss
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class CaptionedData(BaseData):
     size: int | None = None  # pixels of a square's side; what the pipeline was made for by default
     buckets: bool = False  # keep aspect ratios: as many pixels as the square, in sides that fit
     hflip: float = 0.0  # probability; not for captions that tell left from right
-    repeats: int = 1  # showings of each picture an epoch
+    repeats: int = 1  # showings of each picture an epoch; with a prior more, until they are as many as its pictures
     cache: bool = True  # encode pictures and captions once and keep them on disk
     prior: PriorConfig = field(default_factory=PriorConfig)
 
