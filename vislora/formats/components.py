@@ -86,9 +86,9 @@ def as_in_files(adapter: Adapter) -> Adapter:
         component, _, module = name.partition(".")
         parent, _, last = module.rpartition(".")
         if last in FUSED:
-            height = weights.out // len(FUSED[last])
+            height, rest = divmod(weights.out, len(FUSED[last]))
             # as of grouped queries
-            if weights.out % height or any(stop - start != height for start, stop in weights.rows or ()):
+            if rest or any(stop - start != height for start, stop in weights.rows or ()):
                 raise AdapterError(
                     f"{name} stacks layers of unequal heights, which no format has; fuse no projections to adapt them"
                 )
