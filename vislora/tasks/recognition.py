@@ -151,8 +151,8 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
 
 def _check_trained(config: LoraAdapter, start: Adapter, besides: list[str]) -> None:
     """Refuse to go on from an adapter without what is to be trained beside its layers: it would stay frozen."""
-    held = [name for name in besides if any(inside(name, whole) for whole in start.trained)]
-    lacking = [f"{name} (adapter.trained)" for name in besides if name not in held]
+    frozen = [name for name in besides if not any(inside(name, whole) for whole in start.trained)]
+    lacking = [f"{name} (adapter.trained)" for name in frozen]
     if config.bias is not Bias.none and not start.biases:
         lacking.append(f"biases (adapter.bias={config.bias.value})")
     if lacking:
