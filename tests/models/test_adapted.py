@@ -13,6 +13,8 @@ import vislora
 from vislora.config.adapter import Bias, LoraAdapter, PipelineLora
 from vislora.errors import AdapterError
 from vislora.formats.diffusers import write_diffusers
+from vislora.formats.kohya import write_kohya
+from vislora.lora import Adapter
 from vislora.models.adapted import adapt_pipeline, lora_settings
 from vislora.models.denoiser import text_encoders
 
@@ -66,6 +68,15 @@ def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(tmp_path):
     pipe = tiny.stable_diffusion(tmp_path / "words")
     adapters = adapt_pipeline(pipe, PipelineLora(dropout=0.3, start=str(file)))
     assert adapters.adapter("default").dropout == 0.3
+
+
+def test_an_adapter_to_go_on_from_that_could_not_be_written_is_refused(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path / "words")
+    kept = tiny.trained(pipe, components=["unet"]).layers
+    mixed = kept | tiny.trained(pipe, lambda name: "conv1" in name, components=["unet"], dora=True).layers
+    file = write_kohya(Adapter(mixed), tmp_path / "mixed.safetensors")
+    with pytest.raises(AdapterError, match=r"mixed\.safetensors: diffusers can't hold layers with and without DoRA in"):
+        adapt_pipeline(pipe, PipelineLora(start=str(file)))
 
 
 def test_adapter_that_cannot_move_the_prediction_is_refused_before_training(tmp_path):

@@ -53,9 +53,9 @@ def write_diffusers(adapter: Adapter, path: Path) -> Path:
         the file.
 
     Raises:
-        AdapterError: something beside low-rank pairs, which has no place there, or names that are no pipeline's.
+        AdapterError: what `check_holdable` refuses, or names that are no pipeline's.
     """
-    check_writable(adapter, "diffusers' file")
+    check_holdable(adapter)
     file = path if path.suffix == ".safetensors" else path / FILE
     adapter = as_in_files(adapter)
     tensors: dict[str, Tensor] = {}
@@ -75,6 +75,19 @@ def write_diffusers(adapter: Adapter, path: Path) -> Path:
     write_tensors(tensors, file, header)
     check_written(adapter, file, read_diffusers)
     return file
+
+
+def check_holdable(adapter: Adapter) -> None:
+    """Refuse an adapter that the file can't hold, before anything is written.
+
+    Raises:
+        AdapterError: it has something beside low-rank pairs, or layers with and without DoRA in one component, which
+            PEFT can't hold in one model.
+    """
+    check_writable(adapter, "diffusers' file")
+    for component, part in by_component(adapter).items():
+        if len({weights.magnitude is None for weights in part.layers.values()}) > 1:
+            raise AdapterError(f"diffusers can't hold layers with and without DoRA in one {component}")
 
 
 def read_diffusers(path: Path) -> Adapter:
@@ -145,13 +158,7 @@ def _config(component: str, adapter: Adapter) -> dict[str, Any]:
 
     PEFT matches names at their ends; without `text_model` they fit CLIP as transformers has it now and had it before.
     In other models a pattern is for the whole name, which may be the end of another.
-
-    Raises:
-        AdapterError: layers with and without DoRA, which PEFT can't hold in one model.
     """
-    dora = {weights.magnitude is not None for weights in adapter.layers.values()}
-    if len(dora) > 1:
-        raise AdapterError(f"diffusers can't hold layers with and without DoRA in one {component}")
     ranks = {name.removeprefix("text_model."): weights.rank for name, weights in adapter.layers.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     start = "" if component.startswith("text_encoder") else "^"
@@ -164,7 +171,7 @@ def _config(component: str, adapter: Adapter) -> dict[str, Any]:
         "target_modules": list(ranks),
         "lora_dropout": 0.0,  # diffusers would go on dropping out while it draws
         "use_rslora": False,
-        "use_dora": dora.pop(),
+        "use_dora": any(weights.magnitude is not None for weights in adapter.layers.values()),
         "bias": "none",
         "peft_type": "LORA",
     }

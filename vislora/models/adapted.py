@@ -10,6 +10,7 @@ from vislora.config.adapter import LoraAdapter, PipelineLora
 from vislora.errors import AdapterError
 from vislora.formats.components import named_by_component
 from vislora.formats.detect import read_adapter
+from vislora.formats.diffusers import check_holdable
 from vislora.lora import Adapter, Adapters, LoraSettings, TargetLayer, prove_alive
 from vislora.models.denoiser import Denoiser, encode_text, text_encoders, tokenize
 from vislora.models.fitted import fitted
@@ -62,6 +63,13 @@ def _started(config: PipelineLora, model: Denoiser, pipeline: type) -> Adapter:
             f"adapter.start={config.start} has layers in {min(absent)}, which isn't trained here; "
             "adapter.text_encoder=true trains text encoders"
         )
+    try:  # what is trained is written as diffusers' file, which would be found out after the last step
+        check_holdable(start)
+    except AdapterError as error:
+        raise AdapterError(
+            f"adapter.start={config.start}: {error}, and the trained adapter is to be diffusers' file; go on from one "
+            "whose layers are all with DoRA, or all without"
+        ) from None
     return replace(fitted(start, model, type(model).__name__), dropout=config.dropout)
 
 
