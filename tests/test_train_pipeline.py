@@ -304,6 +304,16 @@ def test_pictures_of_the_class_that_can_not_be_used_are_told(sd, photos, tmp_pat
     assert "torn.png" in json.dumps(found)
 
 
+@pytest.mark.parametrize("place", [".", "class"])
+def test_pictures_that_would_be_of_the_subject_and_of_the_class_are_refused(sd, photos, tmp_path, place):
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    shutil.copytree(photos, root / "class")
+    words = ["data.prompt=sks", "data.prior.prompt=a", f"data.prior.images={root / place}"]
+    with pytest.raises(DataError, match=r"data\.prior\.images=.*0\.png.* would be learned as the subject too"):
+        run(sd, root, tmp_path / "run", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -15,6 +15,7 @@ from vislora.data.captions import Captioned, CaptionedSplits, captions_folder, c
 from vislora.data.order import mix
 from vislora.data.splits import Pictures
 from vislora.drawing import Sampling, draw
+from vislora.errors import DataError, first_three
 from vislora.files import replacing
 from vislora.models.denoiser import tokenize
 from vislora.models.diffusion import model_key, settings_of
@@ -33,7 +34,7 @@ def with_prior(
     pipeline, and kept in the cache, where `data.prior.images` names no folder of them.
 
     Raises:
-        DataError: the folder of pictures can't be read.
+        DataError: the folder of pictures can't be read, or holds some of the subject's.
     """
     train = splits.train
     shown = list(range(len(train))) * data.repeats
@@ -46,6 +47,12 @@ def with_prior(
         folder = _drawn(pipe, data, device)
     found = captions_folder(CaptionsData(root=str(folder), prompt=data.prior.prompt))
     prior = found.train
+    own = {name for part in (train, splits.val) if part is not None for name in part.names}
+    if twice := [name for name in prior.names if name in own]:  # a folder below data.root is searched there too
+        raise DataError(
+            f"data.prior.images={folder}: {first_three(twice)} would be learned as the subject too, being found in "
+            "data.root; keep the pictures of the class in a folder outside of it"
+        )
     count = max(len(shown), len(prior))
     both = Captioned(
         [*train.captions, *prior.captions],
