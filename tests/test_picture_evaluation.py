@@ -255,6 +255,15 @@ def test_each_adapter_is_taken_out_before_the_next(evaluated, style, tmp_path):
     assert [row.figures["content"].value for row in found.rows[1:]] == pytest.approx([alone, alone], rel=1e-6)
 
 
+def test_adapters_that_were_shown_the_same_pictures_in_other_ways_are_compared(style, photos, tmp_path):
+    shown = CaptionsData(root=str(photos), size=16, hflip=0.5, repeats=2, cache=False)
+    adapter = read_adapter(style)
+    about = adapter.about | {"data": data_to_dict(shown)}
+    other = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "other.safetensors")
+    found = evaluate_pictures(configure("evaluate", [f"adapter=[{style},{other}]", *WORDS]))
+    assert found.rows[1].figures == found.rows[2].figures
+
+
 def test_sheets_and_sliders_show_the_first_seed_and_the_scale_nearest_to_1(style, tmp_path):
     config = configure("evaluate", [f"adapter={style}", *WORDS, "scales=[0.9,2]"])
     write_pictures(evaluate_pictures(config), config, tmp_path)

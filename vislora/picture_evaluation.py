@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vislora.config.commands import EvaluateConfig
-from vislora.config.data import CaptionedData, data_from_dict
+from vislora.config.data import CaptionedData, data_from_dict, data_to_dict
 from vislora.config.training import Precision
 from vislora.data.captions import usable_pictures
 from vislora.data.images import Problem
@@ -224,7 +224,7 @@ def _reference(
         if config.prompts is not None:
             return config.reference, pictures, [], problems
     data = [_trained_on(file, adapter) for file, adapter in zip(config.adapter, adapters, strict=True)]
-    if other := [i for i, settings in enumerate(data) if settings != data[0]]:
+    if other := [i for i, settings in enumerate(data) if _pictures_of(settings) != _pictures_of(data[0])]:
         missing = "reference=FOLDER" if config.reference is None else "prompts=FILE"
         raise ConfigError(
             f"{config.adapter[0]} and {config.adapter[other[0]]} were trained on different pictures; give {missing}"
@@ -249,6 +249,13 @@ def _trained_on(file: str, adapter: Adapter) -> CaptionedData:
             "and prompts=FILE"
         )
     return data
+
+
+def _pictures_of(data: CaptionedData) -> dict[str, Any]:
+    """What decides which pictures there are, with which captions; settings that all such data share tell how they are
+    shown in training."""
+    shared = {setting.name for setting in fields(CaptionedData)}
+    return {key: value for key, value in data_to_dict(data).items() if key not in shared}
 
 
 def _wanted_style(config: EvaluateConfig, by_style: Recognizer, reference: Sequence[Image.Image]) -> str:
