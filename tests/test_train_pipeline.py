@@ -304,6 +304,12 @@ def test_pictures_of_the_class_that_can_not_be_used_are_told(sd, photos, tmp_pat
     assert "torn.png" in json.dumps(found)
 
 
+def test_a_prompt_of_the_class_that_is_no_caption_is_told_by_its_key(sd, photos, tmp_path):
+    words = ["data.prompt=sks", "data.prior.prompt=''", f"data.prior.images={photos}"]
+    with pytest.raises(DataError, match=r"^data\.prior\.prompt: the caption is empty"):
+        run(sd, photos, tmp_path, *words)
+
+
 @pytest.mark.parametrize("place", [".", "class"])
 def test_pictures_that_would_be_of_the_subject_and_of_the_class_are_refused(sd, photos, tmp_path, place):
     root = tmp_path / "photos"

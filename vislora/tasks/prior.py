@@ -34,18 +34,19 @@ def with_prior(
     pipeline, and kept in the cache, where `data.prior.images` names no folder of them.
 
     Raises:
-        DataError: the folder of pictures can't be read, or holds some of the subject's.
+        DataError: the prompt is no caption, or the folder of pictures can't be read or holds some of the subject's.
     """
     train = splits.train
     shown = list(range(len(train))) * data.repeats
     if data.prior.prompt is None:
         return splits, [1.0] * len(train), shown
+    prompt = clean(data.prior.prompt, "data.prior.prompt")
     if data.prior.images is not None:
         folder = user_path(data.prior.images)
         picture_files(folder, "data.prior.images")
     else:
-        folder = _drawn(pipe, data, device)
-    found = captions_folder(CaptionsData(root=str(folder), prompt=data.prior.prompt))
+        folder = _drawn(pipe, prompt, data, device)
+    found = captions_folder(CaptionsData(root=str(folder), prompt=prompt))
     prior = found.train
     own = {name for part in (train, splits.val) if part is not None for name in part.names}
     if twice := [name for name in prior.names if name in own]:  # a folder below data.root is searched there too
@@ -77,9 +78,8 @@ class _Joined:
         return self.first[index] if index < self.length else self.second[index - self.length]
 
 
-def _drawn(pipe: Any, data: CaptionedData, device: torch.device) -> Path:
+def _drawn(pipe: Any, prompt: str, data: CaptionedData, device: torch.device) -> Path:
     """A folder of `data.prior.count` pictures of the prompt by the untuned pipeline; only missing ones are drawn."""
-    prompt = clean(data.prior.prompt, "data.prior.prompt")
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     settings = [*settings_of(pipe.config), *settings_of(pipe.scheduler.config)]
     drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, *settings, model_key(modules))
