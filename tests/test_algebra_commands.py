@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import peft
@@ -185,6 +185,8 @@ def test_adapters_of_pipelines_stay_in_files_that_diffusers_opens(tmp_path):
         how=Blending.cat,
         out=str(tmp_path / "both"),
     )
+    with pytest.raises(ConfigError, match="head=1: adapters of pipelines have no heads"):
+        blend(replace(both, head=1))
     blend(both)
     resize(ResizeConfig(adapter=str(tmp_path / "both"), rank=6, out=str(tmp_path / "small.safetensors")))
     wanted = 0.5 * weights[0].lora_B @ weights[0].lora_A + 2 * weights[1].lora_B @ weights[1].lora_A

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vislora.compose import command
 from vislora.config.commands import BlendConfig
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, ConfigError
 from vislora.files import free
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def blend(config: BlendConfig) -> Computed:
     out = free(config.out)
     adapters = [read_adapter(folder) for folder in config.adapter]
     if any(map(is_pipelines, adapters)):
+        if config.head is not None:
+            raise ConfigError(f"head={config.head}: adapters of pipelines have no heads; leave it out")
         adapters = [named_by_component(adapter) for adapter in adapters]
     _check_base(config.adapter, adapters)
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)

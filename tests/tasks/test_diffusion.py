@@ -149,6 +149,7 @@ def test_more_steps_of_a_preview_than_the_scheduler_has_are_refused_before_the_t
         ("data.prior.count=0", "data.prior.count=0: expected 1 or more"),
         ("data.prior.weight=-1", "data.prior.weight=-1.0: expected 0 or more"),
         ("data.prior.images=there", r"data\.prior\.images needs data\.prior\.prompt"),
+        ("data.prior.weight=0.5", r"data\.prior\.weight needs data\.prior\.prompt"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_loaded(word, message):

@@ -5,7 +5,7 @@ Options differ in their keys and have a class each. A data set of your own is a 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -57,8 +57,9 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.prior.", count=(1, math.inf), weight=(0, math.inf))
-        if self.images is not None and self.prompt is None:
-            raise ConfigError("data.prior.images needs data.prior.prompt, the caption of those pictures")
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if self.prompt is None and given:
+            raise ConfigError(f"data.prior.{given[0]} needs data.prior.prompt, the caption of those pictures")
 
 
 @dataclass
