@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
+from quantised import quantise
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -54,8 +55,11 @@ def sd(tmp_path) -> Any:
 
 
 def drawn_by_diffusers(pipe: Any, file: Path, scale: float) -> Tensor:
+    return loaded_by_diffusers(copy.deepcopy(pipe), file, scale)
+
+
+def loaded_by_diffusers(pipe: Any, file: Path, scale: float) -> Tensor:
     pytest.importorskip("peft")
-    pipe = copy.deepcopy(pipe)
     pipe.load_lora_weights(str(file))
     pipe.set_adapters(pipe.get_active_adapters(), [scale])
     return tiny.draw(pipe)
@@ -134,6 +138,27 @@ def test_transformer_computes_what_diffusers_computes_with_the_same_file(tmp_pat
         ours = pipe.transformer(*inputs).sample
         assert (ours - plain).abs().max() > 0.1
         assert torch.allclose(ours, theirs(*inputs).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_quantised_pipeline_draws_what_diffusers_draws(tmp_path, scale):
+    ours, theirs = tiny.flux(tmp_path / "ours"), tiny.flux(tmp_path / "theirs")
+    chosen = ("to_q", "to_v", "to_out.0", "add_q_proj", "norm1.linear", "ff.net.2", "proj_out")
+    adapter = tiny.trained(
+        ours, lambda name: name.endswith(chosen), alpha=lambda name: 24.0, components=["transformer"]
+    )
+    file = write_adapter(adapter, "diffusers", tmp_path / "style.safetensors")
+    for pipe in (ours, theirs):
+        quantise(pipe.transformer, "class")
+    kinds = [type(module).__name__ for module in ours.transformer.modules()]
+    assert kinds.count("GGUFLinear") > 10
+    plain = tiny.draw(ours)
+    vislora.apply(ours, file, scale=scale)
+    drawn = tiny.draw(ours)
+    assert (drawn - plain).abs().max() > 20 * STEP
+    assert (drawn - loaded_by_diffusers(theirs, file, scale)).abs().max() <= STEP
+    vislora.unapply(ours)
+    assert torch.equal(tiny.draw(ours), plain)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])

@@ -1,13 +1,16 @@
 """Which layers can be adapted, and the classes that they have meanwhile."""
 
-from torch import nn
+from functools import cache
+
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vislora.errors import AdapterError
 from vislora.lora.dora import DoraConv2d, DoraLinear, DoraOutProjection
-from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection
+from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention, LoraOutProjection, opaque_class
 from vislora.lora.names import module_named
-from vislora.lora.reads import frozen_weight
+from vislora.lora.reads import frozen_weight, is_plain
 
 _ADAPTED = {
     nn.Linear: LoraLinear,
@@ -31,8 +34,8 @@ def adaptable(model: nn.Module, path: str, dropout: float = 0.0) -> nn.Module:
         AdapterError: there is none, or it can't be adapted (with this dropout).
     """
     layer = module_named(model, path)
-    plain = _PLAIN.get(type(layer), type(layer))
-    if plain not in _ADAPTED:
+    plain = _plain_class(layer)
+    if plain not in _ADAPTED and not is_opaque(layer):
         raise AdapterError(
             f"{path} is a {type(layer).__name__}; only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
         )
@@ -48,6 +51,29 @@ def adaptable(model: nn.Module, path: str, dropout: float = 0.0) -> nn.Module:
     if plain is nn.Conv2d and (reason := unlike_a_product(layer)):
         raise AdapterError(f"{path} can't be adapted: {reason}")
     return layer
+
+
+def is_opaque(layer: nn.Module) -> bool:
+    """Whether a layer, adapted or not, is a Linear whose product is its own affair: of a class with a forward of its
+    own, or with a quantised weight. An adapter acts beside it, and can neither be merged nor look at the weight."""
+    plain, weight = _plain_class(layer), frozen_weight(layer)
+    if not issubclass(plain, nn.Linear) or weight is None:
+        return False
+    return plain.forward is not nn.Linear.forward or not is_plain(weight)
+
+
+def told(layer: nn.Module) -> str:
+    """What an opaque layer is, for messages."""
+    return f"a {_plain_class(layer).__name__} whose weight is a {type(frozen_weight(layer)).__name__}"
+
+
+def form_of(layer: nn.Module) -> Tensor | None:
+    """The frozen weight, or where that is opaque zeros of its shape [out, in], on its device, without storage of their
+    own."""
+    weight = frozen_weight(layer)
+    if not is_opaque(layer):
+        return weight
+    return torch.zeros((), device=weight.device).expand(layer.out_features, layer.in_features)
 
 
 def unadaptable(model: nn.Module) -> list[str]:
@@ -68,9 +94,9 @@ def unadapted(model: nn.Module, path: str) -> nn.Module:
         AdapterError: there is none, it has another adapter, or is of a class that can't be adapted.
     """
     layer = module_named(model, path)
-    if type(layer) in _PLAIN:
+    if is_adapted(layer):
         raise AdapterError(f"{path} is adapted already, by another Adapters object")
-    if type(layer) not in _ADAPTED:
+    if type(layer) not in _ADAPTED and not is_opaque(layer):
         raise AdapterError(f"{path} has become a {type(layer).__name__}, which can't be adapted")
     check_forward(layer, path)
     return layer
@@ -93,6 +119,11 @@ def check_forward(layer: nn.Module, path: str) -> None:
         )
 
 
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether a layer computes with its `lora`."""
+    return type(layer) in _PLAIN
+
+
 def carries(layer: nn.Module, low: nn.Module) -> bool:
     """Whether a layer can be adapted and has these pairs, at work or merged."""
     return isinstance(layer, tuple(_ADAPTED)) and layer._modules.get("lora") is low
@@ -100,7 +131,7 @@ def carries(layer: nn.Module, low: nn.Module) -> bool:
 
 def is_known(layer: nn.Module) -> bool:
     """Whether a layer's class, adapted or plain, is one that can be exchanged for the other."""
-    return type(layer) in _PLAIN or type(layer) in _ADAPTED
+    return is_adapted(layer) or type(layer) in _ADAPTED
 
 
 def is_wrapped(there: nn.Module, part: nn.Module) -> bool:
@@ -111,13 +142,28 @@ def is_wrapped(there: nn.Module, part: nn.Module) -> bool:
 
 def adapt(layer: nn.Module) -> None:
     """Let a layer compute with its `lora`."""
-    kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA
-    layer.__class__ = kinds[type(layer)]
+    if is_opaque(layer):
+        layer.__class__ = _opaque(type(layer))
+    else:
+        kinds = _ADAPTED if layer.lora.magnitude is None else _ADAPTED_DORA
+        layer.__class__ = kinds[type(layer)]
 
 
 def restore_class(layer: nn.Module) -> None:
     """Let it compute without."""
     layer.__class__ = _PLAIN[type(layer)]
+
+
+def _plain_class(layer: nn.Module) -> type[nn.Module]:
+    return _PLAIN.get(type(layer), type(layer))
+
+
+@cache
+def _opaque(plain: type[nn.Linear]) -> type[nn.Linear]:
+    """Made when such a class is first met: other libraries have their own."""
+    adapted = opaque_class(plain)
+    _PLAIN[adapted] = plain
+    return adapted
 
 
 def unlike_a_product(layer: nn.Conv2d) -> str | None:

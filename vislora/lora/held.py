@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adaptable import adaptable, unadapted
+from vislora.lora.adaptable import adaptable, form_of, is_opaque, told, unadapted
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.low_rank import LowRank, alpha_at
 from vislora.lora.names import fits, inside, module_named, parameter_named
@@ -38,7 +38,8 @@ class Held:
         for target in targets:
             if target.name in layers:
                 raise AdapterError(f"{target.name} is named twice among the targets")
-            weight = frozen_weight(adaptable(model, target.name, settings.dropout))
+            numbers = settings.dora or settings.pissa
+            weight = _weight(model, target.name, numbers, settings.dropout)
             layers[target.name] = settings.low_rank(target, weight)
         for patterns in (settings.rank_pattern, settings.alpha_pattern):
             _check_patterns(list(patterns), list(layers))
@@ -164,11 +165,22 @@ def _bias(model: nn.Module, path: str, value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.to(base.dtype, copy=True))
 
 
+def _weight(model: nn.Module, path: str, numbers: bool, dropout: float = 0.0) -> Tensor:
+    """The frozen weight of a layer to adapt; where it is opaque, what stands for it, unless its numbers are needed."""
+    layer = adaptable(model, path, dropout)
+    if numbers and is_opaque(layer):
+        raise AdapterError(
+            f"DoRA and PiSSA need a weight's numbers, and {path} is {told(layer)}; use a plain LoRA, or a model that "
+            "isn't quantised"
+        )
+    return form_of(layer)
+
+
 def _low_rank(model: nn.Module, path: str, weights: LowRankWeights, dropout: float) -> LowRank:
-    weight = frozen_weight(adaptable(model, path))
+    dora = weights.magnitude is not None
+    weight = _weight(model, path, numbers=dora)
     if weight.is_meta:
         raise AdapterError(f"{path} is on the meta device, where an adapter loses its numbers; give it weights first")
-    dora = weights.magnitude is not None
     like = torch.empty_like(weight, device="meta")  # its shape counts; no pairs are drawn in vain
     low = LowRank(like, weights.rank, weights.alpha, dropout, weights.rslora, weights.rows, dora)
     for key in ("lora_A", "lora_B"):

@@ -8,7 +8,18 @@ import torch
 from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.lora.adaptable import adapt, carries, check_forward, is_known, is_wrapped, restore_class, unadapted
+from vislora.lora.adaptable import (
+    adapt,
+    carries,
+    check_forward,
+    form_of,
+    is_known,
+    is_opaque,
+    is_wrapped,
+    restore_class,
+    told,
+    unadapted,
+)
 from vislora.lora.adapter import Adapter
 from vislora.lora.algebra import blend
 from vislora.lora.held import Held
@@ -49,7 +60,7 @@ class Adapters:
 
         Args:
             name: a new name.
-            targets: the layers to adapt, each an nn.Linear, an ungrouped, undilated nn.Conv2d or an
+            targets: the layers to adapt, each an nn.Linear (quantised or not), an ungrouped, undilated nn.Conv2d or an
                 nn.MultiheadAttention (its fused q, k and v; its `out_proj` is a layer of its own).
             settings: rank, alpha, dropout of all of them.
             trained: names of modules to train in full beside them; the adapter gets its own copies.
@@ -238,6 +249,11 @@ class Adapters:
         layers = {path: module_named(self.model, path) for path in self._held[self.active].layers}
         if sharded := [path for path, layer in layers.items() if is_sharded(frozen_weight(layer))]:
             raise AdapterError(f"{sharded[0]} is sharded, and shards can't be merged; merge in a whole model")
+        if opaque := [path for path, layer in layers.items() if is_opaque(layer)]:
+            raise AdapterError(
+                f"{opaque[0]} is {told(layers[opaque[0]])}, into which nothing can be merged; merge in a model that "
+                "isn't quantised"
+            )
         merged = {}
         for path, low in self._held[self.active].layers.items():  # all of them first: memory may not suffice
             weight = frozen_weight(layers[path])
@@ -335,7 +351,7 @@ class Adapters:
     def _base_weight(self, path: str) -> nn.Parameter:
         """The base model's own weight of a layer, also where an adapter is merged into the one in place."""
         layer = module_named(self.model, path)
-        weight = self._base_weights.get(path, frozen_weight(layer))
+        weight = self._base_weights.get(path, form_of(layer))
         if weight is None:
             raise AdapterError(f"{path} has become a {type(layer).__name__}, which has no weight of its own")
         return weight

@@ -97,3 +97,18 @@ class LoraMultiheadAttention(nn.MultiheadAttention):
 
 class LoraOutProjection(LoraLinear, NonDynamicallyQuantizableLinear):
     """The `out_proj` of an nn.MultiheadAttention, which reads it; made by `Adapters`, never constructed."""
+
+
+def opaque_class(plain: type[nn.Linear]) -> type[nn.Linear]:
+    """A class for Linears whose product is the affair of their own class, or of a quantised weight: it adds the
+    low-rank update in `lora` to what that gives."""
+
+    def forward(self: nn.Linear, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """input: [..., in] -> [..., out]."""
+        y, low = plain.forward(self, input, *args, **kwargs), self.lora
+        a, b = low.acting()[0].to(y.dtype), low.wide_B(y.shape[-1]).to(y.dtype)
+        h = F.linear(F.dropout(input.to(y.dtype), low.dropout, self.training), a)
+        return y + low.scale * F.linear(h, b)
+
+    # of one base: an object can't change to a class with another one before its own
+    return type(f"Lora{plain.__name__}", (plain,), {"forward": forward})

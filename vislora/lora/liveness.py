@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
-from vislora.lora.layers import LoraConv2d, LoraLinear, LoraMultiheadAttention
-from vislora.lora.reads import is_sharded
+from vislora.lora.adaptable import is_adapted
+from vislora.lora.reads import is_plain, is_sharded
 
 # A parameter with nothing above this is a gate that starts (almost) closed: a zero head, a LayerScale of 1e-6, through
 # which float16 gradients underflow to zero.
@@ -36,8 +36,7 @@ def prove_alive(model: nn.Module, forward: Callable[[], Any]) -> None:
             with the rows of the pairs where others of the layer get one: its weight is read detached from its
             gradient, or its result is unused.
     """
-    kinds = (LoraLinear, LoraConv2d, LoraMultiheadAttention)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    layers = {name: module for name, module in model.named_modules() if is_adapted(module)}
     if not layers:
         raise AdapterError("nothing to prove: the model has no active, unmerged adapter")
     if any(is_sharded(layer.lora.lora_B) for layer in layers.values()):
@@ -122,7 +121,7 @@ def _gates_opened(model: nn.Module) -> Iterator[None]:
     closed = [
         parameter
         for name, parameter in model.named_parameters()
-        if not name.endswith("lora_B") and parameter.numel() and parameter.abs().max() < _CLOSED
+        if not name.endswith("lora_B") and is_plain(parameter) and parameter.numel() and parameter.abs().max() < _CLOSED
     ]
     before = {tensor: tensor.detach().clone() for tensor in [*closed, *(b for norm in norms for b in norm.buffers())]}
     with torch.no_grad():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
+from vislora.lora.adaptable import is_opaque
 from vislora.lora.dora import row_gain
 from vislora.lora.fused import compute_dtype, explicit_padding
 from vislora.lora.low_rank import LowRank
@@ -83,12 +84,13 @@ def mixed(
     Raises:
         AdapterError: a layer that can't differ within a batch, or a batch of another size.
     """
-    if odd := [path for path in layers if type(model.get_submodule(path)) not in _MIXED]:
-        kind = type(model.get_submodule(odd[0])).__name__
-        raise AdapterError(
-            f"{', '.join(odd)} ({kind}) can't have an adapter for each sample; only Linear and Conv2d can"
-        )
     bases = {path: model.get_submodule(path) for path in [*layers, *trained]}
+    if odd := [path for path in layers if type(bases[path]) not in _MIXED or is_opaque(bases[path])]:
+        kind = type(bases[odd[0]]).__name__
+        raise AdapterError(
+            f"{', '.join(odd)} ({kind}) can't have an adapter for each sample; only Linear and Conv2d can, and none "
+            "that is quantised"
+        )
     handle = model.register_forward_pre_hook(assignment.check, with_kwargs=True)
     for path, held in layers.items():
         layer = bases[path]

@@ -45,6 +45,12 @@ def set_frozen_weight(layer: nn.Module, weight: nn.Parameter) -> None:
     layer._parameters[_name_of_weight(layer)] = weight
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Whether these are numbers to compute with, and not codes for them, as where bitsandbytes, torchao, quanto or a
+    GGUF file has quantised them."""
+    return weight.is_floating_point() and (type(weight) in (nn.Parameter, Tensor) or is_sharded(weight))
+
+
 def adapted_weight(layer: nn.Module) -> Tensor:
     """The getter behind `weight` (or `in_proj_weight`) of adapted layers."""
     # Looked up without attribute access: an AttributeError in here would make nn.Module fall back to the frozen weight.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vislora.lora import TargetLayer, frozen_weight
+from vislora.lora import TargetLayer
+from vislora.lora.adaptable import form_of
 from vislora.lora.low_rank import Rows
 
 QKV = ("q", "k", "v")
@@ -40,7 +41,7 @@ class Held:
         head, where heads repeat)."""
         parts = QKV if projection == "qkv" else (projection,)
         for path, layer in self.layers(attention):
-            weight = frozen_weight(layer)
+            weight = form_of(layer)
             if weight is None or set(self.parts) <= set(parts):  # without one, `adaptable` tells why
                 yield TargetLayer(path)
             elif rows := self._rows(attention, weight.shape[0], parts):
