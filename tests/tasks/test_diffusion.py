@@ -111,8 +111,9 @@ def test_the_contents_of_a_run_are_the_pipelines_configs_too(base, photos, tmp_p
     assert [of for of in before if after[of] != before[of]] == ["configs of the pipeline"]
 
 
-def test_pictures_of_the_class_weigh_what_is_set(base, photos):
-    words = ["data.prior.prompt=a", f"data.prior.images={photos}", "data.prior.weight=0.25"]
+def test_pictures_of_the_class_weigh_what_is_set(base, photos, tmp_path):
+    of_class = shutil.copytree(photos, tmp_path / "class")
+    words = ["data.prior.prompt=a", f"data.prior.images={of_class}", "data.prior.weight=0.25"]
     assert sorted(epoch(prepared(base, photos, "data.size=64", *words))["weight"].tolist()) == [0.25] * 3 + [1.0] * 3
 
 
