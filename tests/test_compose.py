@@ -161,7 +161,8 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
         ("train", "objective.label_smoothing=1.0", "0 to below 1"),
         ("train", "model.drop_path=2.0", "0 to 1"),
         ("train", "adapter.rank=0", "1 or more"),
-        ("train", "adapter.alpha=nan", "0 or more"),
+        ("train", "adapter.alpha=nan", "more than 0"),
+        ("train", "adapter.alpha=0.0", "more than 0"),
         ("train", "adapter.dropout=1.0", "0 to 0.99"),
         ("train", f"seed={2**64}", f"0 to {2**63 - 1}"),
         ("train", "trainer.batch_size=0", "1 or more"),
@@ -205,6 +206,11 @@ def test_numbers_out_of_range_are_refused(command, override, expected):
 def test_an_unset_shell_variable_is_not_the_current_folder(overrides, told):
     with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
         configure("train", overrides)
+
+
+def test_alpha_of_some_layers_that_would_make_nothing_of_them_is_refused():
+    with pytest.raises(ConfigError, match=r"^adapter\.alpha_pattern\.qkv=0\.0: expected more than 0$"):
+        configure("train", ["+adapter.alpha_pattern={proj:1,qkv:0}"])
 
 
 def test_clipping_to_nothing_is_refused():

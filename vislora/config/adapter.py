@@ -76,7 +76,11 @@ class LoraAdapter(AdapterConfig):
     start: str | None = None  # an adapter to go on from; its own layers, ranks, scales and kind count then
 
     def __post_init__(self) -> None:
-        check_ranges(self, "adapter.", rank=(1, math.inf), alpha=(0, math.inf), dropout=(0, 0.99))
+        check_ranges(self, "adapter.", rank=(1, math.inf), dropout=(0, 0.99))
+        for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
+            if not 0.0 < alpha < math.inf:  # of 0 the proof that adapters act would blame the model
+                key = "alpha" if name == "alpha" else f"alpha_pattern.{name}"
+                raise ConfigError(f"adapter.{key}={alpha}: expected more than 0")
         blocks = [*self.blocks] if isinstance(self.blocks, list | tuple) else [self.blocks]
         if self.blocks is not None and not all(type(block) in (int, str) for block in blocks):
             raise ConfigError(f"adapter.blocks={self.blocks}: expected numbers, ranges or names of blocks, or a list")
