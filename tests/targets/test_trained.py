@@ -51,6 +51,26 @@ def test_single_parameter_is_refused():
         find_trained(vit(), ["pos_embed"])
 
 
+@pytest.mark.parametrize(
+    ("wanted", "other"),
+    [("mlp2", r"parallel_blocks\.0\.mlp3"), (r"serial_blocks1\.0", "cpe1")],
+    ids=["itself", "a part of it"],
+)
+def test_module_that_is_in_another_place_too_is_refused(wanted, other):
+    coat = timm.create_model("coat_tiny", num_classes=5)
+    with pytest.raises(AdapterError, match=rf"can't be trained in full: it has a module in common with {other},"):
+        find_trained(coat, [wanted])
+
+
+def test_module_that_is_twice_in_one_that_is_trained_is_trained_with_it():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = self.same = nn.Linear(2, 2)
+
+    assert find_trained(nn.ModuleDict({"block": Twice(), "head": nn.Linear(2, 2)}), ["block"]) == ["block"]
+
+
 def test_name_that_ends_another_ones_name_is_refused():
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5)
     with pytest.raises(AdapterError, match=r"norm can't be trained in full without patch_embed\.norm"):

@@ -18,8 +18,9 @@ def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str]
         besides: names that are trained anyway, left out of the result.
 
     Raises:
-        AdapterError: one of `wanted` fits no module with parameters, or PEFT, which finds such modules by the ends of
-            their names, couldn't tell one that is chosen, or trained anyway, from one that isn't.
+        AdapterError: one of `wanted` fits no module with parameters; a module that is chosen is in the model by a
+            second name, where it would stay as it is; or PEFT, which finds such modules by the ends of their names,
+            couldn't tell one that is chosen, or trained anyway, from one that isn't.
     """
     with_parameters = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
     chosen: set[str] = set()
@@ -35,6 +36,7 @@ def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str]
     outermost = [n for n in chosen if n not in besides and not any(inside(n, other) for other in whole if other != n)]
     outermost.sort(key=list(with_parameters).index)
     trained = [*outermost, *besides]
+    _check_single(model, outermost)
     for name in trained:
         if confused := [n for n in with_parameters if n.endswith(name) and n not in trained]:
             raise AdapterError(
@@ -42,6 +44,22 @@ def find_trained(model: nn.Module, wanted: Sequence[str], besides: Sequence[str]
                 f"names; choose both, by adapter.trained=[{','.join([*wanted, confused[0]])}]"
             )
     return outermost
+
+
+def _check_single(model: nn.Module, chosen: Sequence[str]) -> None:
+    """Refuse a module that is part of another one too, as CoaT has one MLP in three places: an adapter's own copy would
+    take one of them, and the merged model's file holds one for all."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for name in chosen:
+        for module in model.get_submodule(name).modules():
+            elsewhere = [other for other in names[module] if not inside(other, name)]
+            if elsewhere and next(module.parameters(), None) is not None:
+                raise AdapterError(
+                    f"{name} can't be trained in full: it has a module in common with {elsewhere[0]}, which wouldn't "
+                    "change with it; choose one that holds both, or leave it out"
+                )
 
 
 def _is_norm(module: nn.Module) -> bool:
