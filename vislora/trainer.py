@@ -40,6 +40,7 @@ from vislora.ema import Ema, averaged, running_statistics
 from vislora.errors import ConfigError, TrainingError
 from vislora.files import write_tensors
 from vislora.logs import MetricLog
+from vislora.models.batchnorm import by_the_batch
 from vislora.precision import training_attention
 
 _FLUSH_EVERY = 10  # steps between reads of the loss: each read waits for the GPU
@@ -194,14 +195,12 @@ class Trainer:
         return progress
 
     def _train_mode(self, wrapped: nn.Module) -> None:
-        """Train mode; BatchNorm layers of a frozen base keep the statistics they were frozen with, as no adapter's file
-        holds new ones, also where it holds their biases."""
+        """Train mode, but for BatchNorm layers of a frozen base."""
         wrapped.train()
-        if any(not p.requires_grad for p in self.model.parameters()):
-            for module in self.model.modules():
-                batchnorm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                if batchnorm and (module.weight is None or not module.weight.requires_grad):
-                    module.eval()
+        learning = {*by_the_batch(self.model).values()}
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module not in learning:
+                module.eval()
 
     def _step(
         self, wrapped: nn.Module, optimizer: Any, batches: Iterator, size: int, passes: int

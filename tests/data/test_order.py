@@ -49,6 +49,14 @@ def test_processes_and_passes_share_out_the_global_batch(world, accumulation):
         assert sorted(dealt) == sorted(whole.global_batch(step))
 
 
+@pytest.mark.parametrize(("size", "batch"), [(23, 12), (19, 7), (19, 18), (10, 4)])
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 2)])
+def test_the_smallest_pass_of_all_is_told(size, batch, world, accumulation):
+    orders = [Order(size, batch, 0, accumulation, rank, world) for rank in range(world)]
+    passes = [part for order in orders for step in range(order.steps_per_epoch) for part in order.micro_batches(step)]
+    assert {order.smallest_pass for order in orders} == {min(map(len, passes))}
+
+
 def test_a_batch_that_cannot_be_divided_is_refused():
     with pytest.raises(ConfigError, match="2 accumulated passes on 2 processes"):
         Order(23, 3, 0, accumulation=2, world=2)

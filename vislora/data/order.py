@@ -66,6 +66,11 @@ class Order:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.size / self.batch_size)
 
+    @property
+    def smallest_pass(self) -> int:
+        """Samples of the smallest micro-batch of all processes."""
+        return max(1, self.size // self.steps_per_epoch // self.world // self.accumulation)
+
     def global_batch(self, step: int) -> list[SampleKey]:
         """All processes' samples of a step, counted from the start of the training."""
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -29,6 +29,7 @@ from vislora.lora import Adapter, Adapters
 from vislora.lora.names import inside
 from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
+from vislora.models.batchnorm import check_passes
 from vislora.models.patches import ShownPatches
 from vislora.models.prefix import Prefix
 from vislora.models.smallest import prove_alive_cheaply
@@ -61,6 +62,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     images = preprocessing(model, config.data.crop_pct)
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
     order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
+    check_passes(model, order, images.size)
     patches = ShownPatches(model, dropped) if (dropped := config.data.augment.patch_drop) else None
     validation, entered = None, nullcontext()
     if settings.prefix_cache is PrefixCache.off:
