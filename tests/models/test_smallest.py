@@ -8,7 +8,7 @@ from torch import nn
 from vislora.config.model import ModelConfig
 from vislora.errors import AdapterError, ModelError
 from vislora.lora import Adapters, LoraSettings
-from vislora.models.smallest import prove_alive_cheaply
+from vislora.models.smallest import check_own_size, prove_alive_cheaply
 from vislora.models.vit import build_vit
 from vislora.targets.timm import find_targets
 
@@ -64,3 +64,12 @@ def test_a_model_built_for_another_size_is_refused_by_its_name():
     Adapters(model).add("it", find_targets(model, ["qkv"]), LoraSettings(2, 2.0))
     with pytest.raises(ModelError, match=r"^EfficientFormer can't take pictures of 128 pixels: The size of tensor a"):
         prove_alive_cheaply(model)
+
+
+def test_a_size_between_two_that_it_takes_is_refused():
+    model = build_vit(ModelConfig(name="test_maxvit", weights="random", img_size=40), 2)
+    Adapters(model).add("it", find_targets(model, ["qkv"]), LoraSettings(2, 2.0))
+    assert prove_alive_cheaply(model) == 32
+    with pytest.raises(ModelError, match=r"^MaxxVit can't take pictures of 40 pixels: The size of tensor a"):
+        check_own_size(model)
+    check_own_size(build_vit(ModelConfig(name="test_maxvit", weights="random", img_size=64), 2))

@@ -12,7 +12,7 @@ from torch import nn
 from vislora.compose import configure
 from vislora.config.adapter import Bias, LoraAdapter
 from vislora.config.training import Precision
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, ConfigError, ModelError
 from vislora.formats.peft import write_peft
 from vislora.tasks.recognition import adapt, prepare
 from vislora.tasks.task import FILES, PICTURES, Task
@@ -33,7 +33,7 @@ def prepared(root: Path, *words: str, **others: str) -> Task:
     rows = [f"{n}.png,{label},{'val' if n in '45' else 'train'}" for n, label in (LABELS | others).items()]
     (root / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
     common = ["model=timm", "model.name=test_vit", "model.weights=random", "model.img_size=32", "data=csv"]
-    config = configure("train", [*common, f"data.root={root}", "trainer.batch_size=2", "adapter.rank=2", *words])
+    config = configure("train", [*common, f"data.root={root}", "trainer.batch_size=2", *words])
     return prepare(config, Precision.fp32, Accelerator(cpu=True), root / "unused")
 
 
@@ -73,6 +73,21 @@ def test_what_is_to_be_trained_besides_has_to_be_in_an_adapter_to_go_on_from(pho
     both = LoraAdapter(rank=2, trained=["norms"], bias=Bias.all)
     write_peft(adapt(model, both).adapter("default"), photos / "whole")
     prepared(photos, f"adapter.start={photos / 'whole'}", f"adapter.{wish}")
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full", "probe"])
+def test_a_size_that_the_model_was_not_built_for_is_refused(photos, adapter):
+    words = ["model.name=test_maxvit", "model.img_size=40", f"adapter={adapter}"]
+    with pytest.raises(ModelError, match="can't take pictures of 40 pixels"):
+        prepared(photos, *words)
+
+
+def test_passes_of_one_picture_are_refused_where_a_trained_batchnorm_needs_more(photos):
+    levit = "{embed_dim:[16,24,32],num_heads:[2,2,2],depth:[1,1,1],key_dim:8}"
+    words = ["model.name=levit_128s", f"+model.args={levit}", "model.img_size=64", "trainer.accumulation=2"]
+    prepared(photos, *words)
+    with pytest.raises(ConfigError, match="is a BatchNorm that is trained"):
+        prepared(photos, *words, "adapter.trained=[norms]")
 
 
 def test_norms_are_trained_where_they_are_asked_for():

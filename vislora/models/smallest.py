@@ -1,4 +1,4 @@
-"""The smallest pictures a model takes: enough to prove that its adapters act."""
+"""Which pictures a model takes: those of its own size, and the smallest, enough to prove that its adapters act."""
 
 from collections.abc import Iterator
 
@@ -30,13 +30,31 @@ def prove_alive_cheaply(model: nn.Module) -> int:
                 raise
         except Exception as error:  # models refuse a size with whatever fails first in them
             if size == input_size(model)[1]:
-                raise ModelError(
-                    f"{type(model).__name__} can't take pictures of {size} pixels: {str(error) or repr(error)}; "
-                    "another model.img_size may do, null is the model's own"
-                ) from error
+                raise _refused(model, size, error) from error
         else:
             return size
     raise AssertionError("the model's own size is the last one")
+
+
+@torch.no_grad()
+def check_own_size(model: nn.Module) -> None:
+    """Refuse a model, in eval mode, that fails on a picture of its own size, as smaller ones don't tell.
+
+    Raises:
+        ModelError: it was built for another size.
+    """
+    size, parameter = input_size(model)[1], next(model.parameters())
+    try:
+        model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    except Exception as error:  # as above
+        raise _refused(model, size, error) from error
+
+
+def _refused(model: nn.Module, size: int, error: Exception) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} can't take pictures of {size} pixels: {str(error) or repr(error)}; "
+        "another model.img_size may do, null is the model's own"
+    )
 
 
 def _examples(model: nn.Module) -> Iterator[tuple[int, Tensor]]:

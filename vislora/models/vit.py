@@ -189,7 +189,7 @@ def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Modul
         if "img_size" not in str(error):
             raise
         # nearly all of these are built the same for pictures of any size, so that it is enough to prepare them in the
-        # one wanted; what isn't is refused by the proof that adapters act
+        # one wanted; what isn't is refused before it is trained
         arguments = {key: value for key, value in arguments.items() if key != "img_size"}
         return timm.create_model(name, pretrained=pretrained, **arguments)
 
