@@ -63,7 +63,7 @@ def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(photos):
     assert {m.lora.dropout for m in task.model.modules() if hasattr(m, "lora")} == {0.3}
 
 
-@pytest.mark.parametrize(("wish", "told"), [("trained=[norms]", "norm1 "), ("bias=all", "biases ")])
+@pytest.mark.parametrize(("wish", "told"), [("trained=[norms]", "norm1 "), ("bias=all", "patch_embed.proj.bias ")])
 def test_what_is_to_be_trained_besides_has_to_be_in_an_adapter_to_go_on_from(photos, wish, told):
     model = timm.create_model("test_vit", img_size=32, num_classes=2)
     write_peft(adapt(model, LoraAdapter(rank=2)).adapter("default"), photos / "start")
@@ -88,6 +88,14 @@ def test_passes_of_one_picture_are_refused_where_a_trained_batchnorm_needs_more(
     prepared(photos, *words)
     with pytest.raises(ConfigError, match="is a BatchNorm that is trained"):
         prepared(photos, *words, "adapter.trained=[norms]")
+
+
+def test_all_biases_are_not_trained_further_where_the_start_has_those_of_its_layers(photos):
+    model = timm.create_model("test_vit", img_size=32, num_classes=2)
+    write_peft(adapt(model, LoraAdapter(rank=2, bias=Bias.lora_only)).adapter("default"), photos / "start")
+    prepared(photos, f"adapter.start={photos / 'start'}", "adapter.bias=lora_only")
+    with pytest.raises(AdapterError, match=r"holds no patch_embed\.proj\.bias \(adapter\.bias=all\)"):
+        prepared(photos, f"adapter.start={photos / 'start'}", "adapter.bias=all")
 
 
 def test_norms_are_trained_where_they_are_asked_for():

@@ -112,6 +112,29 @@ class Held:
                 raise AdapterError(f"{first} and {path} are one module; name it once")
 
 
+def chosen_biases(
+    model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]
+) -> dict[str, nn.Parameter]:
+    """The biases that `LoraSettings.bias` means, by name; those of modules trained in full are trained with them.
+
+    Raises:
+        AdapterError: there are none, and some are wanted.
+    """
+    if wanted == "none":
+        return {}
+    adapted = {f"{path}.{key}" for path in layers for key in _BIASES}
+    found = {
+        path: bias
+        for path, bias in model.named_parameters()
+        if path.rpartition(".")[2] in (*_BIASES, *_APART)
+        and not any(inside(path, module) for module in trained)
+        and (wanted == "all" or path in adapted)
+    }
+    if not found:
+        raise AdapterError(f"bias={wanted}: none of the layers concerned has a bias")
+    return found
+
+
 def _check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
     """Refuse a pattern that no layer goes by: it fits none, or none that those before it don't fit."""
     fitting = {path: [pattern for pattern in patterns if fits(pattern, path)] for path in layers}
@@ -142,20 +165,9 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Copies of the biases to train, by name; those of modules trained in full are trained with them."""
-    if wanted == "none":
-        return {}
-    adapted = {f"{path}.{key}" for path in layers for key in _BIASES}
-    found = {
-        path: nn.Parameter(bias.detach().clone())
-        for path, bias in model.named_parameters()
-        if path.rpartition(".")[2] in (*_BIASES, *_APART)
-        and not any(inside(path, module) for module in trained)
-        and (wanted == "all" or path in adapted)
-    }
-    if not found:
-        raise AdapterError(f"bias={wanted}: none of the layers concerned has a bias")
-    return found
+    """Copies of the biases to train, by name."""
+    found = chosen_biases(model, wanted, layers, trained)
+    return {path: nn.Parameter(bias.detach().clone()) for path, bias in found.items()}
 
 
 def _bias(model: nn.Module, path: str, value: Tensor) -> nn.Parameter:

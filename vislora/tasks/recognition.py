@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vislora import __version__
-from vislora.config.adapter import AdapterConfig, Bias, FullAdapter, LoraAdapter, ProbeAdapter
+from vislora.config.adapter import AdapterConfig, FullAdapter, LoraAdapter, ProbeAdapter
 from vislora.config.data import data_to_dict
 from vislora.config.training import Precision, PrefixCache, TrainConfig
 from vislora.data.cache import content_key, pictures_key
@@ -26,6 +26,7 @@ from vislora.formats.detect import read_adapter
 from vislora.formats.peft import write_peft
 from vislora.inference import Inference
 from vislora.lora import Adapter, Adapters
+from vislora.lora.held import chosen_biases
 from vislora.lora.names import inside
 from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings
@@ -142,7 +143,7 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
             targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained)
             adapters.add("default", targets, lora_settings(config), trained)
         else:
-            _check_trained(config, start, besides)
+            _check_trained(model, config, start, besides)
             adapters.load("default", start)
         prove_alive_cheaply(model)
         return adapters
@@ -152,12 +153,12 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
     return None
 
 
-def _check_trained(config: LoraAdapter, start: Adapter, besides: list[str]) -> None:
+def _check_trained(model: nn.Module, config: LoraAdapter, start: Adapter, besides: list[str]) -> None:
     """Refuse to go on from an adapter without what is to be trained beside its layers: it would stay frozen."""
     frozen = [name for name in besides if not any(inside(name, whole) for whole in start.trained)]
     lacking = [f"{name} (adapter.trained)" for name in frozen]
-    if config.bias is not Bias.none and not start.biases:
-        lacking.append(f"biases (adapter.bias={config.bias.value})")
+    biases = chosen_biases(model, config.bias.value, start.layers, start.trained)
+    lacking += [f"{name} (adapter.bias={config.bias.value})" for name in biases if name not in start.biases]
     if lacking:
         raise AdapterError(
             f"adapter.start={config.start} holds no {lacking[0]}, and what is trained with it is what it holds; leave "
