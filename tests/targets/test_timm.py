@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from vislora.errors import AdapterError
 from vislora.lora import Adapters, LoraSettings, TargetLayer
@@ -285,7 +286,7 @@ def test_block_without_an_mlp_is_refused():
 def test_attention_without_one_plain_weight_is_left_to_the_error_that_tells_why(how, projections):
     model = vit(1)
     if how == "pruned":
-        nn.utils.prune.l1_unstructured(model.blocks[0].attn.qkv, "weight", 0.5)
+        prune.l1_unstructured(model.blocks[0].attn.qkv, "weight", 0.5)
     else:
         model.blocks[0].attn = nn.MultiheadAttention(DIM, 3, kdim=24, vdim=24)
     targets = find_targets(model, projections)
