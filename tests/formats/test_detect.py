@@ -49,6 +49,7 @@ def test_file_that_holds_something_else_than_was_written_is_an_error(pipe, tmp_p
         monkeypatch.setattr(f"vislora.formats.{to}.write_tensors", disk)
         with pytest.raises(AdapterError, match="reads back"):
             write_adapter(tiny.trained(pipe), to, tmp_path / disk.__name__)
+        assert not [*tmp_path.glob(f"{disk.__name__}/**/*.safetensors")]
 
 
 @pytest.mark.parametrize("build", [tiny.stable_diffusion, tiny.stable_diffusion_xl, tiny.stable_diffusion_3, tiny.flux])

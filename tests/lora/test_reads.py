@@ -264,6 +264,23 @@ def test_what_is_known_of_a_weight_without_its_values_is_the_frozen_ones():
     assert (weight.size(0), weight.dim(), weight.numel()) == (2 * DIM, 2, 2 * DIM * DIM)
 
 
+def test_a_read_weight_is_the_sum_in_any_expression():
+    layer = nn.Sequential(nn.Linear(DIM, DIM))
+    Adapters(layer).add("it", [TargetLayer("0")], LoraSettings(3, 6.0))
+    train_a_little(layer)
+    low, weight = layer[0].lora, layer[0].weight
+    wanted = frozen_weight(layer[0]) + 2.0 * low.lora_B @ low.lora_A
+    for read, exact in (
+        (weight[1:3], wanted[1:3]),
+        (weight + 1.0, wanted + 1.0),
+        (1.0 - weight, 1.0 - wanted),
+        (weight**2, wanted**2),
+        (weight.t() @ weight, wanted.t() @ wanted),
+        (torch.cat([weight, weight]), torch.cat([wanted, wanted])),
+    ):
+        torch.testing.assert_close(read, exact)
+
+
 @pytest.mark.parametrize(
     "write",
     [

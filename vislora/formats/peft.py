@@ -47,7 +47,8 @@ _UNSUPPORTED = [
 
 
 def write_peft(adapter: Adapter, folder: Path) -> None:
-    """Write an adapter folder that `peft.PeftModel.from_pretrained` opens; then read it back and compare.
+    """Write an adapter folder that `peft.PeftModel.from_pretrained` opens; then read it back and compare. Where that
+    fails, the tensors are removed.
 
     Pairs over parts of a fused projection are widened to one pair (`LowRankWeights.as_one_pair`), since PEFT has no
     partial ones: the same output, with zero rows in B. The same goes for ranks within an nn.MultiheadAttention, see
@@ -77,6 +78,7 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     write_json(_config(wide), folder / CONFIG)
     write_json(adapter.about, folder / ABOUT)
     if not read_peft(folder).equals(wide):
+        (folder / TENSORS).unlink()
         raise AdapterError(f"{folder}: what was written reads back differently; try another disk or file system")
 
 

@@ -158,12 +158,19 @@ def refusal(key: str, path: Path) -> AdapterError:
 
 
 def check_written(adapter: Adapter, path: Path, read: Callable[[Path], Adapter]) -> None:
-    """Read a file back; every layer must be there and multiply to the same update.
+    """Read a file back; every layer must be there and multiply to the same update. A file that fails is removed.
 
     Raises:
         AdapterError: it isn't so.
     """
-    back = read(path)
+    try:
+        _compare(adapter, read(path), path)
+    except AdapterError:
+        path.unlink()
+        raise
+
+
+def _compare(adapter: Adapter, back: Adapter, path: Path) -> None:
     if back.layers.keys() != adapter.layers.keys():
         odd = sorted(back.layers.keys() ^ adapter.layers.keys())
         raise AdapterError(f"{path}: what was written reads back with other layers: {', '.join(odd[:6])}")

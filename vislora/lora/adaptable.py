@@ -125,8 +125,8 @@ def is_adapted(layer: nn.Module) -> bool:
 
 
 def carries(layer: nn.Module, low: nn.Module) -> bool:
-    """Whether a layer can be adapted and has these pairs, at work or merged."""
-    return isinstance(layer, tuple(_ADAPTED)) and layer._modules.get("lora") is low
+    """Whether a layer has these pairs, at work or merged."""
+    return layer._modules.get("lora") is low
 
 
 def is_known(layer: nn.Module) -> bool:

@@ -108,7 +108,7 @@ def _is_matrix(key: str, base: Tensor | None, tuned: Tensor) -> bool:
 
 
 def _differs(base: Tensor | None, tuned: Tensor) -> bool:
-    return base is None or base.shape != tuned.shape or not torch.equal(base.to(tuned.dtype), tuned)
+    return base is None or not torch.equal(base.to(tuned.dtype), tuned)
 
 
 def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
