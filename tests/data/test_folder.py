@@ -41,6 +41,14 @@ def test_split_folders_become_splits_with_sorted_classes(tree):
     assert splits.train.image(dog).getpixel((0, 0)) == (13, 13, 13)
 
 
+def test_what_systems_leave_beside_pictures_is_none(tree):
+    picture(tree / "train" / "cat" / "._0.PNG")
+    (tree / "train" / "cat" / "._1.PNG").write_bytes(b"Mac OS X")
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert len(splits.train) == 18
+    assert splits.problems == []
+
+
 def test_without_a_train_folder_it_is_told_how_to_evaluate_what_is_there(tree):
     shutil.rmtree(tree / "train")
     with pytest.raises(DataError, match=r"val, test but no train folder; .*data\.root=.*/val with split=train"):

@@ -52,6 +52,21 @@ def test_a_colon_as_of_a_time_leads_nowhere_but_a_drive_of_windows_does(tmp_path
         load_splits(MetadataData(root=str(tmp_path)), 0)
 
 
+def test_rows_that_are_longer_than_the_first_are_named(tmp_path):
+    write(tmp_path, [{"file_name": f"p{i}.png", "label": i} for i in range(2)])
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,label\np0.png,a\np1.png,b\np0.png,a,more\n")
+    with pytest.raises(DataError, match=r"metadata\.csv, line 4"):
+        load_splits(MetadataData(root=str(tmp_path)), 0)
+
+
+def test_two_tables_of_one_folder_are_refused(tmp_path):
+    write(tmp_path, [{"file_name": f"p{i}.png", "label": i} for i in range(2)])
+    (tmp_path / "metadata.csv").write_text("file_name,label\np0.png,a\np1.png,b\n")
+    with pytest.raises(DataError, match=r"metadata\.jsonl and .*metadata\.csv both list pictures; keep one"):
+        load_splits(MetadataData(root=str(tmp_path)), 0)
+
+
 def test_pictures_that_no_table_lists_are_named(tmp_path):
     write(tmp_path / "train", [{"file_name": f"p{i}.png", "label": i} for i in range(2)])
     Image.new("RGB", (4, 4)).save(tmp_path / "train" / "more.png")

@@ -34,6 +34,11 @@ def test_a_picture_of_the_right_size_is_only_normalised():
     torch.testing.assert_close(train_transform(p, plain)(image), expected)
 
 
+def test_without_augmentation_training_sees_what_validation_does():
+    plain = train_transform(P, AugmentConfig(hflip=0.0))
+    torch.testing.assert_close(plain(picture()), eval_transform(P)(picture()))
+
+
 def test_every_augmentation_acts_and_keeps_shape_and_type():
     p = Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
     plain = train_transform(p, AugmentConfig(hflip=0.0))(picture())

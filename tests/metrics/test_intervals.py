@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import bootstrap
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from vislora.metrics.intervals import FIGURES, Outcomes, differences, intervals, mean_interval
 from vislora.metrics.recognition import Predictions, evaluate_predictions
@@ -36,6 +36,21 @@ def test_intervals_are_scipys_over_scikit_learns_scores():
     assert found["top1"] == pytest.approx(theirs(accuracy_score, labels, predicted, 7, 300), abs=1e-6)
     macro = theirs(lambda a, b: f1_score(a, b, average="macro"), labels, predicted, 7, 300)
     assert found["macro_f1"] == pytest.approx(macro, abs=1e-6)
+
+
+def test_a_class_that_a_draw_misses_or_has_once_counts_as_in_scikit_learn():
+    labels = torch.tensor([0] * 20 + [1, 1, 2])  # every third draw has no 2, and is of fewer classes
+    probabilities = torch.full((23, 3), 0.1, dtype=torch.float64)
+    probabilities[range(23), torch.tensor([0] * 15 + [1] * 5 + [1, 2, 2])] = 0.8
+    found = intervals(Outcomes.of(probabilities, labels), resamples=400, seed=3)
+    predicted = probabilities.argmax(1)
+    f1 = theirs(lambda a, b: f1_score(a, b, average="macro"), labels, predicted, 3, 400)
+    assert found["macro_f1"] == pytest.approx(f1, abs=1e-6)
+
+    def recall(true, said):
+        return recall_score(true, said, average="macro", labels=np.unique(true), zero_division=0)
+
+    assert found["balanced_accuracy"] == pytest.approx(theirs(recall, labels, predicted, 3, 400), abs=1e-6)
 
 
 def test_a_calibration_error_is_never_below_zero():

@@ -450,6 +450,9 @@ def test_projections_that_lie_beside_an_mlp_are_one_pair_without_its_rows():
     model = MODELS["Flux2Transformer2DModel"][0]()
     beside = [target for target in find_targets(model, ["qkv"]) if "mlp" in target.name]
     assert [target.rows for target in beside] == [((0, 96),)] * 2
+    for i, word in enumerate("qkv"):
+        of_one = [target.rows for target in find_targets(model, [word]) if "mlp" in target.name]
+        assert of_one == [((32 * i, 32 * i + 32),)] * 2
     mlps = [target for target in find_targets(model, ["mlp"]) if target.name in {b.name for b in beside}]
     assert [target.rows[0][0] for target in mlps] == [96, 96]
 
