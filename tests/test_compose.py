@@ -213,6 +213,11 @@ def test_alpha_of_some_layers_that_would_make_nothing_of_them_is_refused():
         configure("train", ["+adapter.alpha_pattern={proj:1,qkv:0}"])
 
 
+def test_no_rank_for_some_layers_is_refused():
+    with pytest.raises(ConfigError, match=r"^adapter\.rank_pattern\.qkv=0: expected 1 or more$"):
+        configure("train", ["+adapter.rank_pattern={proj:1,qkv:0}"])
+
+
 def test_clipping_to_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"optim\.clip_norm=0 would leave nothing of the gradient"):
         configure("train", ["recipe=vit_birds", "optim.clip_norm=0"])

@@ -75,7 +75,7 @@ def test_a_step_learns_from_the_patches_of_the_batch_and_no_others():
     assert [row.nonzero().flatten().tolist() for row in moved] == [sorted(row) for row in chosen.tolist()]
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.01, 16), (0.25, 12), (0.5, 8), (0.99, 1)])
+@pytest.mark.parametrize(("share", "kept"), [(0.04, 15), (0.25, 12), (0.5, 8), (0.99, 1)])
 def test_the_share_is_of_the_patches_and_one_is_always_left(share, kept):
     assert ShownPatches(built("vit_tiny_patch16_224"), share).kept == kept
 
@@ -86,6 +86,11 @@ def test_a_model_that_needs_all_of_its_patches_is_refused(name):
         model = timm.create_model(name)
     with pytest.raises(ConfigError, match=rf"data.augment.patch_drop=0.5: .*{type(model).__name__}"):
         ShownPatches(model, 0.5)
+
+
+def test_a_share_of_less_than_half_a_patch_is_refused():
+    with pytest.raises(ConfigError, match=r"patch_drop=0\.001 is less than half of one of the \d+ patches"):
+        ShownPatches(built("vit_tiny_patch16_224"), 0.001)
 
 
 def test_a_model_that_drops_patches_by_itself_is_refused():

@@ -81,6 +81,9 @@ class LoraAdapter(AdapterConfig):
             if not 0.0 < alpha < math.inf:  # of 0 the proof that adapters act would blame the model
                 key = "alpha" if name == "alpha" else f"alpha_pattern.{name}"
                 raise ConfigError(f"adapter.{key}={alpha}: expected more than 0")
+        for name, rank in self.rank_pattern.items():
+            if rank < 1:
+                raise ConfigError(f"adapter.rank_pattern.{name}={rank}: expected 1 or more")
         blocks = [*self.blocks] if isinstance(self.blocks, list | tuple) else [self.blocks]
         if self.blocks is not None and not all(type(block) in (int, str) for block in blocks):
             raise ConfigError(f"adapter.blocks={self.blocks}: expected numbers, ranges or names of blocks, or a list")

@@ -28,7 +28,8 @@ class ShownPatches(nn.Module):
             share: of the patches, left out.
 
         Raises:
-            ConfigError: a model whose patches can't be left out, or one that leaves some out by itself.
+            ConfigError: a model whose patches can't be left out, or one that leaves some out by itself; a share of
+                less than half a patch.
         """
         super().__init__()
         if not isinstance(model, VisionTransformer | Eva):
@@ -40,6 +41,11 @@ class ShownPatches(nn.Module):
             raise ConfigError("give data.augment.patch_drop or model.args.patch_drop_rate, not both")
         self.total = model.patch_embed.num_patches
         self.kept = max(1, round((1.0 - share) * self.total))
+        if self.kept == self.total:
+            raise ConfigError(
+                f"data.augment.patch_drop={share:g} is less than half of one of the {self.total} patches, and leaves "
+                "none out; raise it, or give 0"
+            )
         self._prefix = model.num_prefix_tokens  # class and register tokens, all kept
         self._answers_indices = isinstance(model, Eva)  # which chooses the rotary embeddings by them
         self._chosen: Tensor | None = None
