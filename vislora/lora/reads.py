@@ -48,7 +48,15 @@ def set_frozen_weight(layer: nn.Module, weight: nn.Parameter) -> None:
 def is_plain(weight: Tensor) -> bool:
     """Whether these are numbers to compute with, and not codes for them, as where bitsandbytes, torchao, quanto or a
     GGUF file has quantised them."""
-    return weight.is_floating_point() and (type(weight) in (nn.Parameter, Tensor) or is_sharded(weight))
+    if not weight.is_floating_point():
+        return False
+    if type(weight) in (nn.Parameter, Tensor) or is_sharded(weight):
+        return True
+    try:
+        weight.detach()[:1] + 0.0
+    except Exception:  # whatever its class raises for what it can't do
+        return False
+    return True
 
 
 def adapted_weight(layer: nn.Module) -> Tensor:
