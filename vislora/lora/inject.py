@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.lora.adaptable import (
@@ -348,8 +348,9 @@ class Adapters:
                 set_parameter(self.model, path, bias.requires_grad_(True))
         self.active = name
 
-    def _base_weight(self, path: str) -> nn.Parameter:
-        """The base model's own weight of a layer, also where an adapter is merged into the one in place."""
+    def _base_weight(self, path: str) -> Tensor:
+        """The base model's own weight of a layer, also where an adapter is merged into the one in place; where that is
+        opaque, what stands for it."""
         layer = module_named(self.model, path)
         weight = self._base_weights.get(path, form_of(layer))
         if weight is None:
