@@ -163,6 +163,7 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
         ("train", "adapter.rank=0", "1 or more"),
         ("train", "adapter.alpha=nan", "more than 0"),
         ("train", "adapter.alpha=0.0", "more than 0"),
+        ("train +adapter.alpha_pattern={alpha:1}", "adapter.alpha=0.0", "more than 0"),
         ("train", "adapter.dropout=1.0", "0 to 0.99"),
         ("train", f"seed={2**64}", f"0 to {2**63 - 1}"),
         ("train", "trainer.batch_size=0", "1 or more"),

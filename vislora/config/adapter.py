@@ -77,9 +77,9 @@ class LoraAdapter(AdapterConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self, "adapter.", rank=(1, math.inf), dropout=(0, 0.99))
-        for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
+        alphas = {f"alpha_pattern.{name}": alpha for name, alpha in self.alpha_pattern.items()}
+        for key, alpha in {"alpha": self.alpha, **alphas}.items():
             if not 0.0 < alpha < math.inf:  # of 0 the proof that adapters act would blame the model
-                key = "alpha" if name == "alpha" else f"alpha_pattern.{name}"
                 raise ConfigError(f"adapter.{key}={alpha}: expected more than 0")
         for name, rank in self.rank_pattern.items():
             if rank < 1:
