@@ -111,6 +111,7 @@ def _check_removable(config: EvaluateConfig) -> None:
 def _check_heeded(config: EvaluateConfig) -> None:
     """Before any work: nothing is asked for that would change nothing."""
     from vislora.formats.peft import CONFIG
+    from vislora.recognizer import check_weights
 
     given = {} if config.data is None else {"data": config.data}
     for key, data in (given | {f"sets.{name}": data for name, data in config.sets.items()}).items():
@@ -121,11 +122,8 @@ def _check_heeded(config: EvaluateConfig) -> None:
                 "them, so leave it out"
             )
     based = any((user_path(folder) / CONFIG).is_file() for folder in config.adapter)
-    if config.weights is not None and not based and Baseline.probe not in config.baselines:
-        raise ConfigError(
-            f"weights={config.weights} are an adapter's base weights, and {config.adapter[0]} is a whole model; leave "
-            "them out"
-        )
+    if not based and Baseline.probe not in config.baselines:
+        check_weights(config.weights, config.adapter[0])
 
 
 def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> list[tuple[str, DataConfig]]:

@@ -33,14 +33,10 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     from vislora.data.splits import Files, ImageSplit
     from vislora.inference import Inference
     from vislora.precision import new_accelerator, resolve_precision
-    from vislora.recognizer import load_recognizer
+    from vislora.recognizer import check_weights, load_recognizer
 
     recognizer = load_recognizer(config.adapter, config.weights)  # a mistake here is told before any work
-    if config.weights is not None and recognizer.adapters is None:
-        raise ConfigError(
-            f"weights={config.weights} are an adapter's base weights, and {config.adapter} is a whole model; leave "
-            "them out"
-        )
+    check_weights(config.weights, config.adapter)
     accelerator = new_accelerator(Precision.fp32)
     given = [user_path(image) for image in config.images]
     below = {path: pictures_below(path) for path in given if path.is_dir()}

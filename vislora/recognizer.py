@@ -14,7 +14,7 @@ from vislora.config.model import ModelConfig
 from vislora.data.cache import weights_key
 from vislora.data.order import seeded
 from vislora.data.transforms import Preprocessing, eval_transform
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, ConfigError
 from vislora.files import holds_run
 from vislora.formats.peft import ABOUT, CONFIG, read_peft
 from vislora.lora import Adapters
@@ -71,6 +71,18 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
         model = build_vit(ModelConfig(name=f"local-dir:{folder}"), len(classes))
     model.eval().requires_grad_(False)
     return Recognizer(model, Preprocessing.from_dict(about["preprocessing"]), classes, about, adapters)
+
+
+def check_weights(weights: str | None, folder: Path | str) -> None:
+    """Refuse base weights for what has all of its own.
+
+    Raises:
+        ConfigError: some are given, and the folder holds a whole model.
+    """
+    if weights is not None and not (user_path(folder) / CONFIG).is_file():
+        raise ConfigError(
+            f"weights={weights} are an adapter's base weights, and {folder} is a whole model; leave them out"
+        )
 
 
 def build_base(about: dict[str, Any], where: Path | str, weights: str | None = None) -> tuple[nn.Module, str | None]:
