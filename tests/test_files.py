@@ -2,6 +2,7 @@
 
 import os
 import resource
+from contextlib import contextmanager
 
 import pytest
 import timm
@@ -13,29 +14,30 @@ from vislora.files import replacing, write_tensors, write_text
 from vislora.models.vit import preprocessing, save_vit
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """As good as full: a file takes 64 bytes."""
+    """As good as full: a file takes 64 bytes. Not a fixture: pytest prints its dot before it ends one, and would itself
+    meet the limit where its output goes to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_what_a_full_disk_does_not_take_is_named_and_nothing_is_left_of_it(tmp_path):
     path = tmp_path / "file"
     for write in (lambda: write_text("x" * 99, path), lambda: write_tensors({"x": torch.ones(99)}, path)):
-        with pytest.raises(OSError, match=rf"File too large: '{path}'"):
+        with pytest.raises(OSError, match=rf"File too large: '{path}'"), full_disk():
             write()
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_folder_that_a_full_disk_does_not_take_is_named_and_no_model_is_left_of_it(tmp_path):
     pytest.importorskip("safetensors", "0.8")  # others leave a part of the file
     model = timm.create_model("test_vit")
-    with pytest.raises(OSError, match=rf"File too large: '{tmp_path / 'model'}'"):
+    with pytest.raises(OSError, match=rf"File too large: '{tmp_path / 'model'}'"), full_disk():
         save_vit(model, tmp_path / "model", {"preprocessing": preprocessing(model).to_dict()})
     assert [*tmp_path.rglob("*")] == [tmp_path / "model"]
 
