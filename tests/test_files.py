@@ -1,7 +1,6 @@
 """Files are whole or not there, whoever writes them at once."""
 
 import os
-import resource
 from contextlib import contextmanager
 
 import pytest
@@ -18,6 +17,7 @@ from vislora.models.vit import preprocessing, save_vit
 def full_disk():
     """As good as full: a file takes 64 bytes. Not a fixture: pytest prints its dot before it ends one, and would itself
     meet the limit where its output goes to a file."""
+    resource = pytest.importorskip("resource")  # Windows has none
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
     try:

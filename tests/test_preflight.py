@@ -4,7 +4,6 @@ makes the next preflight, and the training, come out clean."""
 import json
 import os
 import re
-import resource
 import struct
 import subprocess
 import sys
@@ -262,6 +261,7 @@ def test_a_picture_with_two_captions_isnt_left_out_as_its_own_copy(tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_told_in_one_sentence(clean, tmp_path):
+    resource = pytest.importorskip("resource")  # Windows has none
     limit = (64, 64)  # bytes of a file
     words = ["data=imagefolder", f"data.root={clean}", f"hydra.run.dir={tmp_path / 'out'}"]
     done = subprocess.run(

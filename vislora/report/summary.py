@@ -1,6 +1,5 @@
 """A run in numbers: what was trained, how long it took, and what it needed."""
 
-import resource
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -52,5 +51,11 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
     """Bytes at the peak, and of what: the GPU's tensors, or the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "tensors on the GPU"
+    try:
+        import resource
+    except ImportError:  # on Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset, "the whole process"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "the whole process"
