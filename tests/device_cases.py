@@ -13,9 +13,11 @@ from PIL import Image
 
 from vislora.checkpoint import save_checkpoint
 from vislora.compose import configure
+from vislora.evaluate import evaluate
 from vislora.formats.detect import read_adapter
 from vislora.lora import Adapters, LoraSettings, prove_alive
 from vislora.lora.extraction import extract
+from vislora.picture_evaluation import evaluate_pictures
 from vislora.targets.timm import find_targets
 from vislora.train import TrainResult, train
 
@@ -66,7 +68,8 @@ def core(folder: Path) -> None:
 
 
 def recognition(folder: Path) -> None:
-    """A training on the device takes the CPU's path, and goes on from a checkpoint bit for bit."""
+    """A training on the device takes the CPU's path, and goes on from a checkpoint bit for bit; so does scoring."""
+    pretend_gpu.hold_no_float64()
     counts = ["data.train_per_species=2", "data.val_per_species=1", "data.test_per_species=1"]
     words = ["recipe=vit_birds", *QUIET, *counts, "trainer.epochs=2", "trainer.batch_size=16", "trainer.keep=last"]
 
@@ -85,6 +88,15 @@ def recognition(folder: Path) -> None:
     again = run(PRETEND, "again", *dropping, f"trainer.resume={folder / 'cut'}")
     assert read_adapter(whole.artifact).equals(read_adapter(again.artifact))
 
+    asked = [f"adapter={one.artifact}", "baselines=[zero,probe]", "corruptions=[noise]", "calibrate=true", "maps=1"]
+    found = []
+    for device in ("cpu", PRETEND):
+        pretend_gpu.train_on(device)
+        words = [*asked, "resamples=2", "precision=fp32"]
+        found.append(evaluate(configure("evaluate", words), folder / f"scored_on_{device.partition(':')[0]}"))
+    for rows in zip(*found, strict=True):
+        torch.testing.assert_close(*(row.evaluation.predictions.logits for row in rows), rtol=0, atol=1e-3)
+
 
 def _save_and_cut(folder: Path, *rest: Any) -> None:
     save_checkpoint(folder, *rest)
@@ -93,7 +105,9 @@ def _save_and_cut(folder: Path, *rest: Any) -> None:
 
 
 def text_to_image(folder: Path) -> None:
-    """A denoiser and its text encoder are trained on the device as on the CPU, and draw on the way."""
+    """A denoiser and its text encoder are trained on the device as on the CPU, and draw on the way; what is drawn is
+    scored there too."""
+    pretend_gpu.hold_no_float64()
     tiny.stable_diffusion(folder / "words").save_pretrained(folder / "sd")
     (folder / "photos").mkdir()
     for i, colour in enumerate(("red", "green", "blue", "white")):
@@ -108,6 +122,16 @@ def text_to_image(folder: Path) -> None:
         result = train(configure("train", words), folder / device.partition(":")[0])
         losses.append(result.validation)
     assert abs(losses[0] - losses[1]) < 1e-4 * losses[0], losses
+    words = [f"adapter={result.artifact}", "prompts=[a red picture, a blue picture]", "unrelated=[a white picture]"]
+    words += [f"reference={folder / 'photos'}", "seeds=[0,1]", "steps=2", "size=32", "precision=fp32"]
+    scored = []
+    for device in ("cpu", PRETEND):
+        pretend_gpu.train_on(device)
+        scored.append(evaluate_pictures(configure("evaluate", words)))
+    for one, other in zip(*(found.rows for found in scored), strict=True):
+        assert one.each.keys() == other.each.keys()
+        for key, values in one.each.items():
+            torch.testing.assert_close(values, other.each[key], rtol=1e-3, atol=1e-3)
 
 
 def _main(case: str, folder: str) -> Any:

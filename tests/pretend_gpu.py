@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 _GENERATOR = torch.Generator()
+_HOLDS_FLOAT64 = True
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 
 
@@ -92,7 +93,11 @@ def _raw(value: Any) -> Any:
 
 
 def _made(value: Any) -> Any:
-    return _Pretended(value) if isinstance(value, Tensor) and not isinstance(value, _Pretended) else value
+    if not isinstance(value, Tensor) or isinstance(value, _Pretended):
+        return value
+    if value.dtype is torch.float64 and value.dim() and not _HOLDS_FLOAT64:  # a single one may be Python's number
+        raise TypeError(f"{DEVICE} holds no float64")
+    return _Pretended(value)
 
 
 def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -184,6 +189,12 @@ def _on_the_cpu(save: Callable) -> Callable:
         return save({name: tensor.detach().cpu() for name, tensor in tensors.items()}, *args, **kwargs)
 
     return saved
+
+
+def hold_no_float64() -> None:
+    """From now on the device is like Apple's GPUs in this."""
+    global _HOLDS_FLOAT64
+    _HOLDS_FLOAT64 = False
 
 
 def train_on(device: str) -> None:

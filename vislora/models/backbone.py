@@ -63,14 +63,14 @@ class Backbone:
         pooled, statistics = [], []
         for start in range(0, len(images), batch_size):
             batch = torch.stack([self._transform(image) for image in images[start : start + batch_size]])
-            # NCHW is what every architecture can give its maps in
+            # NCHW is what every architecture can give its maps in; float64 is nothing that Apple's GPUs hold
             final, maps = self._model.forward_intermediates(batch.to(self._device), output_fmt="NCHW")
-            pooled.append(self._model.forward_head(final, pre_logits=True).double().cpu())
+            pooled.append(self._model.forward_head(final, pre_logits=True).cpu().double())
             statistics.append(torch.cat([channel_statistics(each) for each in maps], dim=1))
         return Seen(torch.cat(pooled), torch.cat(statistics))
 
 
 def channel_statistics(maps: Tensor) -> Tensor:
     """Mean and standard deviation of each channel over the positions of maps [B, C, H, W], float64 [B, 2 C]."""
-    positions = maps.flatten(2).double().cpu()
+    positions = maps.flatten(2).cpu().double()
     return torch.cat([positions.mean(2), positions.std(2, correction=0)], dim=1)

@@ -49,5 +49,6 @@ class Clip:
                 truncation=True,
             ).to(self._device)
             found = self._model(**inputs)
-            scores.append(F.cosine_similarity(found.image_embeds.double(), found.text_embeds.double()).cpu())
+            embeds = (found.image_embeds.cpu().double(), found.text_embeds.cpu().double())
+            scores.append(F.cosine_similarity(*embeds))
         return 100 * torch.cat(scores).clamp_min(0)
