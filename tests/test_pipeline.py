@@ -90,6 +90,20 @@ def test_mixed_ranks_and_scales_give_the_images_that_diffusers_draws(pipe, tmp_p
         assert (ours - drawn_by_diffusers(pipe, file, 1.0)).abs().max() <= STEP
 
 
+@pytest.mark.parametrize("layers_per_block", [1, 3])
+def test_unet_of_other_levels_than_sdxls_gives_the_images_that_diffusers_draws(tmp_path, layers_per_block):
+    pipe = tiny.stable_diffusion_xl(tmp_path / "tokenizer")
+    pipe.unet = tiny.unet_sdxl(layers_per_block)
+    adapter = tiny.trained(pipe, everything)
+    vislora.apply(pipe, adapter)
+    ours = tiny.draw(pipe)
+    vislora.unapply(pipe)
+    file = write_adapter(adapter, "kohya", tmp_path / "style.safetensors")
+    assert (ours - drawn_by_diffusers(pipe, file, 1.0)).abs().max() <= STEP
+    vislora.apply(pipe, file)
+    assert (tiny.draw(pipe) - ours).abs().max() <= STEP
+
+
 def test_dora_gives_the_images_that_diffusers_draws(sd, tmp_path):
     plain = tiny.draw(sd)
     vislora.apply(sd, tiny.trained(sd, everything))

@@ -30,12 +30,12 @@ def unet(**changes) -> nn.Module:
     return _seeded(lambda: diffusers.UNet2DConditionModel(**config | changes))
 
 
-def unet_sdxl() -> nn.Module:
+def unet_sdxl(layers_per_block: int = 2) -> nn.Module:
     """The same class as in SDXL: linear proj_in and proj_out, two transformer blocks a level, two residual blocks."""
     return unet(
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
+        layers_per_block=layers_per_block,
         transformer_layers_per_block=(1, 2),
         cross_attention_dim=2 * WIDTH,
         use_linear_projection=True,

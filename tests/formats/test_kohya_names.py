@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vislora.errors import AdapterError
-from vislora.formats.kohya_names import from_kohya, to_kohya
+from vislora.formats.kohya_names import from_kohya, numbered_as_sdxl, to_kohya
 
 
 def empty_unet(**config) -> nn.Module:
@@ -97,6 +97,13 @@ def test_every_layer_of_sdxl_has_the_name_that_counting_its_blocks_gives(sdxl):
     for name, sgm in names.items():
         assert to_kohya(f"unet.{name}", sdxl=True) == "lora_unet_" + sgm.replace(".", "_")
         assert from_kohya("lora_unet_" + sgm.replace(".", "_")) == f"unet.{name}"
+
+
+def test_sgms_numbers_fit_sdxl_and_parts_of_it(sdxl):
+    names = [f"unet.{name}" for name in sgm_names(sdxl)]
+    assert numbered_as_sdxl(names)
+    assert numbered_as_sdxl([name for name in names if "up_blocks.0.attentions." in name and ".2." not in name])
+    assert numbered_as_sdxl(["unet.down_blocks.1.attentions.0.proj_in", "text_encoder.text_model.encoder.layers.0.fc1"])
 
 
 def test_the_example_that_the_trainers_documents_give():

@@ -17,7 +17,7 @@ from torch import Tensor
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
 from vislora.formats.components import as_in_files
-from vislora.formats.kohya_names import PREFIXES, from_kohya, to_kohya
+from vislora.formats.kohya_names import PREFIXES, from_kohya, numbered_as_sdxl, to_kohya
 from vislora.formats.single_file import ABOUT, check_writable, check_written, header_json, layer, read_tensors, refusal
 from vislora.lora import Adapter, LowRankWeights
 
@@ -42,11 +42,12 @@ def write_kohya(adapter: Adapter, path: Path) -> Path:
     file = path if path.suffix == ".safetensors" else path / f"{path.name}.safetensors"
     adapter = as_in_files(adapter)
     version = _version(adapter)
+    by_path = not numbered_as_sdxl(adapter.layers)  # ComfyUI and diffusers read paths as well
     alphas = {name: weights.scale * weights.rank for name, weights in adapter.layers.items()}
     alpha = Counter([alpha for alpha in alphas.values() if alpha] or [1.0]).most_common(1)[0][0]
     tensors: dict[str, Tensor] = {}
     for name, weights in adapter.layers.items():
-        key = to_kohya(name, sdxl=version == 3)
+        key = to_kohya(name, version == 3, by_path)
         up = weights.lora_B if alphas[name] == alpha else weights.lora_B.float() * (alphas[name] / alpha)
         parts = {"down": weights.lora_A, "up": up, "alpha": torch.tensor(alpha)}
         if weights.magnitude is not None:

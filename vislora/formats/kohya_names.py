@@ -1,10 +1,11 @@
 """kohya's names for the layers of Stable Diffusion, to and from a pipeline's.
 
 A name is a prefix and a module's path with _ for every dot. SDXL's UNet has the names of Stability's own code (sgm:
-input_blocks, middle_block, output_blocks), with two residual blocks a level.
+input_blocks, middle_block, output_blocks), which number its blocks through, two residual blocks a level.
 """
 
 import re
+from collections.abc import Iterable
 
 from vislora.errors import AdapterError
 
@@ -39,9 +40,14 @@ _AROUND = {
 }
 
 
-def to_kohya(name: str, sdxl: bool) -> str:
+def to_kohya(name: str, sdxl: bool, by_path: bool = False) -> str:
     """`unet.down_blocks.1.attentions.0.proj_in` -> `lora_unet_down_blocks_1_attentions_0_proj_in` (SDXL:
     `lora_unet_input_blocks_4_1_proj_in`).
+
+    Args:
+        name: a layer's, as in files.
+        sdxl: it is SDXL's.
+        by_path: name layers of its UNet by their paths nevertheless.
 
     Raises:
         AdapterError: a component that the format has no names for.
@@ -53,9 +59,19 @@ def to_kohya(name: str, sdxl: bool) -> str:
             f"{component}; write the adapter as diffusers' file"
         )
     prefix = PREFIXES[component][-1 if sdxl else 0]
-    if component == "unet" and sdxl:
+    if component == "unet" and sdxl and not by_path:
         module = _to_sgm(module)
     return f"{prefix}_{module.replace('.', '_')}"
+
+
+def numbered_as_sdxl(names: Iterable[str]) -> bool:
+    """Whether sgm's numbers fit a UNet's layers as far as they tell: not where a level has one residual block on the
+    way down and two on the way up, as in KOALA, or more than SDXL's two and three."""
+    last: dict[str, int] = {}
+    for name in names:
+        if found := re.match(r"unet\.(down|up)_blocks\.\d+\.(?:resnets|attentions)\.(\d+)\.", name):
+            last[found[1]] = max(last.get(found[1], 0), int(found[2]))
+    return last != {"down": 0, "up": 1} and last.get("down", 0) < 2 and last.get("up", 0) < 3
 
 
 def from_kohya(name: str) -> str:
