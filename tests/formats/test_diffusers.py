@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vislora.errors import AdapterError
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
@@ -228,6 +228,27 @@ def test_file_that_a_model_saved_by_itself_reads_as_peft_computes_it(tmp_path, c
     for name, module in adapted.items():
         wanted = module.get_delta_weight("default").detach().flatten(1)
         assert torch.allclose(tiny.delta(layers[f"unet.{name}"]), wanted, atol=1e-6), name
+
+
+@pytest.mark.parametrize("level", ["", "text_model."], ids=["flat", "as before transformers 5.6"])
+def test_pattern_for_the_whole_name_of_a_text_encoders_layer_gives_its_alpha(tmp_path, level):
+    model = tiny.clip()
+    model = getattr(model, "text_model", model)
+    if level:
+        model = nn.ModuleDict({"text_model": model})
+    own = rf"^{level}encoder.layers.0.self_attn.q_proj".replace(".", r"\.")
+    config = peft.LoraConfig(**TEXT_CONFIG, init_lora_weights=False, alpha_pattern={own: 12})
+    peft.inject_adapter_in_model(config, model)
+    diffusers.StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        text_encoder_lora_layers=peft.get_peft_model_state_dict(model),
+        text_encoder_lora_adapter_metadata=config.to_dict(),
+    )
+    layers = read_diffusers(tmp_path).layers
+    for name, module in model.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            read = layers[f"text_encoder.text_model.{name.removeprefix(level)}"]
+            assert torch.allclose(tiny.delta(read), module.get_delta_weight("default"), atol=1e-6), name
 
 
 def test_file_without_metadata_has_scale_1_as_diffusers_takes_it(tmp_path):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
-from vislora.formats.components import as_in_files, by_component, named_by_component, only_component, with_component
+from vislora.formats.components import as_in_files, by_component, only_component, with_component
 from vislora.formats.peft import check_readable, with_settings
 from vislora.formats.single_file import (
     ABOUT,
@@ -108,13 +108,7 @@ def from_tensors(tensors: Mapping[str, Tensor], path: Path, settings: Mapping[st
     Raises:
         AdapterError: as `read_diffusers`; it names `path`.
     """
-    found: dict[str, dict[str, Tensor]] = {}
-    otherwise = only_component(tensors)
-    for key, tensor in tensors.items():
-        name, part = _split(key, path, otherwise)
-        if part in found.setdefault(name, {}):
-            raise AdapterError(f"{path}: {key!r} is a second {part} matrix of {name}; which one counts?")
-        found[name][part] = tensor
+    found, modules = _layers(tensors, path)
     configs: dict[str, dict[str, Any]] = {}
     for key, value in (settings or {}).items():
         component, _, own_key = key.rpartition(".")
@@ -123,19 +117,37 @@ def from_tensors(tensors: Mapping[str, Tensor], path: Path, settings: Mapping[st
         check_readable(own, path)
     layers = {}
     for name, parts in found.items():
-        component, _, module = name.partition(".")
-        own = configs.get(component, configs.get(""))
+        own = configs.get(name.partition(".")[0], configs.get(""))
         if own and "alpha" in parts:
             raise AdapterError(f"{path}: {name} has an alpha of its own and one in the header; which one counts?")
         weights = layer(name, parts, path)
-        layers[name] = with_settings(weights, own, module, path) if own else weights
+        layers[name] = with_settings(weights, own, modules[name], path) if own else weights
     if not layers:
         raise AdapterError(f"{path} holds no low-rank matrices")
-    return named_by_component(Adapter(layers))
+    return Adapter(layers)
 
 
-def _split(key: str, path: Path, otherwise: str | None) -> tuple[str, str]:
-    """The layer that a key belongs to, of the component `otherwise` where it tells none, and which part it is."""
+def _layers(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """The parts of each layer by its name; and each one's module as the file spells it, which is what the patterns of
+    its settings are for: CLIP's level isn't in the names of models that lack it."""
+    found: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, str] = {}
+    otherwise = only_component(tensors)
+    for key, tensor in tensors.items():
+        spelled, part = _split(key, path)
+        try:
+            name = with_component(spelled, otherwise)
+        except AdapterError as error:
+            raise AdapterError(f"{path}: {error}") from None
+        if part in found.setdefault(name, {}):
+            raise AdapterError(f"{path}: {key!r} is a second {part} matrix of {name}; which one counts?")
+        found[name][part] = tensor
+        modules[name] = spelled.removeprefix(f"{name.partition('.')[0]}.")
+    return found, modules
+
+
+def _split(key: str, path: Path) -> tuple[str, str]:
+    """The layer that a key belongs to, as the file spells it, and which part it is."""
     parts = (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",)), ("magnitude", _MAGNITUDE))
     found = [(part, end) for part, ends in parts for end in ends if key.endswith(end)]
     if not found or is_foreign(key):
@@ -147,10 +159,7 @@ def _split(key: str, path: Path, otherwise: str | None) -> tuple[str, str]:
         name = f"{parent}.{_OLD_TEXT.get(last, last)}"
     elif end.startswith("_") and last == "to_out":
         name = f"{name}.0"
-    try:
-        return with_component(name, otherwise), part
-    except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from None
+    return name, part
 
 
 def _config(component: str, adapter: Adapter) -> dict[str, Any]:
