@@ -358,6 +358,20 @@ def test_adapter_in_a_copy_of_a_pipeline_is_taken_out_by_itself(sd):
     assert torch.equal(tiny.draw(sd), drawn)
 
 
+def test_adapter_that_a_shallow_copy_shares_comes_out_of_both(sd):
+    plain, adapter = tiny.draw(sd), tiny.trained(sd)
+    applied = vislora.apply(sd, adapter)
+    vislora.unapply(copy.copy(sd))
+    assert torch.equal(tiny.draw(sd), plain)
+    with pytest.raises(AdapterError, match="no adapter that apply put in; one that it shared with a copy comes out of"):
+        vislora.unapply(sd)
+    assert_of_no_use(applied, sd, "unapply took this adapter out of the pipeline")
+    vislora.apply(sd, adapter)
+    assert not torch.equal(tiny.draw(sd), plain)
+    vislora.unapply(sd)
+    assert torch.equal(tiny.draw(sd), plain)
+
+
 def test_pipeline_is_saved_without_its_adapter(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "before")
     applied = vislora.apply(pipe, tiny.trained(pipe))

@@ -31,7 +31,8 @@ def apply(
 
     The pipeline's modules stay the objects they are, and nothing is merged. `enable_model_cpu_offload` may be on.
     Sequential and group offloading give every layer a forward of its own, which hides the adapter: that is refused, and
-    while they are on, one that was there before can't be taken out.
+    while they are on, one that was there before can't be taken out. Don't turn sequential offloading on over an
+    adapter: it keeps what a state dict holds, and so loses the matrices, without which the pipeline can't draw.
     A component under torch.compile is compiled again when it next runs. `save_pretrained` saves the pipeline without
     the adapter's matrices, and a deep copy of the pipeline has the adapter in it, to be taken out by itself.
 
@@ -47,7 +48,7 @@ def apply(
     Raises:
         AdapterError: the adapter can't be read or doesn't fit the pipeline, or there is one already.
     """
-    if _APPLIED in vars(pipe):
+    if _at_work(pipe) is not None:
         raise AdapterError("the pipeline has an adapter already; swap it, or unapply it first")
     found = {name: getattr(pipe, name, None) for name in COMPONENTS}
     models = nn.ModuleDict({name: model for name, model in found.items() if model is not None})
@@ -69,9 +70,11 @@ def unapply(pipe: Any) -> None:
     Raises:
         AdapterError: there is nothing to take out, or PEFT has wrapped it meanwhile.
     """
-    if _APPLIED not in vars(pipe):
-        raise AdapterError("the pipeline has no adapter that apply put in")
-    adapters = vars(pipe)[_APPLIED]
+    adapters = _at_work(pipe)
+    if adapters is None:
+        raise AdapterError(
+            "the pipeline has no adapter that apply put in; one that it shared with a copy comes out of both"
+        )
     adapters.remove(adapters.active)
     del vars(pipe)[_APPLIED]
 
@@ -131,7 +134,7 @@ class Applied:
         self._adapters.scale(self._adapters.active, scale)
 
     def _check_at_work(self) -> None:
-        if vars(self._pipe).get(_APPLIED) is not self._adapters:
+        if _at_work(self._pipe) is not self._adapters:
             raise AdapterError("unapply took this adapter out of the pipeline; put one in with vislora.apply")
         for name, model in self.models.items():
             there = getattr(self._pipe, name, None)  # None where it was let go, to save memory
@@ -140,6 +143,13 @@ class Applied:
                     f"the pipeline's {name} was replaced after the adapter was applied, and the new one is without it; "
                     "vislora.unapply the pipeline, and apply the adapter again"
                 )
+
+
+def _at_work(pipe: Any) -> Adapters | None:
+    """What `apply` put into a pipeline. A shallow copy of the pipeline has the same: once it came out of either, it is
+    out of both."""
+    adapters = vars(pipe).get(_APPLIED)
+    return None if adapters is None or adapters.active is None else adapters
 
 
 def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None, kind: type) -> Adapter:

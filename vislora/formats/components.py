@@ -120,9 +120,10 @@ def of_models(adapter: Adapter) -> dict[str, Adapter]:
 
 def by_component(adapter: Adapter) -> dict[str, Adapter]:
     """An adapter for each component, in the names of files."""
+    named = named_by_component(adapter)
     found: dict[str, Adapter] = {}
     for kind in ("layers", "trained", "biases"):
-        for name, value in getattr(named_by_component(adapter), kind).items():
+        for name, value in getattr(named, kind).items():
             component, _, module = name.partition(".")
             part = found.setdefault(component, replace(adapter, layers={}, trained={}, biases={}))
             getattr(part, kind)[module] = value
