@@ -166,6 +166,13 @@ def test_changes_that_no_adapter_holds_are_refused_by_name_or_left_out_as_asked(
     assert kept.ignored == ("pos_embed",)
 
 
+def test_pattern_that_fits_no_tensor_is_refused():
+    base, tuned = vit().state_dict(), tuned_matrices().state_dict()
+    assert extract(base, tuned, 4, ignore=["pos_embed"]).ignored == ()  # it didn't change
+    with pytest.raises(AdapterError, match=r"ignore=\['posembed'\]: the tuned weights hold no tensor of such a name"):
+        extract(base, tuned, 4, ignore=["pos_embed", "posembed"])
+
+
 def test_biases_of_adapted_layers_are_kept():
     images, tuned = torch.randn(3, 3, 32, 32), tuned_matrices()
     with torch.no_grad():

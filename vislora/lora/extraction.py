@@ -39,10 +39,13 @@ def extract(
             embeddings from matrices, nor grouped or dilated convolutions, which can't be adapted, from others.
 
     Raises:
-        AdapterError: neither rank nor energy, models of different architectures, nothing changed, a change that neither
-            a low-rank layer nor a module kept in full can hold, or one that isn't finite.
+        AdapterError: neither rank nor energy, a pattern that fits no tensor, models of different architectures, nothing
+            changed, a change that neither a low-rank layer nor a module kept in full can hold, or one that isn't
+            finite.
     """
     check_wish(rank, energy)
+    if idle := [pattern for pattern in ignore if not any(fnmatchcase(key, pattern) for key in tuned)]:
+        raise AdapterError(f"ignore={idle}: the tuned weights hold no tensor of such a name; leave it out")
     trained = list(trained)
     own = {key for key in {*base, *tuned} if _part_of(key, trained)}
     changed = [key for key in tuned if key not in own and _differs(base.get(key), tuned[key])]
