@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
 from vislora.formats.components import COMPONENTS, named_by_component, of_models, with_component
-from vislora.formats.detect import read_adapter, write_adapter
+from vislora.formats.detect import is_of_a_pipeline, read_adapter, write_adapter
 from vislora.formats.peft import TENSORS, write_peft
 from vislora.lora import Adapter, LowRankWeights
 from vislora.recognizer import read_about
@@ -195,6 +195,15 @@ def test_a_pipelines_part_is_no_recogniser(pipe, tmp_path):
     write_adapter(tiny.trained(pipe, components=["unet"]), "peft", tmp_path)
     with pytest.raises(AdapterError, match=r"unet/vislora\.json has no 'model', as a recogniser's has; part of a pipe"):
         read_about(tmp_path / "unet")
+
+
+@pytest.mark.parametrize("name", ["", TENSORS])
+def test_a_unets_folder_draws_and_a_classifiers_recognises(pipe, tmp_path, name):
+    layer = LowRankWeights(torch.ones(2, 4), torch.ones(6, 2), 2, 3.0, 6)
+    write_adapter(tiny.trained(pipe, components=["unet"]), "peft", tmp_path)
+    write_adapter(Adapter({"blocks.0.attn.qkv": layer}), "peft", tmp_path / "vit")
+    assert is_of_a_pipeline(tmp_path / "unet" / name)
+    assert not is_of_a_pipeline(tmp_path / "vit" / name)
 
 
 @pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vislora.errors import AdapterError, first_three
 from vislora.files import holds_run
-from vislora.formats.components import COMPONENTS, as_in_files, is_pipelines, of_models
+from vislora.formats.components import COMPONENTS, as_in_files, is_pipelines, of_models, only_component
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.foreign import read_foreign
 from vislora.formats.kohya import is_kohya, read_kohya, write_kohya
@@ -44,16 +44,20 @@ def read_adapter(path: Path | str, pipeline: type | None = None) -> Adapter:
 
 
 def is_of_a_pipeline(path: Path) -> bool:
-    """Whether what is there is a pipeline's adapter, and no single model (timm's layout) or model's (PEFT's).
+    """Whether what is there is a pipeline's adapter, or that of a model that only pipelines have, as a UNet; and not
+    another model's, or a whole model (timm's layout).
 
     Raises:
-        AdapterError: it is a run's folder.
+        AdapterError: it is a run's folder, or a folder of PEFT's that can't be read.
     """
+    folder = path.parent if path.name == TENSORS else path
+    if (folder / CONFIG).is_file():
+        return only_component(read_peft(folder).layers) is not None
     if path.is_file():
-        return not (path.name == TENSORS and (path.parent / CONFIG).is_file())
+        return True
     if holds_run(path):
         raise AdapterError(f"{path} is a run's folder; give {path / 'adapter'} or {path / 'model'}")
-    if any((path / name).is_file() for name in (CONFIG, ABOUT, "config.json")):
+    if any((path / name).is_file() for name in (ABOUT, "config.json")):
         return False
     return any(path.glob("*.safetensors")) or any(path.glob(f"*/{CONFIG}"))
 
