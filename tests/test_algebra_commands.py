@@ -235,5 +235,7 @@ def test_mistakes_are_explained(birds, tmp_path):
         configure("blend", [f"adapter={adapter}", "weights=[1]", f"out={out}"])
     with pytest.raises(ConfigError, match=r"weights=\[0\.0, 0\.0\] leave nothing of the adapters"):
         configure("blend", [f"adapter=[{adapter},{adapter}]", "weights=[0,0]", f"out={out}"])
+    with pytest.raises(ConfigError, match="weights=nan: expected a finite number"):
+        configure("blend", [f"adapter=[{adapter},{adapter}]", "weights=[nan,1]", f"out={out}"])
     with pytest.raises(ConfigError, match="this command takes one adapter's folder"):
         configure("resize", [f"adapter=[{adapter},{adapter}]", "rank=2", f"out={out}"])

@@ -197,6 +197,8 @@ def test_prompts_in_hydras_own_words_are_left_to_it():
         (["seeds=[99999999999999999999]"], "seeds: 99999999999999999999 is no number of 64 bits"),
         (["weights=[1]"], r"weights=\[1.0\] for 1 adapters; weights are for several, one for each"),
         (["guidance=nan"], "guidance=nan: expected a finite number"),
+        (["scales=[0,inf]"], "scales=inf: expected a finite number"),
+        (["adapter.scale=nan"], r"adapter\.scale=nan: expected a finite number"),
         (["scales=[]"], "scales is empty"),
         (["prompt=[]"], "prompt is empty"),
     ],

@@ -1,6 +1,7 @@
 """What the commands beside training ask for."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -35,10 +36,15 @@ class Corruption(Enum):
 def _check_drawing(config: Any) -> None:
     """Refuse what no pipeline can draw."""
     check_ranges(config, steps=(1, math.inf), size=(1, math.inf))
-    if not math.isfinite(config.guidance):  # pictures would be black
-        raise ConfigError(f"guidance={config.guidance}: expected a finite number")
+    _check_finite(guidance=[config.guidance], scales=config.scales or [])  # pictures would be black
     if wrong := [seed for seed in config.seeds if not -(2**63) <= seed < 2**64]:
         raise ConfigError(f"seeds: {wrong[0]} is no number of 64 bits")
+
+
+def _check_finite(**settings: Sequence[float]) -> None:
+    for key, values in settings.items():
+        if wrong := [value for value in values if not math.isfinite(value)]:
+            raise ConfigError(f"{key}={wrong[0]}: expected a finite number")
 
 
 @dataclass
@@ -184,6 +190,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         _check_drawing(self)
+        _check_finite(**{"adapter.scale": [self.adapter.scale]}, weights=self.weights or [])
         for name, values in (("prompt", self.prompt), ("seeds", self.seeds), ("scales", self.scales)):
             if values is not None and not values:
                 raise ConfigError(f"{name} is empty; give at least one")
@@ -262,6 +269,7 @@ class BlendConfig:
             raise ConfigError(
                 f"weights={[*self.weights]} for {len(self.adapter)} adapters: give two or more, and a number for each"
             )
+        _check_finite(weights=self.weights)
         if not any(self.weights):
             raise ConfigError(f"weights={[*self.weights]} leave nothing of the adapters; give one that isn't 0")
         check_ranges(self, rank=(1, math.inf), head=(0, len(self.adapter) - 1))
