@@ -45,9 +45,9 @@ def same_function(one: Adapter, other: Adapter) -> None:
 
 def test_file_reads_back_as_the_same_function(pipe, tmp_path):
     adapter = replace(tiny.trained(pipe), about={"model": {"name": "embedded"}})
-    file = write_diffusers(adapter, tmp_path)
-    assert file == tmp_path / FILE
-    back = read_diffusers(tmp_path)
+    file = write_diffusers(adapter, tmp_path / "style.v2")
+    assert file == tmp_path / "style.v2" / FILE
+    back = read_diffusers(tmp_path / "style.v2")
     same_function(adapter, back)
     assert back.about == adapter.about
 

@@ -435,6 +435,14 @@ def test_setting_that_would_change_what_the_tensors_mean_is_refused_by_name(fold
         read_peft(folder)
 
 
+@pytest.mark.parametrize("key", ["modules_to_save", "target_parameters"])
+@pytest.mark.parametrize("names", ["head", 3, [["head"]]])
+def test_names_that_are_no_list_are_refused(folder, key, names):
+    edit_config(folder, **{key: names})
+    with pytest.raises(AdapterError, match=rf"{key} is .*; a list of names was expected"):
+        read_peft(folder)
+
+
 @pytest.mark.parametrize("missing", [CONFIG, TENSORS])
 def test_missing_file_is_named(folder, missing):
     (folder / missing).unlink()

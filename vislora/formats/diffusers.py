@@ -96,7 +96,7 @@ def read_diffusers(path: Path) -> Adapter:
     Raises:
         AdapterError: it can't be read, or holds something that would be lost.
     """
-    path = path if path.suffix or not path.is_dir() else path / FILE
+    path = path / FILE if path.is_dir() else path
     tensors, header = read_tensors(path)
     adapter = from_tensors(tensors, path, header_json(header, METADATA, path))
     return replace(adapter, about=header_json(header, ABOUT, path))

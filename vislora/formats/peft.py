@@ -146,13 +146,17 @@ def check_readable(config: dict[str, Any], path: Path) -> None:
     """PEFT's settings, read from `path`, say nothing that would change the output and is lost here.
 
     Raises:
-        AdapterError: they do.
+        AdapterError: they do, or one is malformed.
     """
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA can be read")
     for key, harmless, what in _UNSUPPORTED:
         if config.get(key) not in harmless:
             raise AdapterError(f"{path}: {key}={config[key]!r} ({what}) can't be read; it would be lost")
+    for key in ("modules_to_save", "target_parameters"):
+        names = config.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise AdapterError(f"{path}: {key} is {names!r}; a list of names was expected")
 
 
 def with_settings(weights: LowRankWeights, config: dict[str, Any], module: str, path: Path) -> LowRankWeights:
