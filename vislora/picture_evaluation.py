@@ -68,15 +68,15 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
             rows.append(judges.of_drawn(_draw(pipe, config, judges, title, accelerator), base, title, name, scale))
         unapply(pipe)
     return PictureEvaluation(
-        judges.prompts,
-        config.seeds,
-        rows,
-        judges.source,
-        (judges.backbone.name, judges.backbone.sha256),
-        judges.style,
-        judges.warnings(len(base.images)),
-        updates,
-        judges.left_out,
+        prompts=judges.prompts,
+        seeds=config.seeds,
+        rows=rows,
+        reference=judges.source,
+        backbone=(judges.backbone.name, judges.backbone.sha256),
+        style=judges.style,
+        warnings=judges.warnings(len(base.images)),
+        updates=updates,
+        left_out=judges.left_out,
     )
 
 
@@ -195,21 +195,20 @@ def _judges(config: EvaluateConfig, adapters: Sequence[Adapter], accelerator: Ac
         )
     clip = None if config.clip is None else Clip(config.clip, device)
     backbone = Backbone(config.backbone, device)
-    seen = backbone(reference, config.batch_size)
     return _Judges(
-        prompts,
-        unrelated,
-        source,
-        reference,
-        left_out,
-        seen,
-        backbone,
-        by_style,
-        style,
-        by_content,
-        labels,
-        clip,
-        config,
+        prompts=prompts,
+        unrelated=unrelated,
+        source=source,
+        reference=reference,
+        left_out=left_out,
+        reference_seen=backbone(reference, config.batch_size),
+        backbone=backbone,
+        by_style=by_style,
+        style=style,
+        by_content=by_content,
+        labels=labels,
+        clip=clip,
+        config=config,
     )
 
 
@@ -310,7 +309,6 @@ def _predicted(recognizer: Recognizer, images: Sequence[Image.Image]) -> list[st
 
 def _taken_for(recognizer: Recognizer, images: Sequence[Image.Image], wanted: Sequence[str]) -> Tensor:
     """1 for each picture that the recogniser takes for what was wanted, 0 for the others, [N]."""
-
     found = _predicted(recognizer, images)
     return torch.tensor([float(one == other) for one, other in zip(found, wanted, strict=True)], dtype=torch.float64)
 
