@@ -39,7 +39,8 @@ def apply(
     Args:
         pipe: a pipeline of diffusers without an adapter.
         adapter: of any format that `read_adapter` reads. Several are blended exactly, their pairs side by side.
-        scale: factor on the whole, any finite number; 0 is the base model, 1 as trained.
+        scale: factor on the low-rank pairs, any finite number; 0 is the base model, 1 as trained. Modules trained in
+            full and biases, which a PEFT folder may hold, act in full at any.
         weights: a factor for each of several adapters; 1 by default.
 
     Returns:
