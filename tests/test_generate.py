@@ -201,6 +201,8 @@ def test_prompts_in_hydras_own_words_are_left_to_it():
         (["adapter.scale=nan"], r"adapter\.scale=nan: expected a finite number"),
         (["scales=[]"], "scales is empty"),
         (["prompt=[]"], "prompt is empty"),
+        (["prompt=[a,'b\udcff']"], r"'b\\udcff' holds half a character; write the prompt in UTF-8"),
+        (["negative_prompt='\udcff'"], r"'\\udcff' holds half a character"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(style, tmp_path, words, message):

@@ -194,6 +194,9 @@ class GenerateConfig:
         for name, values in (("prompt", self.prompt), ("seeds", self.seeds), ("scales", self.scales)):
             if values is not None and not values:
                 raise ConfigError(f"{name} is empty; give at least one")
+        for text in (*self.prompt, self.negative_prompt or ""):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):  # of a terminal that isn't in UTF-8
+                raise ConfigError(f"{text!r} holds half a character; write the prompt in UTF-8")
         if self.negative_prompt is not None and self.guidance <= 1.0:
             raise ConfigError(
                 f"guidance={self.guidance} draws without a negative prompt; raise it above 1, or leave the prompt out"
