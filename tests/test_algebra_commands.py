@@ -229,6 +229,10 @@ def test_mistakes_are_explained(birds, tmp_path):
             config()
     with pytest.raises(ConfigError, match=r"give them with base=FILE"):
         extract(ExtractConfig(tuned=str(tuned / "model.safetensors"), rank=2, out=out))
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").touch()
+    with pytest.raises(ConfigError, match=r"pipeline is a whole pipeline; give a file of one of its models"):
+        extract(ExtractConfig(tuned=str(tmp_path / "pipeline"), rank=2, out=out))
     with pytest.raises(ConfigError, match=r"can't be read as a \.safetensors file"):
         extract(ExtractConfig(tuned=__file__, base=__file__, rank=2, out=out))
     with pytest.raises(ConfigError, match=r"this command takes several adapters, adapter=\[FOLDER,FOLDER\]"):

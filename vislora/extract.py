@@ -1,8 +1,9 @@
 """python -m vislora.extract tuned=runs/…/model out=FOLDER rank=16 ['ignore=[cls_token,pos_embed]']
 
 Turns a fully tuned model into an adapter: the truncated SVD of what training changed, and the energy each layer keeps.
-A ViT's class token and positions fit no adapter, and are left out with ignore. From two plain files:
-base=BASE.safetensors tuned=TUNED.safetensors.
+A ViT's class token and positions fit no adapter, and are left out with ignore. From two plain files, as of a pipeline's
+UNet: base=BASE.safetensors tuned=TUNED.safetensors. Nothing in there tells embeddings from layers: name those that were
+trained, as 'trained=[embeddings.token_embedding]'.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ def extract(config: ExtractConfig) -> Computed:
     """
     from vislora.formats.detect import save_adapter
 
-    out = free(config.out)
-    computed = _from_folder(config) if Path(config.tuned).is_dir() else _from_files(config)
+    out, tuned = free(config.out), Path(config.tuned)
+    if (tuned / "model_index.json").is_file():
+        raise ConfigError(
+            f"tuned={tuned} is a whole pipeline; give a file of one of its models, as {tuned}/unet/….safetensors, "
+            "and the base's with base=FILE"
+        )
+    computed = _from_folder(config) if tuned.is_dir() else _from_files(config)
     save_adapter(computed.adapter, out)
     return computed
 
