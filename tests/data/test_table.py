@@ -51,6 +51,19 @@ def test_splits_go_by_the_names_that_folders_may_have_and_paths_may_be_windows_o
     assert splits.test.image(0).getpixel((0, 0)) == (3, 3, 3)
 
 
+def test_a_picture_in_two_spellings_is_one_picture(root, monkeypatch):
+    (root / "sub").mkdir()
+    again = ["sub/../0.png", "./0.png", "sub\\..\\.\\0.png", str(root / "0.png")]
+    rows = ["0.png,a", "1.png,b", *(f"{name},a" for name in again)]
+    monkeypatch.chdir(root.parent)  # where the root is a relative path
+    (root / "labels.csv").write_text("image,label\n" + "".join(f"{row}\n" for row in rows))
+    splits = load_splits(CsvData(root=root.name), 0)
+    assert list(splits.train.names) == [f"{root.name}/{name}" for name in ("0.png", "1.png", *["0.png"] * 4)]
+    for name in again:
+        with pytest.raises(DataError, match=r"line 4: .*/0\.png is in train already, and must not be in val too"):
+            load(root, f"image,label,split\n0.png,a,train\n1.png,b,train\n{name},a,val\n")
+
+
 def test_a_column_called_split_tells_the_splits_unless_another_one_does(root):
     text = "image,label,split,fold\n0.png,a,train,train\n1.png,b,train,train\n2.png,a,test,train\n3.png,b,test,val\n"
     splits = load(root, text)

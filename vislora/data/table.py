@@ -41,9 +41,11 @@ def list_table(config: CsvData) -> Labelled:
     table = root / config.table
     files: dict[str, list[tuple[Path, str]]] = {}
     split_of: dict[Path, str] = {}
+    spelled: dict[str, Path] = {}
     faults: list[str] = []
     for where, cells in _rows(table, config, faults):
         path = root / cells["image"].replace("\\", "/")  # as Windows writes them
+        path = spelled.setdefault(os.path.abspath(path), path)  # one name, or sub/../a.jpg would be a copy of a.jpg
         if (fault := _fault(cells, path, split_of)) is not None:
             faults.append(f"{where}: {fault}")
             continue
