@@ -89,6 +89,9 @@ def test_a_split_is_never_passed_over_in_silence(tree):
     (tree / "validation" / "cat" / "a.png").rename(tree / "validation" / "loose.png")
     with pytest.raises(DataError, match="validation holds no picture in a class folder"):
         load_splits(ImageFolderData(root=str(tree), val_fraction=0.2), 0)
+    (tree / "validation" / "cat" / "a.png").touch()
+    with pytest.raises(DataError, match=r"val has no usable picture \(1 files were left out; .*a\.png is empty\)"):
+        load_splits(ImageFolderData(root=str(tree), val_fraction=0.2), 0)
 
 
 def test_pictures_beside_the_class_folders_are_named(tree):

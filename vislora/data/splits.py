@@ -128,13 +128,14 @@ def splits_of_files(
     """Splits from (file, class name) pairs by split, without the files that can't be decoded.
 
     Args:
-        files: by "train", "val" and "test"; a split without a usable file is left out.
+        files: by "train", "val" and "test"; a split without a file is left out.
         left_out: the files of the data set that aren't among them, to be told with the rest.
         needed: classes that must have a usable file to train on; all by default.
         places: of the pictures that lie in larger files, and whose paths are but names.
 
     Raises:
-        DataError: a file of another class, a class without a usable file to train on, or no such file at all.
+        DataError: a file of another class, a class without a usable file to train on, or a split whose files are all
+            unusable.
     """
     column = {name: k for k, name in enumerate(classes)}
     for split, pairs in files.items():
@@ -145,6 +146,11 @@ def splits_of_files(
     splits: dict[str, ImageSplit] = {}
     for name, pairs in files.items():
         usable = [(path, column[label]) for path, label in pairs if found[path].usable]
+        if pairs and not usable and name != "train":  # of which the class is told below
+            raise DataError(
+                f"{name} has no usable picture ({len(pairs)} files were left out; {found[pairs[0][0]].problem.what}); "
+                "repair them, or take the split away"
+            )
         if usable:
             paths, labels = [path for path, _ in usable], [label for _, label in usable]
             splits[name] = ImageSplit(classes, labels, [str(path) for path in paths], Files(paths, places))
