@@ -94,12 +94,10 @@ def _listed(data: BaseData) -> tuple[list[Row], list[Problem]]:
 def _facts_in_memory(part: ImageSplit | Captioned) -> dict[str, Facts]:
     """Of pictures that don't lie in files of their own, by name."""
     from vislora.data.images import Facts, thumbnail
+    from vislora.data.splits import ImageSplit
 
     def look(index: int) -> Facts:
-        try:
-            picture = part.pictures[index]
-        except Exception as error:  # decoders of other packages raise many classes, and most don't name the picture
-            raise DataError(f"{part.names[index]} can't be decoded: {error}") from error
+        picture = part.image(index) if isinstance(part, ImageSplit) else part.pictures[index]
         return Facts(None, *picture.size, thumbnail(picture))
 
     with ThreadPoolExecutor() as pool:

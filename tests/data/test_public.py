@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vislora.compose import configure
 from vislora.config.data import Cub200Data, HfData, TorchvisionData
 from vislora.data import public
 from vislora.data.load import load_splits
 from vislora.data.quarantine import write_quarantine
 from vislora.errors import DataError
+from vislora.preflight import preflight
 
 SPECIES = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"]
 
@@ -195,8 +197,12 @@ def test_a_torchvision_set_in_folders_with_lists(tmp_path):
     assert splits.train.labels == [0, 0, 0, 1, 1, 1]
     assert splits.test.image(3).mode == "RGB"
     (root / "images" / "beagle_4.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
-    with pytest.raises(DataError, match=r"beagle_4\.jpg can't be decoded \(.*\); replace it"):
+    with pytest.raises(DataError, match=r"beagle_4\.jpg can't be decoded: [^:]*; replace it$"):
         splits.test.image(3)
+    looked = configure("preflight", ["recipe=vit_birds", "data=torchvision", "data.name=OxfordIIITPet"])
+    looked.data.root = str(tmp_path)
+    with pytest.raises(DataError, match=r"^\S*/beagle_4\.jpg can't be decoded: [^:]*; replace it$"):
+        preflight(looked)
 
 
 def test_sets_that_are_not_there_are_explained(tmp_path):

@@ -133,20 +133,12 @@ def hub_set(config: HfData) -> Splits:
 
 @dataclass(frozen=True)
 class _Items:
-    """Pictures of a data set whose items are (picture, target) pairs, by their names.
-
-    Raises:
-        DataError: one can't be decoded; they aren't looked through beforehand.
-    """
+    """Pictures of a data set whose items are (picture, target) pairs."""
 
     dataset: Any
-    names: Sequence[str]
 
     def __getitem__(self, index: int) -> Image.Image:
-        try:
-            return upright_rgb(self.dataset[index][0])
-        except Exception as error:  # Pillow's decoders raise many classes on malformed files
-            raise DataError(f"{self.names[index]} can't be decoded ({error}); replace it") from error
+        return upright_rgb(self.dataset[index][0])
 
 
 def _find(name: str, root: Path, arguments: dict[str, Any], download: bool) -> Any:
@@ -175,8 +167,8 @@ def _open(name: str, root: Path, arguments: dict[str, Any]) -> Any:
 
 
 def _labelled(dataset: Any, title: str) -> ImageSplit:
-    labels, names = _labels(dataset), _names(dataset, title)
-    split = ImageSplit(_class_names(dataset, labels), labels, names, _Items(dataset, names))
+    labels = _labels(dataset)
+    split = ImageSplit(_class_names(dataset, labels), labels, _names(dataset, title), _Items(dataset))
     return split.choose(sorted(range(len(split)), key=split.names.__getitem__))  # SUN397 lists files as the disk does
 
 

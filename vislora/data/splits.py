@@ -88,7 +88,7 @@ class ImageSplit:
         except DataError:
             raise
         except Exception as error:  # decoders of other packages raise many classes, and most don't name the picture
-            raise DataError(f"{self.names[index]} can't be decoded: {error}") from error
+            raise DataError(f"{self.names[index]} can't be decoded: {error}; replace it") from error
 
     def choose(self, indices: Sequence[int]) -> "ImageSplit":
         """The split of these pictures alone."""
