@@ -1,6 +1,7 @@
 """build_vit makes timm models of all families for pictures of the wanted size."""
 
 import hashlib
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from timm.data import resolve_data_config
 
 from vislora.config.model import ModelConfig
 from vislora.errors import ModelError
-from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, weights_hash
+from vislora.models.vit import EMBEDDED, build_vit, head_names, preprocessing, save_vit, weights_hash
 
 
 @pytest.mark.parametrize(
@@ -173,3 +174,13 @@ def test_a_norm_beside_the_classifier_may_be_lacking(tmp_path):
 def test_what_a_smaller_model_leaves_out_of_a_file_is_told(weights):
     with pytest.warns(UserWarning, match=r"weights\.safetensors fits; left out of it: blocks\.5\."):
         build_vit(ModelConfig("test_vit", str(weights), args={"depth": 5}), 3)
+
+
+def test_weights_in_the_home_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(EMBEDDED, tmp_path / "birds")
+    expected = build_vit(ModelConfig("embedded"), 2).state_dict()
+    for config in (ModelConfig("local-dir:~/birds"), ModelConfig("embedded", "~/birds/model.safetensors")):
+        found = build_vit(config, 2).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected if not name.startswith("head."))
+        assert weights_hash(config) == weights_hash(ModelConfig("embedded"))

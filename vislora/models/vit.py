@@ -16,7 +16,7 @@ from vislora.errors import ModelError
 from vislora.files import naming, sha256, write_json
 from vislora.models.hub import offline_if_unreachable
 from vislora.models.timm_keys import check_keys, keys_told_by_timm
-from vislora.paths import ASSETS
+from vislora.paths import ASSETS, user_path
 
 EMBEDDED = ASSETS / "vit_birds"
 _LOCAL = "local-dir:"
@@ -34,7 +34,8 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
         ModelError: an unknown name, one without a classifier, a size that patches don't divide, arguments that go
             against other settings, weights that are missing, out of reach, malformed or of another architecture.
     """
-    name = f"{_LOCAL}{EMBEDDED}" if config.name == "embedded" else config.name
+    folder = _folder(config.name)
+    name = config.name if folder is None else f"{_LOCAL}{folder}"
     arguments = _arguments(config, num_classes)
     overlay: dict[str, Any] = dict(arguments.get("pretrained_cfg_overlay") or {})
     if config.img_size is not None:
@@ -45,8 +46,8 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     if overlay:
         arguments["pretrained_cfg_overlay"] = overlay
     pretrained = config.weights != "random"
-    if name.startswith(_LOCAL):
-        _check_folder(Path(name.removeprefix(_LOCAL)))
+    if folder is not None:
+        _check_folder(folder)
     elif not timm.is_model(name) and ":" not in name:
         near = get_close_matches(name, timm.list_models(), n=3)
         raise ModelError(f"timm has no model {name!r}" + (f"; close: {', '.join(near)}" if near else ""))
@@ -115,13 +116,10 @@ def head_names(model: nn.Module) -> list[str]:
 def weights_hash(config: ModelConfig) -> str | None:
     """SHA-256 of the base weights' file; None where they come from the hub (which has its own revisions) or are
     random."""
-    if config.name == "embedded" and config.weights == "pretrained":
-        return sha256(EMBEDDED / "model.safetensors")
     if config.weights not in ("pretrained", "random"):
         return sha256(_weights_file(config.weights))
-    if config.name.startswith(_LOCAL) and config.weights == "pretrained":
-        return sha256(Path(config.name.removeprefix(_LOCAL)) / "model.safetensors")
-    return None
+    folder = _folder(config.name)
+    return None if folder is None or config.weights == "random" else sha256(folder / "model.safetensors")
 
 
 def save_vit(model: nn.Module, folder: Path, about: dict[str, Any]) -> None:
@@ -206,6 +204,13 @@ def _check_size(model: nn.Module, size: int) -> None:
         )
 
 
+def _folder(name: str) -> Path | None:
+    """The folder that a name of a model is of; None of timm's own names."""
+    if name == "embedded":
+        return EMBEDDED
+    return user_path(name.removeprefix(_LOCAL)) if name.startswith(_LOCAL) else None
+
+
 def _check_folder(folder: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -213,7 +218,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _weights_file(path: str) -> Path:
-    file = Path(path)
+    file = user_path(path)
     if not file.is_file():
         raise ModelError(f"model.weights={path}: no such file; give pretrained, random or a .safetensors file")
     if file.suffix != ".safetensors":
