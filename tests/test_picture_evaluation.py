@@ -406,11 +406,12 @@ def test_the_style_is_what_most_of_the_reference_is_taken_for(wanted):
 
 
 def test_any_timm_model_with_weights_from_a_file_is_a_backbone(style, tmp_path):
-    model = timm.create_model("resnet10t", num_classes=0)
+    model = timm.create_model("test_mambaout")  # its classifier sees more features than its last stage has channels
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    words = ["backbone.name=resnet10t", f"backbone.weights={tmp_path / 'w.safetensors'}", "backbone.img_size=64"]
+    words = ["backbone.name=test_mambaout", f"backbone.weights={tmp_path / 'w.safetensors'}", "backbone.img_size=64"]
     found = evaluate_pictures(configure("evaluate", [f"adapter={style}", *WORDS, *words]))
-    assert found.backbone == ("resnet10t", sha256(tmp_path / "w.safetensors"))
+    assert found.backbone == ("test_mambaout", sha256(tmp_path / "w.safetensors"))
+    assert f"features of {model.head_hidden_size} dimensions" in pictures_table(found)
     with pytest.raises(ModelError, match="backbone: timm has no model 'resnet10x'"):
         evaluate_pictures(configure("evaluate", [f"adapter={style}", *WORDS, "backbone.name=resnet10x"]))
 

@@ -158,7 +158,7 @@ class _Judges:
         return PictureScores(name, adapter, scale, drawn.images, n, figures, each)
 
     def warnings(self, drawn: int) -> list[str]:
-        warning = sample_warning(drawn, len(self.reference), self.backbone.dimension)
+        warning = sample_warning(drawn, len(self.reference), self.reference_seen.pooled.shape[1])
         warnings = [] if warning is None else [warning]
         if self.left_out:
             warnings.append(f"left out of the reference: {len(self.left_out)} ({first_three(self.left_out)})")

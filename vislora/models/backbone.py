@@ -40,7 +40,6 @@ class Backbone:
     Attributes:
         name: timm's.
         sha256: of the weights' file; of the tensors themselves where they come from the hub.
-        dimension: of the pooled features.
 
     Raises:
         ModelError: it can't be built.
@@ -54,7 +53,6 @@ class Backbone:
         architecture = self._model.pretrained_cfg["architecture"]
         self.name = config.name if config.name.startswith(architecture) else f"{config.name} ({architecture})"
         self.sha256 = weights_hash(config) or weights_key([self._model])
-        self.dimension: int = self._model.num_features
         self._device, self._transform = device, eval_transform(preprocessing(self._model))
 
     @torch.inference_mode()
