@@ -1,7 +1,7 @@
 """BatchNorm in training: which layers go by the pictures of a pass, and whether those are enough for them."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vislora.data.order import Order
 from vislora.errors import ConfigError
@@ -20,14 +20,14 @@ def by_the_batch(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def check_passes(model: nn.Module, order: Order, size: int) -> None:
+def check_passes(model: nn.Module, order: Order, picture: Tensor) -> None:
     """Refuse passes of one picture where it has a single number for a channel of such a layer, over which torch would
     raise when the first of them comes.
 
     Args:
         model: in eval mode, with everything that is to be trained requiring a gradient.
         order: of the training.
-        size: pixels of a picture's side.
+        picture: an example, [1, 3, H, W].
 
     Raises:
         ConfigError: there are such passes.
@@ -42,9 +42,8 @@ def check_passes(model: nn.Module, order: Order, size: int) -> None:
         )
         for name, layer in layers.items()
     ]
-    parameter = next(model.parameters())
     try:
-        model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+        model(picture)
     finally:
         for handle in handles:
             handle.remove()

@@ -22,14 +22,15 @@ def prove_alive_cheaply(model: nn.Module) -> int:
         AdapterError: naming the adapted layers that can't move the output at the model's own size.
         ModelError: it fails at that size, as one that was built for another.
     """
-    for size, images in _examples(model):
+    own = input_size(model)[1]
+    for size, images in _examples(model, own):
         try:
             prove_alive(model, lambda images=images: model(images))
         except AdapterError:
-            if size == input_size(model)[1]:
+            if size == own:
                 raise
         except Exception as error:  # models refuse a size with whatever fails first in them
-            if size == input_size(model)[1]:
+            if size == own:
                 raise _refused(model, size, error) from error
         else:
             return size
@@ -43,11 +44,16 @@ def check_own_size(model: nn.Module) -> None:
     Raises:
         ModelError: it was built for another size.
     """
-    size, parameter = input_size(model)[1], next(model.parameters())
     try:
-        model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+        model(blank_picture(model))
     except Exception as error:  # as above
-        raise _refused(model, size, error) from error
+        raise _refused(model, input_size(model)[1], error) from error
+
+
+def blank_picture(model: nn.Module) -> Tensor:
+    """[1, 3, H, W] of the model's own size, where and as what its parameters are."""
+    size, parameter = input_size(model)[1], next(model.parameters())
+    return torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
 
 
 def _refused(model: nn.Module, size: int, error: Exception) -> ModelError:
@@ -57,8 +63,7 @@ def _refused(model: nn.Module, size: int, error: Exception) -> ModelError:
     )
 
 
-def _examples(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
-    own = input_size(model)[1]
+def _examples(model: nn.Module, own: int) -> Iterator[tuple[int, Tensor]]:
     parameter = next(model.parameters())
     for size in (*(size for size in _SIZES if size < own), own):
         generator = torch.Generator().manual_seed(0)

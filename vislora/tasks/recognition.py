@@ -33,7 +33,7 @@ from vislora.models.adapted import lora_settings
 from vislora.models.batchnorm import check_passes
 from vislora.models.patches import ShownPatches
 from vislora.models.prefix import Prefix
-from vislora.models.smallest import check_own_size, prove_alive_cheaply
+from vislora.models.smallest import blank_picture, check_own_size, prove_alive_cheaply
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
@@ -64,7 +64,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
     order = Order(len(splits.train), settings.batch_size, config.seed, settings.accumulation, rank, world)
     check_own_size(model)
-    check_passes(model, order, images.size)
+    check_passes(model, order, blank_picture(model))
     patches = ShownPatches(model, dropped) if (dropped := config.data.augment.patch_drop) else None
     validation, entered = None, nullcontext()
     if settings.prefix_cache is PrefixCache.off:
