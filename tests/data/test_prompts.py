@@ -13,6 +13,15 @@ def test_a_text_file_has_a_prompt_a_line_and_perhaps_its_label(tmp_path):
     assert read_prompts(["a blue jay, facing left | blue jay", "a barn owl", "a | b | c"], "prompts") == found
 
 
+def test_a_line_of_a_file_may_be_a_remark(tmp_path):
+    (tmp_path / "p.txt").write_text("# drawn by | hand\na blue jay | #1\n  #owls\na barn owl\n|\n")
+    with pytest.raises(DataError, match=r"p\.txt, line 5: the caption is empty"):
+        read_prompts(str(tmp_path / "p.txt"), "prompts")
+    (tmp_path / "p.txt").write_text("# drawn by | hand\na blue jay | #1\n  #owls\na barn owl\n")
+    assert read_prompts(str(tmp_path / "p.txt"), "prompts") == [Prompt("a blue jay", "#1"), Prompt("a barn owl")]
+    assert read_prompts(["# a"], "prompts") == [Prompt("# a")]
+
+
 def test_json_lines_hold_the_same(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a | b", "label": "c"}\n\n{"prompt": "d"}\n')
     assert read_prompts(str(tmp_path / "p.jsonl"), "prompts") == [Prompt("a | b", "c"), Prompt("d")]

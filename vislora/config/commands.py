@@ -68,8 +68,8 @@ class RecognitionFigures:
 class PictureFigures:
     """What is asked about adapters that draw."""
 
-    # a file with a prompt a line (`prompt`, or `prompt | label`; .jsonl: {"prompt": …, "label": …}), or a list of such
-    # lines; the captions held out from the adapter's training by default
+    # a file with a prompt a line (`prompt`, `prompt | label`, or `# a remark`; .jsonl: {"prompt": …, "label": …}), or a
+    # list of prompts; the captions held out from the adapter's training by default
     prompts: Any = None
     unrelated: Any = None  # such a file or list, of prompts that the adapter should leave alone; a few by default
     seeds: list[int] = field(default_factory=lambda: [0, 1])

@@ -31,8 +31,8 @@ class Prompt:
 
 
 def read_prompts(given: str | Sequence[str], key: str) -> list[Prompt]:
-    """Prompts from a text file with one a line, `prompt` or `prompt | label`; from a .jsonl file with
-    {"prompt": …, "label": …} a line; or from a list of such lines as a text file has.
+    """Prompts from a text file with one a line, `prompt` or `prompt | label`, where a line that starts with # is a
+    remark; from a .jsonl file with {"prompt": …, "label": …} a line; or from a list of such prompts as a text file has.
 
     Args:
         key: the setting they come from, for messages.
@@ -45,9 +45,9 @@ def read_prompts(given: str | Sequence[str], key: str) -> list[Prompt]:
         file = user_path(given)
         if not os.path.isfile(file):  # Path's own raises over a very long text
             raise ConfigError(f"{key}={given}: there is no such file; write a list as {key}=['a prompt','another one']")
-        found = list(_from_jsonl(file) if file.suffix == ".jsonl" else _from_lines(text_lines(file), str(file)))
+        found = list(_from_jsonl(file) if file.suffix == ".jsonl" else _from_text(file))
     elif isinstance(given, Sequence) and all(isinstance(line, str) for line in given):
-        found = list(_from_lines(given, key))
+        found = [_prompt(line, f"{key}, line {number}") for number, line in enumerate(given, 1) if line.strip()]
     else:
         raise ConfigError(f"{key}={given}: expected a file, or a list of texts; quote what YAML takes for a number")
     if not found:
@@ -64,13 +64,15 @@ def noise_seed(seed: int, prompt: str) -> int:
     return int(content_key(seed, prompt)[:12], 16)
 
 
-def _from_lines(lines: Sequence[str], where: str) -> Iterator[Prompt]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        text, bar, label = line.rpartition("|")
-        at = f"{where}, line {number}"
-        yield Prompt(clean(text, at), clean(label, f"{at}: the label")) if bar else Prompt(clean(line, at))
+def _from_text(file: Path) -> Iterator[Prompt]:
+    for number, line in enumerate(text_lines(file), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield _prompt(line, f"{file}, line {number}")
+
+
+def _prompt(line: str, at: str) -> Prompt:
+    text, bar, label = line.rpartition("|")
+    return Prompt(clean(text, at), clean(label, f"{at}: the label")) if bar else Prompt(clean(line, at))
 
 
 def _from_jsonl(file: Path) -> Iterator[Prompt]:
