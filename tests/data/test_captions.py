@@ -122,6 +122,17 @@ def test_a_damaged_picture_is_left_out_and_told(folder):
     assert [problem.file for problem in splits.problems] == [folder / "b.png"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"prompt": "a bird"}], ids=["texts", "prompt"])
+def test_files_that_are_neither_pictures_nor_text_beside_one_are_noted(folder, settings):
+    for name in ("new.jxl", "new.txt", "lost.caption", "deep/README.md", ".DS_Store"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    splits = read(folder, **settings)
+    noted = {problem.file.relative_to(folder).as_posix(): problem.kinds for problem in splits.problems}
+    assert noted == dict.fromkeys(["deep/README.md", "lost.caption", "new.jxl"], ("other",))
+    assert len(splits.train) == 3
+
+
 def test_pictures_held_out_are_not_learned_from(folder):
     splits = read(folder, val_fraction=0.34)
     assert len(splits.val) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vislora.config.data import CaptionsData
-from vislora.data.folder import SUFFIXES, files_below, lost_links, pictures_aside, pictures_below
+from vislora.data.folder import SUFFIXES, files_below, lost_links, others, pictures_aside, pictures_below
 from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files
 from vislora.data.metadata import METADATA, metadata_rows, metadata_table
@@ -65,8 +65,9 @@ class CaptionedSplits:
 
 
 def captions_folder(config: CaptionsData) -> CaptionedSplits:
-    """Read a folder of captioned pictures; files that can't be decoded, links that lead nowhere, and pictures that a
-    metadata table passes over, are left out and named in `problems`.
+    """Read a folder of captioned pictures; files that can't be decoded or aren't named as pictures, captions without a
+    picture, links that lead nowhere, and pictures that a metadata table passes over, are left out and named in
+    `problems`.
 
     `config.prompt` is every picture's caption where it is given. Else metadata.jsonl or metadata.csv is read, in the
     form of Hugging Face's image folders ({"file_name": …, "text": …} a line), and without one the .txt or .caption file
@@ -82,13 +83,15 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     files, left_out = leave_out(every, config.quarantine, root)
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
-    below = [*files_below(root)]
+    below, table = [*files_below(root)], _table(config, root)
+    beside = {path.with_suffix(end) for path in below if path.suffix not in _TEXT for end in _TEXT}
     problems = [
         *left_out,
         *(facts.problem for facts in found.values() if facts.problem is not None),
         *lost_links(below),
+        *others(path for path in below if path not in beside and path.name not in METADATA),
     ]
-    if (table := _table(config, root)) is not None:
+    if table is not None:
         problems += pictures_aside(below, every, f"is not in {table.name}")
     pairs = [(path, text) for path, text in files if found[path].usable]
     if not pairs:

@@ -76,7 +76,7 @@ _ODD = {
     "suffix": (Level.check, "files of another format than their suffix says", "rename them, other programs may fail"),
     "animated": (Level.check, "animated files, whose first frame is used", "leave out those where it shows nothing"),
     "large": (Level.check, "very large files, slow to decode", "scale them down"),
-    "other": (Level.note, "files in class folders without a picture's suffix, not read", ""),
+    "other": (Level.note, "files without a picture's suffix, not read", ""),
     "deep": (Level.note, "files of more than 8 bits per channel, scaled to 8", ""),
     "transparent": (Level.note, "transparent files, composited on white", ""),
     "colours": (Level.note, "files in other colours than RGB, converted", ""),

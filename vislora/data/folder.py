@@ -1,7 +1,11 @@
-"""Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone; the splits in any case."""
+"""Class folders: root/{train,val,test}/CLASS/**, or root/CLASS/** alone; the splits in any case.
+
+Names that begin with a dot are hidden, as systems and notebooks leave them beside pictures (._a.jpg, .thumbnails/,
+.ipynb_checkpoints/): such a folder is no class, and what is in it isn't read.
+"""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -46,10 +50,11 @@ def image_folder(config: ImageFolderData) -> Splits:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
     below = [*files_below(root)]
     aside = [*pictures_aside(below, files, "lies in no class folder"), *lost_links(below)]
-    others = _others(below, [child for folder in folders.values() for child in _subfolders(folder)])
+    class_folders = {child for folder in folders.values() for child in _subfolders(folder)}
+    otherwise = others(path for path in below if not class_folders.isdisjoint(path.parents))
     files, left_out = leave_out(files, config.quarantine, root)
     splits = splits_of_files(files, classes, left_out)
-    return replace(splits, problems=[*splits.problems, *aside, *others])
+    return replace(splits, problems=[*splits.problems, *aside, *otherwise])
 
 
 def list_folder(config: ImageFolderData) -> Labelled:
@@ -130,14 +135,12 @@ def pictures_aside(
     ]
 
 
-def _others(below: Iterable[Path], class_folders: Sequence[Path]) -> list[Problem]:
-    """The files in class folders that aren't named as pictures, hidden ones aside."""
-    known = set(class_folders)
-    named_otherwise = [path for path in below if not _is_named_so(path) and not path.name.startswith(".")]
+def others(files: Iterable[Path]) -> list[Problem]:
+    """Of these files those that aren't named as pictures, hidden ones aside."""
     return [
         Problem(path, f"{path} hasn't the suffix of a picture", usable=False, kinds=("other",))
-        for path in sorted(named_otherwise)
-        if not known.isdisjoint(path.parents)
+        for path in sorted(files)
+        if not _is_named_so(path) and not path.name.startswith(".")
     ]
 
 
@@ -158,5 +161,4 @@ def _is_picture(path: Path) -> bool:
 
 
 def _is_named_so(path: Path) -> bool:
-    # names with a leading dot are what systems leave beside pictures: ._a.jpg, .thumbnails/
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
