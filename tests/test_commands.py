@@ -252,6 +252,15 @@ def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, phot
     ]
 
 
+def test_a_folder_without_a_picture_is_told_of_beside_others(run, photos, tmp_path):
+    words = {"adapter": str(run[0] / "adapter"), "images": [str(photos / "test"), str(tmp_path)]}
+    with pytest.raises(DataError, match=rf"^images={tmp_path} holds no picture \("):
+        predict(PredictConfig(**words))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=rf"^images={tmp_path} holds no usable picture; 1 were left out, .*bad\.png"):
+        predict(PredictConfig(**words))
+
+
 def test_pictures_are_found_from_the_home_folder(run, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copyfile(photos / "test" / "red" / "0.png", tmp_path / "a.png")

@@ -184,6 +184,7 @@ def test_settings_that_exclude_each_other_are_answered_with_one_sentence(overrid
         ("evaluate adapter=A", "batch_size=0", "1 or more"),
         ("evaluate adapter=A", "maps=-1", "0 or more"),
         ("predict adapter=A images=[a.png]", "top=0", "1 or more"),
+        ("predict adapter=A", "images=[]", "at least one picture or folder"),
         ("extract tuned=A out=B", "rank=0", "1 or more"),
         ("resize adapter=A out=B", "energy=1.5", "more than 0 and at most 1"),
         ("doctor", "workers=-1", "0 or more"),
@@ -510,7 +511,9 @@ def test_a_list_of_very_many_images_in_one_word_is_read(tmp_path, monkeypatch, c
     assert capsys.readouterr().err.startswith("vislora: nowhere")
 
 
-@pytest.mark.parametrize("words", [["a.png", "--cfg", "job"], ["-c", "job", "adapter=a", "a.png"]])
+@pytest.mark.parametrize(
+    "words", [["a.png", "--cfg", "job"], ["-c", "job", "a.png"], ["--config-path", str(CONF), "a.png", "-c", "job"]]
+)
 def test_what_an_option_of_hydra_takes_is_no_picture(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict", *words])
     runpy.run_path(predict.__file__, run_name="__main__")

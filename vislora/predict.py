@@ -10,15 +10,13 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
+
 from vislora.compose import command, quoted
 from vislora.config.commands import PredictConfig
 from vislora.config.training import Precision
-from vislora.errors import ConfigError
 from vislora.names import printable
 from vislora.paths import user_path
-
-# options of Hydra behind which a word is no picture, as in --cfg job
-_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
 
 
 def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
@@ -26,10 +24,10 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     for all in it and below it that can be read; the others are named on the standard error stream.
 
     Raises:
-        VisloraError: a mistake in the settings or the adapter, or an image given by its own name that can't be read.
+        VisloraError: a mistake in the settings or the adapter, an image given by its own name that can't be read, or a
+            folder with none that can.
     """
-    from vislora.data.folder import files_below, lost_links, pictures_below
-    from vislora.data.inspection import inspect_files
+    from vislora.data.captions import usable_pictures
     from vislora.data.splits import Files, ImageSplit
     from vislora.inference import Inference
     from vislora.precision import new_accelerator, resolve_precision
@@ -38,16 +36,12 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
     recognizer = load_recognizer(config.adapter, config.weights)  # a mistake here is told before any work
     check_weights(config.weights, config.adapter)
     accelerator = new_accelerator(Precision.fp32)
-    given = [user_path(image) for image in config.images]
-    below = {path: pictures_below(path) for path in given if path.is_dir()}
-    inspected = inspect_files([file for files in below.values() for file in files])
-    bad = {file: facts.problem for file, facts in inspected.items() if not facts.usable}
-    lost = {problem.file: problem for folder in below for problem in lost_links(files_below(folder))}
-    for problem in (bad | lost).values():
-        accelerator.print(printable(f"left out: {problem.what}"), file=sys.stderr)  # which names the file
-    paths = [file for path in given for file in below.get(path, [path]) if file not in bad]
-    if not paths:
-        raise ConfigError(f"images=[{', '.join(config.images)}]: no picture there; expected at least one")
+    paths: list[Path] = []
+    for given in map(user_path, config.images):
+        pictures, left_out = usable_pictures(given, "images") if given.is_dir() else ([given], [])
+        for problem in left_out:
+            accelerator.print(printable(f"left out: {problem.what}"), file=sys.stderr)  # which names the file
+        paths += pictures
     precision = resolve_precision(config.precision, accelerator.device)
     recognizer.model.to(accelerator.device)
     names = [str(path) for path in paths]
@@ -73,10 +67,12 @@ def _main(config: PredictConfig, _out: Path) -> None:
 def _divided(words: list[str]) -> tuple[list[str], list[str]]:
     """The words that are pictures or folders, and the others: settings, options of Hydra, and the values of those."""
     images, rest = [], []
+    options = get_args_parser()._actions
+    with_value = {name for option in options if option.nargs != 0 for name in option.option_strings}  # as --cfg job
     for before, word in pairwise(["", *words]):
         # Path's own exists() raises over a very long list
         is_image = os.path.exists(word) or ("=" not in word and not word.startswith(("-", "~")))
-        (images if is_image and before not in _WITH_VALUE else rest).append(word)
+        (images if is_image and before not in with_value else rest).append(word)
     return images, rest
 
 

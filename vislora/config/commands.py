@@ -130,6 +130,8 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, top=(1, math.inf), batch_size=(1, math.inf))
+        if not self.images:
+            raise ConfigError("images=[]: expected at least one picture or folder")
 
 
 class ExportTo(Enum):
