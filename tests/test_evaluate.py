@@ -165,6 +165,8 @@ def test_mistakes_are_explained(runs, photos):
         evaluate(configure("evaluate", [f"adapter=[{lora},{lora}]"]))
     with pytest.raises(ConfigError, match=r"calibrate=true fits a temperature to split=val.*; give split=test"):
         configure("evaluate", [f"adapter={lora}", "calibrate=true", "split=val"])
+    with pytest.raises(ConfigError, match=r"baselines=\[probe\] fits a linear probe to split=train.*; give split=val"):
+        configure("evaluate", [f"adapter={lora}", "baselines=[probe]", "split=train"])
     with pytest.raises(ConfigError, match=r"unknown key sets\.mine\.rot"):
         configure("evaluate", [f"adapter={lora}", "+data@sets.mine=imagefolder", "sets.mine.rot=x"])
     with pytest.raises(ConfigError, match=r"sets\.mine\.root has no value"):

@@ -109,6 +109,11 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
                 "calibrate=true fits a temperature to split=val, and would look better there than it is; give "
                 "split=test, or leave calibrate out"
             )
+        if Baseline.probe in self.baselines and self.split == "train":
+            raise ConfigError(
+                "baselines=[probe] fits a linear probe to split=train, and it would look better there than it is; give "
+                "split=val or split=test, or leave the probe out"
+            )
         if self.style is not None and self.style_classifier is None:
             raise ConfigError(f"style={self.style} is a class of the style classifier; give style_classifier=FOLDER")
         for key in ("seeds", "scales"):
