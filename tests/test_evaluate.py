@@ -192,6 +192,19 @@ def test_a_class_that_the_last_adapter_doesnt_know_is_told_of_before_the_first_i
         evaluate(configure("evaluate", [f"adapter=[{runs / 'lora' / 'adapter'},{other}]", "precision=fp32"]))
 
 
+@pytest.mark.parametrize(("kind", "words"), [("lora/adapter", []), ("full/model", ["baselines=[probe]"])])
+def test_base_weights_that_the_last_adapter_lacks_are_told_of_before_the_first_is_scored(
+    kind, words, runs, tmp_path, monkeypatch
+):
+    other = shutil.copytree(runs / kind, tmp_path / "other")
+    about = json.loads((other / "vislora.json").read_text())
+    about["model"]["weights"] = str(tmp_path / "gone.safetensors")
+    (other / "vislora.json").write_text(json.dumps(about))
+    monkeypatch.setattr(Inference, "outputs", lambda *_: pytest.fail("the first is scored"))
+    with pytest.raises(AdapterError, match=r"other needs its base weights, and .*gone\.safetensors isn't there"):
+        evaluate(configure("evaluate", [f"adapter=[{runs / 'lora' / 'adapter'},{other}]", "precision=fp32", *words]))
+
+
 def test_a_model_that_computes_no_numbers_is_told_of_before_any_figure(runs, photos, tmp_path):
     broken = shutil.copytree(runs / "full" / "model", tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")

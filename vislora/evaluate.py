@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     """
     if out is not None:
         check_unused(out)
-    _check_removable(config)
+    abouts = _read_abouts(config)
     _check_heeded(config)
 
     from vislora.data.images import read_image
@@ -74,7 +74,8 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     # a mistake there is told before any work
     asked = [(path, read_image(user_path(path))) for path in config.map_images]
     loaded: dict[str, Splits] = {}
-    sets = [_labelled_sets(config, folder, loaded, accelerator) for folder in config.adapter]  # likewise
+    told = zip(config.adapter, abouts, strict=True)
+    sets = [_labelled_sets(config, folder, about, loaded, accelerator) for folder, about in told]  # likewise
     rows: list[Scored] = []
     adapted: list[Adapted] = []
     for name, folder, own in zip(short_names(config.adapter), config.adapter, sets, strict=True):
@@ -94,18 +95,24 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     return rows
 
 
-def _check_removable(config: EvaluateConfig) -> None:
-    """Before any work: each folder can be opened, and holds an adapter where one is to be taken out."""
+def _read_abouts(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Before any work: what each folder's training noted down; it can be opened, holds an adapter where one is to be
+    taken out, and its base weights are there where they are needed."""
     from vislora.formats.peft import CONFIG
-    from vislora.recognizer import read_about
+    from vislora.recognizer import base_config, read_about
 
-    for folder in (user_path(folder) for folder in config.adapter):
-        read_about(folder)
-        if Baseline.zero in config.baselines and not (folder / CONFIG).is_file():
+    abouts = []
+    for folder in map(user_path, config.adapter):
+        abouts.append(read_about(folder))
+        adapted = (folder / CONFIG).is_file()
+        if Baseline.zero in config.baselines and not adapted:
             raise AdapterError(
                 f"baselines=[zero] takes the adapter out, and {folder} is a fully tuned or merged model and has none; "
                 "leave it out, or compare with baselines=[probe]"
             )
+        if adapted or Baseline.probe in config.baselines:
+            base_config(abouts[-1], folder, config.weights)
+    return abouts
 
 
 def _check_heeded(config: EvaluateConfig) -> None:
@@ -141,13 +148,11 @@ def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> li
 
 
 def _labelled_sets(
-    config: EvaluateConfig, folder: str, loaded: dict[str, Splits], accelerator: Accelerator
+    config: EvaluateConfig, folder: str, about: dict[str, Any], loaded: dict[str, Splits], accelerator: Accelerator
 ) -> list[tuple[str, DataConfig, Splits, ImageSplit]]:
     """The data sets to score an adapter on, by name: the settings, the splits, and the one that is scored."""
-    from vislora.recognizer import read_about
     from vislora.scoring import labels_among
 
-    about = read_about(user_path(folder))
     found = []
     for title, data in _data_sets(config, folder, about):
         splits = _load(title, data, about.get("seed", 0), loaded, accelerator)

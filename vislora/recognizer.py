@@ -21,6 +21,8 @@ from vislora.lora import Adapters
 from vislora.models.vit import build_vit, weights_hash
 from vislora.paths import user_path
 
+_OTHER_WEIGHTS = "give the right file with weights=FILE (in vislora.extract: base=FILE)"
+
 
 @dataclass(frozen=True)
 class Recognizer:
@@ -98,16 +100,10 @@ def build_base(about: dict[str, Any], where: Path | str, weights: str | None = N
         AdapterError: the base weights are gone, or aren't those of the training.
         ModelError: it can't be built.
     """
-    base, expected = ModelConfig(**about["model"]), about.get("weights_sha256")
-    base.weights = weights or base.weights
-    remedy = "give the right file with weights=FILE (in vislora.extract: base=FILE)"
-    if base.weights == "random" and expected is None:
-        raise AdapterError(f"{where} was trained on random base weights, which are gone with the run; train it again")
-    if base.weights not in ("pretrained", "random") and not Path(base.weights).is_file():
-        raise AdapterError(f"{where} needs its base weights, and {base.weights} isn't there; {remedy}")
+    base, remedy = base_config(about, where, weights), _OTHER_WEIGHTS
     with seeded(about.get("seed", 0)):
         model = build_vit(base, len(about["classes"]))
-    found = base_hash(base, model)
+    found, expected = base_hash(base, model), about.get("weights_sha256")
     if expected is not None and found != expected:
         if about["model"].get("weights") == "random":  # other versions draw others, and other CPUs round otherwise
             remedy = "open it with the torch and timm, and on the kind of CPU, that it was trained with"
@@ -116,6 +112,21 @@ def build_base(about: dict[str, Any], where: Path | str, weights: str | None = N
             f"{(found or 'none')[:12]}…; {remedy}"
         )
     return model, found
+
+
+def base_config(about: dict[str, Any], where: Path | str, weights: str | None = None) -> ModelConfig:
+    """The settings that `build_base` builds its model with; so what is missing for it is told before any work.
+
+    Raises:
+        AdapterError: the base weights are gone.
+    """
+    base = ModelConfig(**about["model"])
+    base.weights = weights or base.weights
+    if base.weights == "random" and about.get("weights_sha256") is None:
+        raise AdapterError(f"{where} was trained on random base weights, which are gone with the run; train it again")
+    if base.weights not in ("pretrained", "random") and not Path(base.weights).is_file():
+        raise AdapterError(f"{where} needs its base weights, and {base.weights} isn't there; {_OTHER_WEIGHTS}")
+    return base
 
 
 def base_hash(config: ModelConfig, model: nn.Module) -> str | None:
