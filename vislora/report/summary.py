@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vislora import __version__
+from vislora.config.adapter import AdapterConfig, LoraAdapter, ProbeAdapter
 from vislora.config.training import Precision, TrainConfig
 from vislora.files import write_json
 
@@ -34,7 +35,7 @@ def write_summary(
         "torch": torch.__version__,
         "finished": f"{datetime.now():%Y-%m-%d %H:%M}",
         "model": config.model.name,
-        "adapter": type(config.adapter).__name__.removesuffix("Adapter").lower(),
+        "adapter": _kind(config.adapter),
         "trainable": trainable,
         "parameters": parameters,
         "train_s": train_s,
@@ -45,6 +46,13 @@ def write_summary(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
     write_json(summary, out / "summary.json")
+
+
+def _kind(adapter: AdapterConfig) -> str:
+    """What is trained, in the words of `adapter=OPTION`."""
+    if isinstance(adapter, LoraAdapter):
+        return "dora" if adapter.dora else "pissa" if adapter.pissa else "lora"
+    return "probe" if isinstance(adapter, ProbeAdapter) else "full"
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:
