@@ -169,7 +169,7 @@ _STYLE = """
 html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif}
-header,main{max-width:1120px;margin:0 auto;padding:0 20px}
+header,main{max-width:1140px;margin:0 auto;padding:0 20px}
 header{padding-top:36px}
 h1{font-size:1.9rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 .2em;overflow-wrap:anywhere}
 header p{color:var(--soft);margin:0 0 1em;overflow-wrap:anywhere}
@@ -187,6 +187,7 @@ dd small{display:block;font-size:.76rem;color:var(--soft);letter-spacing:0;line-
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:16px;align-items:start}
 figure{margin:0 0 14px;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px;min-width:0}
 figure svg{display:block;width:100%;height:auto;max-width:720px;margin:0 auto;color:var(--ink)}
+figure .scroll{max-height:none}
 figure .scroll svg{width:auto;max-width:none}
 figure svg text{font-family:inherit!important;fill:currentColor}
 figure img{display:block;max-width:100%;height:auto;margin:0 auto;border-radius:4px}
@@ -195,7 +196,7 @@ figcaption{font-size:.82rem;color:var(--soft);margin-top:8px}
 .scroll{overflow-x:auto;max-height:80vh;overflow-y:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;width:100%}
 caption{text-align:left;color:var(--soft);font-size:.82rem;padding-bottom:6px}
-th,td{padding:6px 12px;text-align:right;border-bottom:1px solid var(--line);white-space:pre}
+th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:pre}
 th:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:9em}
 td{font-size:.76rem;color:var(--soft)}td::first-line{color:var(--ink);font-size:.88rem}
 thead th{position:sticky;top:0;background:var(--bg);color:var(--soft);font-weight:600}

@@ -4,6 +4,7 @@ To add one: a function from the folder to a Section (or None), and a place in `R
 """
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def samples(run: Path) -> Section | None:
         return None
     last = len(files) - 1
     chosen = sorted({round(i * last / (_PREVIEWS - 1)) for i in range(_PREVIEWS)})
-    return Section("Samples", "".join(picture(files[i], files[i].stem.replace("_", " ")) for i in chosen))
+    return Section("Samples", "".join(picture(files[i], _told(files[i].stem)) for i in chosen))
 
 
 def before_and_after(run: Path) -> Section | None:
@@ -147,7 +148,7 @@ def all_scores(out: Path) -> Section | None:
             [row["name"], row["data"], row["compared_with"], *(_signed(*row["differences"][key]) for key in _NAMES)]
             for row in compared
         ]
-        note = "Differences on the same images; their 95% intervals by the paired bootstrap."
+        note = "Differences in percentage points, on the same images; their 95% intervals by the paired bootstrap."
         html += table(["", "data", "less", *_NAMES.values()], cells, note)
     return Section("Scores", html)
 
@@ -255,6 +256,11 @@ def _scored(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     speed = scores["images_per_s"]
     figures.append(("images", f"{scores['images']:,}", "" if speed is None else f"{speed:,.0f} a second"))
     return figures
+
+
+def _told(stem: str) -> str:
+    """The name of a file in words: of step_00000030 "step 30"."""
+    return re.sub(r"_0*(?=\d)", " ", stem).replace("_", " ")
 
 
 def _largest_confusions(file: Path, count: int = 20) -> str:
