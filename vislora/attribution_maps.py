@@ -36,8 +36,10 @@ def draw_maps(recognizer: Recognizer, pictures: Sequence[tuple[str, Image.Image]
     tiles = [Tile(picture, (caption,)) for picture, (caption, _) in zip(seen, pictures, strict=True)]
     for which, attribution in maps.items():
         for i, picture in enumerate(seen):
-            said = f"{which}: {recognizer.classes[classes[i]]}" + (f" {probability[i]:.0%}" if which != "base" else "")
-            tiles.append(Tile(overlay(picture, attribution[i], full[i].item()), (said,)))
+            said = (f"{which}: {recognizer.classes[classes[i]]}",)
+            if which != "base":  # whose own prediction may be another
+                said += (f"{probability[i]:.0%}",)
+            tiles.append(Tile(overlay(picture, attribution[i], full[i].item()), said))
     return contact_sheet(tiles, columns=len(pictures))
 
 
