@@ -77,7 +77,7 @@ class Diffusers:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -30,7 +30,7 @@ VARIANTS = ("fp32", "bf16", "bf16, attention fp32")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     print(machine())

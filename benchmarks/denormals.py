@@ -27,7 +27,7 @@ VARIANTS = {"as they are": False, "denormals as zero": True}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("overrides", nargs="*", default=["recipe=vit_birds"])
     options = parser.parse_args()

@@ -69,7 +69,7 @@ PHOTO = (4000, 3000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--cases", nargs="+", default=DEFAULT, choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])

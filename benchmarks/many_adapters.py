@@ -26,7 +26,7 @@ RANK, ALPHA = 8, 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)

@@ -25,7 +25,7 @@ from vislora.targets.timm import find_targets
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--last", type=int, default=4, help="adapted blocks")
     parser.add_argument("--batch", type=int, default=8)

@@ -2,7 +2,9 @@
 
 What tuning reaches on a test split: a linear probe, vislora's LoRA, PEFT's LoRA on the same protocol, and full
 fine-tuning, over several seeds, as one table; the runs and a report of them all are left in a folder. Overrides are
-those of vislora.train. By default the drawn birds of recipe=vit_birds; with photos of your own:
+those of vislora.train.
+
+By default it trains on the drawn birds of recipe=vit_birds; on photos of your own:
 
     python benchmarks/quality.py data=imagefolder data.root=FOLDER model=timm model.name=vit_small_patch14_dinov2 …
 
@@ -56,7 +58,7 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=["probe", "lora", "full"])
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path(f"runs/quality/{datetime.now():%Y-%m-%d_%H-%M-%S}"))
@@ -78,7 +80,7 @@ def main() -> None:
         ]
         print(_line(method, runs[method], runs[first]), flush=True)
     rows = [
-        Scored(f"{TITLES[method]}, seed {seed}", run.data, "", run.test, {})
+        Scored(f"{TITLES[method]}, seed {seed}", run.data, {}, run.test, {})
         for method, made in runs.items()
         for seed, run in zip(options.seeds, made, strict=True)
     ]

@@ -19,7 +19,7 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--variant", default="vislora", choices=list(VARIANTS))
     parser.add_argument("--batch", type=int, default=8)

@@ -98,7 +98,7 @@ VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="some of the rows")
