@@ -1,6 +1,7 @@
 """extract, resize and blend as a user runs them, on folders that the other commands open."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -14,9 +15,10 @@ from torch import nn
 
 from vislora.blend import blend
 from vislora.compose import configure
-from vislora.config.commands import BlendConfig, Blending, ExtractConfig, ResizeConfig
+from vislora.config.commands import BlendConfig, Blending, ExportConfig, ExtractConfig, ResizeConfig
 from vislora.config.model import ModelConfig
 from vislora.errors import AdapterError, ConfigError
+from vislora.export import export
 from vislora.extract import extract
 from vislora.formats.diffusers import read_diffusers, write_diffusers
 from vislora.formats.kohya import write_kohya
@@ -90,6 +92,17 @@ def test_an_extracted_adapter_is_the_tuned_model_here_and_in_peft(birds, base):
     torch.testing.assert_close(theirs(IMAGES), wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="is there already; choose another place"):
         extract(ExtractConfig(tuned=str(tuned), rank=2, out=str(adapter)))
+
+
+def test_everything_may_be_in_the_home_folder(birds, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tuned, adapter = birds
+    shutil.copytree(tuned, tmp_path / "model")
+    shutil.copy(base.weights, tmp_path / "base.safetensors")
+    extract(ExtractConfig(tuned="~/model", base="~/base.safetensors", rank=2, out="~/adapter"))
+    resize(ResizeConfig(adapter="~/adapter", rank=2, out="~/resized"))
+    export(ExportConfig(adapter="~/resized", weights="~/base.safetensors", out="~/merged"))
+    torch.testing.assert_close(logits(tmp_path / "merged"), logits(adapter), rtol=1e-4, atol=1e-4)
 
 
 def test_grouped_convolutions_of_a_tuned_model_are_kept_in_full(tmp_path):

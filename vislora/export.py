@@ -12,6 +12,7 @@ from vislora.compose import command
 from vislora.config.commands import ExportConfig, ExportTo
 from vislora.errors import ConfigError
 from vislora.files import free
+from vislora.paths import user_path
 
 
 def export(config: ExportConfig) -> Path:
@@ -37,7 +38,7 @@ def _merged(config: ExportConfig, out: Path) -> Path:
     from vislora.models.vit import save_vit
     from vislora.recognizer import load_recognizer
 
-    if is_of_a_pipeline(Path(config.adapter)):
+    if is_of_a_pipeline(user_path(config.adapter)):
         raise ConfigError(
             f"adapter={config.adapter} is of a pipeline, and to=merged writes timm models; choose to=diffusers, "
             "kohya or peft"

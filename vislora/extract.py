@@ -17,6 +17,7 @@ from vislora.config.commands import ExtractConfig
 from vislora.config.model import ModelConfig
 from vislora.errors import ConfigError
 from vislora.files import free
+from vislora.paths import user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ def extract(config: ExtractConfig) -> Computed:
     """
     from vislora.formats.detect import save_adapter
 
-    out, tuned = free(config.out), Path(config.tuned)
+    out, tuned = free(config.out), user_path(config.tuned)
     if (tuned / "model_index.json").is_file():
         raise ConfigError(
             f"tuned={tuned} is a whole pipeline; give a file of one of its models, as {tuned}/unet/….safetensors, "
@@ -49,7 +50,7 @@ def _from_folder(config: ExtractConfig) -> Computed:
     from vislora.models.vit import build_vit, head_names, state_dict_once
     from vislora.recognizer import build_base, read_about
 
-    about = read_about(Path(config.tuned))
+    about = read_about(user_path(config.tuned))
     model, sha256 = build_base(about, config.tuned, config.base)
     tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
     trained = [*head_names(model), *config.trained]
@@ -81,7 +82,7 @@ def _weights(key: str, path: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(user_path(path))
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{key}={path} can't be read as a .safetensors file: {error}") from None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from vislora.errors import ConfigError
+from vislora.paths import user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +131,7 @@ def free(out: str) -> Path:
     Raises:
         ConfigError: something is there that writing would touch.
     """
-    path = Path(out)
+    path = user_path(out)
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise ConfigError(f"out={out} is there already; choose another place")
     return path

@@ -124,7 +124,7 @@ def base_config(about: dict[str, Any], where: Path | str, weights: str | None = 
     base.weights = weights or base.weights
     if base.weights == "random" and about.get("weights_sha256") is None:
         raise AdapterError(f"{where} was trained on random base weights, which are gone with the run; train it again")
-    if base.weights not in ("pretrained", "random") and not Path(base.weights).is_file():
+    if base.weights not in ("pretrained", "random") and not user_path(base.weights).is_file():
         raise AdapterError(f"{where} needs its base weights, and {base.weights} isn't there; {_OTHER_WEIGHTS}")
     return base
 
