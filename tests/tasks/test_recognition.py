@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from vislora.compose import configure
-from vislora.config.adapter import Bias, LoraAdapter
+from vislora.config.adapter import Bias, FullAdapter, LoraAdapter, ProbeAdapter
 from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, ModelError
 from vislora.formats.peft import write_peft
@@ -54,6 +54,14 @@ def test_another_picture_under_an_old_name_is_other_contents(photos, name):
 
 def test_the_head_is_told_to_the_trainer(photos):
     assert prepared(photos).head == ("head.",)
+
+
+def test_a_probe_trains_the_head_alone_and_full_fine_tuning_everything():
+    for option, expected in ((ProbeAdapter(), {"head.weight", "head.bias"}), (FullAdapter(), None)):
+        model = timm.create_model("test_vit", img_size=32, num_classes=2)
+        assert adapt(model, option) is None
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert trained == (expected or dict(model.named_parameters()).keys())
 
 
 def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(photos):
