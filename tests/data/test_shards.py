@@ -90,6 +90,14 @@ def test_label_that_train_lacks_is_refused_whatever_classes_are_called(tmp_path,
         load_splits(ShardsData(root=str(tmp_path), train="train.tar", val="val.tar", classes=classes), 0)
 
 
+@pytest.mark.parametrize(("labels", "odd"), [((0, 1, 12), "12"), ((1, 0, "eel"), "eel")])
+def test_a_label_that_classes_dont_name_is_told(tmp_path, labels, odd):
+    files = [{f"{i}.png": png(i), f"{i}.cls": str(label).encode()} for i, label in enumerate(labels)]
+    pack(tmp_path / "train.tar", {name: data for own in files for name, data in own.items()})
+    with pytest.raises(DataError, match=f"data.classes names 12 classes, for labels from 0 .* have label '{odd}'; "):
+        load_splits(ShardsData(root=str(tmp_path), classes=[f"kind {k}" for k in range(12)]), 0)
+
+
 def test_quarantine_leaves_out_a_picture_of_a_strange_class(tmp_path):
     for name, labels in {"train": (0, 1), "val": (0, 7)}.items():
         pack(

@@ -39,10 +39,14 @@ def image_shards(config: ShardsData) -> Splits:
     root = user_path(config.root)
     samples, unread = _listed(config, root)
     labels = {sample.label for sample in samples["train"]}
-    numbers = all(label.isascii() and label.isdigit() for label in labels)
-    listed = tuple(sorted(labels, key=int if numbers else str))
-    if config.classes is not None and not (numbers and all(int(label) < len(config.classes) for label in labels)):
-        raise DataError(f"data.classes names {len(config.classes)} classes, and the shards' labels are {listed[:8]}…")
+    listed = tuple(sorted(labels, key=int if all(map(_is_number, labels)) else str))
+    if config.classes is not None:
+        count = len(config.classes)
+        if odd := [label for label in listed if not (_is_number(label) and int(label) < count)]:
+            raise DataError(
+                f"data.classes names {count} classes, for labels from 0 on, and the shards have label {odd[0]!r}; name "
+                "one for each label, or leave data.classes out"
+            )
     names = {label: label if config.classes is None else config.classes[int(label)] for label in listed}
     labelled = {split: [(sample.name, sample.label) for sample in found] for split, found in samples.items()}
     labelled, left_out = leave_out(labelled, config.quarantine, root)
@@ -152,6 +156,10 @@ def _goes_on(archive: tarfile.TarFile) -> bool:
     """Whether anything but zeros follows what has been read."""
     archive.fileobj.seek(archive.offset)
     return any(block.strip(b"\0") for block in iter(lambda: archive.fileobj.read(1 << 20), b""))
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdigit()
 
 
 def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:
