@@ -146,6 +146,9 @@ def test_cub_tables_that_do_not_fit_together_are_named(tmp_path, cub_archive, se
     (folder / "image_class_labels.txt").write_text("1 1\n")
     with pytest.raises(DataError, match="don't fit together at '2'"):
         load_splits(config, 0)
+    (folder / "train_test_split.txt").write_text("1 1\n2\n")
+    with pytest.raises(DataError, match=r"train_test_split\.txt has a line of one word; delete .*/CUB_200_2011 to"):
+        load_splits(config, 0)
     (folder / "classes.txt").unlink()
     with pytest.raises(DataError, match=r"classes\.txt is missing"):
         load_splits(config, 0)

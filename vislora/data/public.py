@@ -229,7 +229,10 @@ def _column(table: Path) -> dict[str, str]:
     if not table.is_file():
         raise DataError(f"{table} is missing; delete {table.parent} to unpack it again")
     lines = table.read_text(encoding="utf-8").splitlines()
-    return dict(line.split(maxsplit=1) for line in lines if line.strip())
+    try:
+        return dict(line.split(maxsplit=1) for line in lines if line.strip())
+    except ValueError:
+        raise DataError(f"{table} has a line of one word; delete {table.parent} to unpack it again") from None
 
 
 @dataclass(frozen=True)
