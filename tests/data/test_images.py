@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from vislora.data.folder import SUFFIXES
 from vislora.data.images import read_image, upright_rgb
 from vislora.data.inspection import inspect_files
 from vislora.errors import DataError
@@ -128,6 +129,18 @@ def test_what_can_not_be_read_is_named_with_a_reason(tmp_path):
         assert name in problem.what
         with pytest.raises(DataError, match=name):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_picture_of_another_format_than_its_suffix_says_is_told(tmp_path, suffix):
+    other = "JPEG" if suffix not in (".jpg", ".jpeg", ".jfif") else "PNG"
+    Image.fromarray(PIXELS).save(tmp_path / f"a{suffix}", other)
+    (problem,) = check_images([tmp_path / f"a{suffix}"])
+    assert (problem.kinds, problem.usable) == (("suffix",), True)
+    assert problem.what == f"a {other} file, although its name ends in {suffix}"
+    if Image.registered_extensions().get(suffix) in Image.SAVE:
+        Image.fromarray(PIXELS).save(tmp_path / f"b{suffix}")
+        assert check_images([tmp_path / f"b{suffix}"]) == []
 
 
 def test_a_repaired_file_is_checked_again(tmp_path):

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from vislora.config.data import ImageFolderData
-from vislora.data.images import Problem
+from vislora.data.images import FORMATS, Problem
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
 
-# what can't be decoded here, as HEIC where Pillow has no plug-in for it, is told by the look into every file
-_HARDLY_READ = (".avif", ".heic", ".heif", ".jp2")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", *_HARDLY_READ)
+SUFFIXES = tuple(FORMATS)
 
 
 def image_folder(config: ImageFolderData) -> Splits:

@@ -27,9 +27,10 @@ _UPRIGHT = {  # by EXIF orientation
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-_FORMATS = {  # by suffix, as Pillow calls them; MPO is what phones write as .jpg
+FORMATS = {  # by the suffixes of pictures, as Pillow calls them; MPO is what phones write as .jpg
     ".jpg": ("JPEG", "MPO"),
     ".jpeg": ("JPEG", "MPO"),
+    ".jfif": ("JPEG", "MPO"),
     ".png": ("PNG",),
     ".webp": ("WEBP",),
     ".bmp": ("BMP",),
@@ -38,6 +39,11 @@ _FORMATS = {  # by suffix, as Pillow calls them; MPO is what phones write as .jp
     ".tiff": ("TIFF",),
     ".ppm": ("PPM",),
     ".pgm": ("PPM",),
+    # what can't be decoded here, as HEIC where Pillow has no plug-in for it, is told by the look into every file
+    ".avif": ("AVIF",),
+    ".heic": ("HEIF",),
+    ".heif": ("HEIF", "AVIF"),
+    ".jp2": ("JPEG2000",),
 }
 
 
@@ -178,7 +184,7 @@ def _read(place: Place) -> io.BytesIO:
 
 
 def _oddities(picture: Image.Image, size: tuple[int, int], suffix: str) -> Iterator[tuple[str, str]]:
-    if suffix in _FORMATS and picture.format not in _FORMATS[suffix]:
+    if suffix in FORMATS and picture.format not in FORMATS[suffix]:
         yield "suffix", f"a {picture.format} file, although its name ends in {suffix}"
     if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         yield "large", f"{size[0]} x {size[1]} pixels, slow to decode"
