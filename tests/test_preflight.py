@@ -319,6 +319,9 @@ def test_captioned_pictures_have_their_captions_looked_through(tmp_path):
     assert "has no caption" in result.error
     assert {Path(name).name for name in found(result, "uncaptioned")} == {"4.png"}
     assert "2 begin with 'ink'" in summary(result, tmp_path, None)
+    result = run(*words, "data.prompt=a bird", "data.quarantine=nowhere.txt")
+    assert "no such file" in result.error
+    assert (result.captions.distinct, found(result, "uncaptioned")) == (1, set())
 
 
 def test_captions_are_measured_by_what_the_pipeline_reads(tmp_path):

@@ -105,7 +105,7 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
 
 
 def list_captions(config: CaptionsData) -> Labelled:
-    """The pictures of a folder with what stands in the text file beside each, whatever that is; "" where there is none.
+    """The pictures of a folder with their captions, whatever stands in a text file; "" where there is none.
 
     Raises:
         DataError: there is no such folder, or the captions are in a malformed table, or in two files.
@@ -115,8 +115,7 @@ def list_captions(config: CaptionsData) -> Labelled:
         raise DataError(f"data.root={root}: there is no such folder")
     if _table(config, root) is not None:
         return {"train": [(path, _told(row, where)) for where, path, row in metadata_rows(root)]}
-    texts = {path: _text_file(path) for path in pictures_below(root)}
-    return {"train": [(path, file.read_text("utf-8-sig", "replace") if file else "") for path, file in texts.items()]}
+    return {"train": [(path, _as_it_is(path, config.prompt)) for path in pictures_below(root)]}
 
 
 def picture_files(root: Path, key: str) -> list[Path]:
@@ -191,6 +190,13 @@ def _beside(picture: Path) -> str:
         return clean(file.read_text(encoding="utf-8-sig"), str(file))
     except UnicodeDecodeError as error:
         raise DataError(f"{file} isn't text in UTF-8: {error}") from None
+
+
+def _as_it_is(picture: Path, prompt: str | None) -> str:
+    if prompt is not None:
+        return prompt
+    file = _text_file(picture)
+    return "" if file is None else file.read_text("utf-8-sig", "replace")
 
 
 def _text_file(picture: Path) -> Path | None:
