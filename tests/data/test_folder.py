@@ -212,7 +212,7 @@ def test_faults_of_a_table_are_named_with_their_line(tree):
         with pytest.raises(DataError, match=message):
             load_splits(config, 0)
     write_table(tree / "labels.csv", good, ("file", "label", "split"))
-    with pytest.raises(DataError, match="no column 'image'; it has file, label, split"):
+    with pytest.raises(DataError, match=r"no column 'image' \(data\.image_column\); it has file, label, split"):
         load_splits(config, 0)
 
 

@@ -92,7 +92,7 @@ def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
         ("image,label,split\n0.png,a,train\n1.png,b,small,train\n", "line 3 has more cells than the first line"),
         (f"image,label,split\n{'x' * 5000}.png,a,train\n", "line 2: .*xx.png is missing"),
         ("image,label,label\n0.png,a,train\n", "two columns 'label'"),
-        ("", "no column 'image'; it has none"),
+        ("", r"no column 'image' \(data\.image_column\); it has none"),
         ('image,label,split\n0.png,"a,train\n1.png,b,train\n', "the row from line 2 on: unexpected end of data"),
         ('image,"label,split\n0.png,a,train\n', "the row from line 1 on: unexpected end of data"),
     ],

@@ -51,7 +51,9 @@ def list_metadata(config: MetadataData) -> Labelled:
     for split, folder in split_folders(user_path(config.root)).items():
         pairs = files.setdefault(split, [])
         for where, path, row in metadata_rows(folder):
-            label = row.get(config.label_key)
+            if config.label_key not in row:
+                raise DataError(f"{where} has no {config.label_key!r} (data.label_key); it has {', '.join(row)}")
+            label = row[config.label_key]
             label = label.strip() if isinstance(label, str) else label  # as in other tables
             if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
                 raise DataError(f"{where}: {config.label_key!r} is {label!r}; expected a class's name or number")

@@ -21,12 +21,12 @@ def image_table(config: CsvData) -> Splits:
         DataError: the table, one of its columns, a picture or a label is missing, a split has another name than train,
             val or test, a picture is in two splits, or a class isn't in train.
     """
-    files = list_table(config)
-    table = user_path(config.root) / config.table
+    root = user_path(config.root)
+    files, table = list_table(config), root / config.table
     classes = tuple(sorted({label for _, label in files.get("train", [])}))
     if len(classes) < 2:
         raise DataError(f"{table} has {len(classes)} classes to train on, and at least two are needed")
-    files, left_out = leave_out(files, config.quarantine, user_path(config.root))
+    files, left_out = leave_out(files, config.quarantine, root)
     return splits_of_files(files, classes, left_out)
 
 
@@ -79,9 +79,10 @@ def _rows(table: Path, config: CsvData, faults: list[str]) -> Iterator[tuple[str
     there, rows = csv_table(table, faults)
     if split_column := config.split_column or ("split" if "split" in there else None):
         columns["split"] = split_column
-    for column in columns.values():
+    for key, column in columns.items():
         if column not in there:
-            raise DataError(f"{table} has no column {column!r}; it has {', '.join(there) or 'none'}")
+            has = ", ".join(there) or "none"
+            raise DataError(f"{table} has no column {column!r} (data.{key}_column); it has {has}")
     for where, row in rows:
         cells = {key: (row[name] or "").strip() for key, name in columns.items()}  # None where a line is short
         yield where, {"split": "train"} | cells
