@@ -5,9 +5,18 @@ import pytest
 from PIL import Image
 
 from vislora.config.data import HfData
-from vislora.data.findings import about_files
+from vislora.data.findings import Item, about_files
 from vislora.data.load import load_splits
 from vislora.errors import DataError
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: train.parquet}
+  - {split: hard, path: hard.parquet}
+---
+"""
 
 
 @pytest.fixture
@@ -52,6 +61,18 @@ def test_rows_without_a_label_are_left_out_and_named_and_withheld_splits_too(fol
     assert splits.test is None
     with pytest.raises(DataError, match="validation/000000 can't be decoded: the row holds no picture"):
         splits.val.image(0)
+
+
+def test_a_split_that_is_called_otherwise_is_named(folder):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    for split in ("train", "hard"):
+        rows = {"image": [str(folder / "train" / "ant" / "1.png")] * 4, "label": [0, 0, 1, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder.parent / "two" / f"{split}.parquet")
+    (folder.parent / "two" / "README.md").write_text(CARD)
+    splits = load_splits(HfData(name=str(folder.parent / "two"), val_fraction=0.0), 0)
+    assert (len(splits.train), splits.val, splits.test) == (4, None, None)
+    (told,) = about_files(splits.problems)
+    assert (told.what, told.items) == ("splits beside train, val and test, not read: 1", (Item("hard", "isn't read"),))
 
 
 def test_what_is_lacking_is_named(folder):

@@ -77,6 +77,7 @@ _ODD = {
     "animated": (Level.check, "animated files, whose first frame is used", "leave out those where it shows nothing"),
     "large": (Level.check, "very large files, slow to decode", "scale them down"),
     "other": (Level.note, "files without a picture's suffix, not read", ""),
+    "split": (Level.note, "splits beside train, val and test, not read", ""),
     "deep": (Level.note, "files of more than 8 bits per channel, scaled to 8", ""),
     "transparent": (Level.note, "transparent files, composited on white", ""),
     "colours": (Level.note, "files in other colours than RGB, converted", ""),

@@ -102,7 +102,8 @@ def cub200(config: Cub200Data) -> Splits:
 
 
 def hub_set(config: HfData) -> Splits:
-    """An image classification set of the Hugging Face hub with the splits it has; one without labels is left out.
+    """An image classification set of the Hugging Face hub with the splits it has; one without labels is left out, and
+    those called otherwise are named in `problems`.
 
     Raises:
         DataError: the `datasets` package is missing, the set is out of reach, lacks a column or has no train split.
@@ -118,14 +119,17 @@ def hub_set(config: HfData) -> Splits:
         raise DataError(f"data.name={config.name} can't be loaded: {because}") from error
     splits: dict[str, ImageSplit] = {}
     problems: list[Problem] = []
+    others = dict.fromkeys(parts)
     for name, spellings in SPELLINGS.items():
         if there := [spelling for spelling in spellings if spelling in parts]:
+            del others[there[0]]
             split, unlabelled = _hub_split(parts[there[0]], there[0], config)
             if split.labels:  # or they are withheld, as of many sets' test split
                 splits[name] = split
                 problems += [
                     Problem(Path(row), f"{row} has no label", usable=False, kinds=("unlabelled",)) for row in unlabelled
                 ]
+    problems += [Problem(Path(name), f"{name} isn't read", usable=False, kinds=("split",)) for name in others]
     if "train" not in splits:
         raise DataError(f"{config.name} has no labelled train split; it has {', '.join(parts)}")
     return Splits(**splits, problems=problems)
