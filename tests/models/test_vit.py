@@ -77,6 +77,13 @@ def test_arguments_that_go_against_other_settings_are_refused(settings, told):
         build_vit(ModelConfig("test_vit", "random", **settings), 3)
 
 
+def test_a_size_among_the_arguments_is_refused_where_it_would_be_lost():
+    given = {"args": {"img_size": 64}}
+    assert preprocessing(build_vit(ModelConfig("test_vit", "random", **given), 3)).size == 64
+    with pytest.raises(ModelError, match=r"resnet10t .*: it has no argument img_size; give model\.img_size"):
+        build_vit(ModelConfig("resnet10t", "random", **given), 3)
+
+
 def test_what_is_said_of_the_weights_pictures_counts_with_a_size_too():
     overlay = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     model = build_vit(ModelConfig("test_vit", "random", 64, args={"pretrained_cfg_overlay": overlay}), 3)

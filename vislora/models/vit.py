@@ -55,7 +55,7 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
         offline_if_unreachable()
     try:
         with keys_told_by_timm() as told:
-            model = _created(name, pretrained, arguments)
+            model = _created(name, pretrained, arguments, resized=config.img_size is not None)
     except FileNotFoundError as error:  # the hub client's own error for a file neither cached nor in reach is one
         raise ModelError(
             f"the weights of {name} are not in the local cache, and the hub can't be reached; "
@@ -180,12 +180,14 @@ def _arguments(config: ModelConfig, num_classes: int) -> dict[str, Any]:
     return given | {key: value for key, (_, value) in own.items()}
 
 
-def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+def _created(name: str, pretrained: bool, arguments: dict[str, Any], resized: bool) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
+        if not resized:  # it is in model.args alone, and would be lost
+            raise TypeError("it has no argument img_size; give model.img_size in its place") from error
         # nearly all of these are built the same for pictures of any size, so that it is enough to prepare them in the
         # one wanted; what isn't is refused before it is trained
         arguments = {key: value for key, value in arguments.items() if key != "img_size"}
