@@ -26,13 +26,6 @@ class Seen:
     pooled: Tensor
     statistics: Tensor
 
-    def __len__(self) -> int:
-        return len(self.pooled)
-
-    def choose(self, indices: Sequence[int] | Tensor) -> "Seen":
-        """Of these pictures alone."""
-        return Seen(self.pooled[indices], self.statistics[indices])
-
 
 class Backbone:
     """A timm model without its classifier.
