@@ -8,7 +8,7 @@ import json
 import re
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vislora.config.data import ShardsData
 from vislora.data.folder import SUFFIXES
@@ -107,9 +107,9 @@ def _samples(shard: Path, label_key: str) -> tuple[list[_Sample], list[Problem]]
     try:
         with tarfile.open(shard, "r:") as archive:  # uncompressed only: places are read directly
             for member in archive:
-                folder, slash, file = member.name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                key, suffix = f"{folder}{slash}{stem}", suffix.lower()
+                name = PurePosixPath(member.name)  # so that ./a.png is a second a.png
+                stem, _, suffix = name.name.partition(".")
+                key, suffix = str(name.parent / stem), suffix.lower()
                 if not (member.isfile() and stem):  # macOS packs ._a.png beside a.png
                     if stem and f".{suffix}" in SUFFIXES and (member.issym() or member.islnk()):
                         links[key] = f"is a link to {member.linkname}, and none is followed"
@@ -118,7 +118,7 @@ def _samples(shard: Path, label_key: str) -> tuple[list[_Sample], list[Problem]]
                         raise DataError(f"{shard} has a second picture of {key}, {member.name}; give it another name")
                     place = Place(shard, member.offset_data, member.size)
                     pictures[key] = (Path(f"{shard}/{member.name}"), place)  # a name, never opened
-                elif Path(file).suffix.lower() in SUFFIXES:
+                elif name.suffix.lower() in SUFFIXES:
                     raise DataError(
                         f"{shard}: {member.name} is no picture of {key} to webdataset, which takes a name up to its "
                         f"first dot; write {stem}_{suffix.replace('.', '_', suffix.count('.') - 1)}"
@@ -165,9 +165,12 @@ def _is_number(label: str) -> bool:
 def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:
     try:
         text = data.decode("utf-8").strip()
-        value = text if suffix == "cls" else json.loads(text).get(key)
-    except (ValueError, AttributeError, RecursionError) as error:  # the last of brackets in brackets
+        value = {key: text} if suffix == "cls" else json.loads(text)
+    except (ValueError, RecursionError) as error:  # the latter of brackets in brackets
         raise DataError(f"{where} can't be read: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: expected {{"{key}": …, …}}')
+    value = value.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
