@@ -36,6 +36,7 @@ from vislora.evaluate import _main, draws
 from vislora.files import sha256
 from vislora.formats.detect import read_adapter, write_adapter
 from vislora.generate import generate
+from vislora.models.clip import Clip
 from vislora.models.vit import EMBEDDED, build_vit, save_vit
 from vislora.picture_evaluation import _wanted_style, evaluate_pictures
 from vislora.recognizer import Recognizer, load_recognizer
@@ -395,6 +396,14 @@ class Brightness(nn.Module):
 
     def forward(self, images):
         return images.mean((1, 2, 3))[:, None] * self.sign
+
+
+def test_a_clip_without_its_words_is_refused(clip, tmp_path):
+    bare = shutil.copytree(clip, tmp_path / "clip")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (bare / name).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=rf"^clip={bare} can't be opened: "):
+        Clip(str(bare), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("wanted", ["dark", "light"])

@@ -171,6 +171,20 @@ def test_the_configs_of_a_pipeline_are_what_its_files_say(folder, tmp_path):
     assert configs_key(pipe) != before
 
 
+@pytest.mark.parametrize("kind", ["stable_diffusion", "stable_diffusion_3"])
+def test_a_tokenizer_without_its_words_is_named(kind, tmp_path):
+    """transformers makes a blank one, to which all captions are alike."""
+    getattr(tiny, kind)(tmp_path / "words").save_pretrained(tmp_path / "saved")
+    config = PipelineConfig(str(tmp_path / "saved"))
+    last = sorted(tmp_path.glob("saved/tokenizer*"))[-1]
+    assert len(readers(load_pipeline(config))) == len(sorted(tmp_path.glob("saved/tokenizer*")))
+    for file in last.iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+    with pytest.raises(ModelError, match=rf"^{last} needs .*, without which a (CLIP|T5)Tokenizer"):
+        load_pipeline(config)
+
+
 def test_a_pipeline_without_a_tokenizer_tells_nothing_of_what_it_reads(folder, tmp_path):
     bare = shutil.copytree(folder, tmp_path / "bare")
     index = json.loads((bare / "model_index.json").read_text())

@@ -1,6 +1,7 @@
 """How well pictures fit their texts, by a CLIP of transformers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from vislora.errors import ModelError
 from vislora.models.diffusion import quiet_imports
 from vislora.models.hub import local_or_hub
-from vislora.models.whole import open_whole
+from vislora.models.whole import check_vocabulary, open_whole
 
 
 class Clip:
@@ -31,6 +32,8 @@ class Clip:
             with quiet_imports():
                 self._model = open_whole(CLIPModel, source).eval().to(device)
                 self._processor = CLIPProcessor.from_pretrained(source)
+            if Path(source).is_dir():
+                check_vocabulary(type(self._processor.tokenizer), Path(source))
         except Exception as error:  # transformers documents no common class
             raise ModelError(f"clip={name} can't be opened: {' '.join(str(error).split())[:300]}") from error
         self._device = device

@@ -20,7 +20,7 @@ from vislora.errors import ModelError
 from vislora.models.denoiser import Reader, encode_images, encode_text, text_encoders, tokenize
 from vislora.models.families import ENCODERS, family_of, lengths_of
 from vislora.models.hub import local_or_hub
-from vislora.models.whole import open_whole
+from vislora.models.whole import check_vocabulary, open_whole
 from vislora.paths import ASSETS
 
 EMBEDDED = ASSETS / "sd_birds"
@@ -154,7 +154,11 @@ def _settings_in(config: PipelineConfig, cls: Any, component: str | None = None)
 
 
 def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The models of a pipeline's folder by component, each in the variant where it has that."""
+    """The models of a pipeline's folder by component, each in the variant where it has that.
+
+    Raises:
+        ModelError: one lacks weights, or a tokenizer its words.
+    """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     components = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     varied = {name for name in components if variant and any((folder / name).glob(f"*.{variant}*.safetensors"))}
@@ -165,6 +169,8 @@ def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, 
         if library not in ("diffusers", "transformers"):  # what is left out, and classes of the pipeline's own
             continue
         kind = getattr(import_module(library), cls, None)
+        if hasattr(kind, "vocab_files_names"):
+            check_vocabulary(kind, folder / name)
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             of_dtype = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
             own = variant if name in varied else None

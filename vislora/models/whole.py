@@ -1,6 +1,7 @@
-"""Models whose every weight comes from their files.
+"""Models whose every weight comes from their files, and tokenizers that know their words.
 
-diffusers and transformers draw a weight that no file holds at random, and say so in their logs alone.
+diffusers and transformers draw a weight that no file holds at random, and say so in their logs alone; of a tokenizer
+without its files transformers makes one to which all words are the same unknown one.
 """
 
 from pathlib import Path
@@ -25,3 +26,17 @@ def open_whole(cls: type[nn.Module], source: str, **options: Any) -> nn.Module:
             f"a {library} as new as the one that saved it"
         )
     return model
+
+
+def check_vocabulary(cls: type, folder: Path) -> None:
+    """Refuse a folder that holds no words for a tokenizer of the class.
+
+    Raises:
+        ModelError: neither tokenizer.json nor all of the files that stand for it are there.
+    """
+    names = dict(cls.vocab_files_names)
+    in_one = [names.pop("tokenizer_file")] if "tokenizer_file" in names else []
+    choices = [choice for choice in (in_one, list(names.values())) if choice]
+    if choices and not any(all((folder / name).is_file() for name in choice) for choice in choices):
+        needed = ", or ".join(" and ".join(choice) for choice in choices)
+        raise ModelError(f"{folder} needs {needed}, without which a {cls.__name__} knows no word; fetch it again")
