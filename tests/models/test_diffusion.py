@@ -155,6 +155,14 @@ def test_class_that_isnt_one_of_diffusers_is_told(folder, tmp_path, name):
         scheduler_class(PipelineConfig(str(other)))
 
 
+@pytest.mark.parametrize("asked", [pipeline_class, readers_of, load_pipeline])
+def test_an_index_that_is_no_object_is_told(folder, tmp_path, asked):
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "model_index.json").write_text('["StableDiffusionPipeline"]')
+    with pytest.raises(ModelError, match=r"/other"):
+        asked(PipelineConfig(str(other)))
+
+
 def test_the_configs_of_a_pipeline_are_what_its_files_say(folder, tmp_path):
     """A version of diffusers that knows one setting more gives it its default."""
     older = shutil.copytree(folder, tmp_path / "older")

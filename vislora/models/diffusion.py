@@ -138,8 +138,7 @@ def readers_of(config: PipelineConfig) -> list[Reader]:
 
 def _class_in(config: PipelineConfig, cls: Any, component: str | None = None) -> str:
     """The name of the class that a config is of."""
-    settings = _settings_in(config, cls, component)
-    name = settings.get("_class_name") if isinstance(settings, dict) else None
+    name = _settings_in(config, cls, component).get("_class_name")
     if not isinstance(name, str):  # a list, where a file of the model's own holds it
         raise ModelError(
             f"{config.name}: the class of its {component or 'pipeline'} is {name!r}; expected one of diffusers, since "
@@ -150,7 +149,10 @@ def _class_in(config: PipelineConfig, cls: Any, component: str | None = None) ->
 
 def _settings_in(config: PipelineConfig, cls: Any, component: str | None = None) -> dict[str, Any]:
     """A component's config, or the pipeline's own; any class of its kind reads it."""
-    return _opened(config, lambda source: cls.load_config(source, subfolder=component, revision=config.revision))
+    found = _opened(config, lambda source: cls.load_config(source, subfolder=component, revision=config.revision))
+    if not isinstance(found, dict):
+        raise ModelError(f"{config.name}: the config of its {component or 'pipeline'} is no JSON object; fetch it anew")
+    return found
 
 
 def _models(folder: Path, variant: str | None, dtype: torch.dtype) -> dict[str, nn.Module]:
