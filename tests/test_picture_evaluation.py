@@ -433,6 +433,7 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
     refused(ConfigError, r"seeds=\[\]: expected at least one", "seeds=[]")
     refused(ConfigError, r"scales=\[1.0, 1.0\]: expected at least one, each once", "scales=[1,1]")
     refused(ConfigError, "scales=nan: expected a finite number", "scales=[nan]")
+    refused(ConfigError, "backbone.drop_path=0.1 has no effect", "backbone.drop_path=0.1")
     refused(ConfigError, "calibrate is not for .*style.safetensors, which draws", "calibrate=true")
     refused(ConfigError, "give style_classifier=FOLDER", "style=ink")
     refused(ConfigError, "style=ink: .* tells one, two", f"style_classifier={judge}", "style=ink")

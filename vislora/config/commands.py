@@ -114,6 +114,11 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
                 "baselines=[probe] fits a linear probe to split=train, and it would look better there than it is; give "
                 "split=val or split=test, or leave the probe out"
             )
+        if self.backbone.drop_path:
+            raise ConfigError(
+                f"backbone.drop_path={self.backbone.drop_path:g} has no effect: paths are dropped in training alone; "
+                "leave it out"
+            )
         if self.style is not None and self.style_classifier is None:
             raise ConfigError(f"style={self.style} is a class of the style classifier; give style_classifier=FOLDER")
         for key in ("seeds", "scales"):
