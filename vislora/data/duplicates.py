@@ -5,13 +5,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from vislora.data.images import THUMBNAIL
+from vislora.data.images import CHROMA, THUMBNAIL
 
 # Measured on drawings of 27 species and on photos: copies at half to double size, as JPEG of quality 30 to 90, differ
 # in 6 bits of 64 at most and by 0.02 to 0.06; 120 drawings of a species on a plain ground by 0.07 and more, many of
 # them in no bit at all, which is why the hash alone doesn't decide.
 _BITS = 6
 _DIFFERENCE = 0.06
+# Their colours differ by up to 2.6 levels; those of drawings in other hues, 30 degrees away, by 4 and more.
+_COLOURS = 3.0
 _LEAST_CONTRAST = 4.0  # grey levels, so that the noise of almost blank pictures doesn't count for much
 
 _COMPARED = 1 << 17  # pairs that are compared at once, which bounds the memory
@@ -21,25 +23,28 @@ def copies(thumbnails: Sequence[bytes]) -> list[list[int]]:
     """Groups of indices, each of pictures that are copies of one another.
 
     A pair is compared where the perceptual hashes differ in a few bits at most, and is one of copies where the
-    thumbnails' difference is small beside their contrast.
+    thumbnails' difference is small beside their contrast, and their colours are the same.
     """
-    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL**2)
+    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL**2 + 2 * CHROMA**2)
     distinct, member = np.unique(pixels, axis=0, return_inverse=True)
+    grey, colours = np.split(distinct, [THUMBNAIL**2], axis=1)
     joined = np.arange(len(distinct))
-    for pairs in near_pairs(perceptual_hashes(distinct), _BITS, joined):
-        _join(joined, pairs[_differences(distinct, pairs) <= _DIFFERENCE])
+    for pairs in near_pairs(perceptual_hashes(grey), _BITS, joined):
+        pairs = pairs[_differences(grey, pairs) <= _DIFFERENCE]
+        _join(joined, pairs[_colours_apart(colours, pairs) <= _COLOURS])
     groups: dict[int, list[int]] = {}
     for index, k in enumerate(member.reshape(-1).tolist()):
         groups.setdefault(_first(joined, k), []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
-    """Which of the 8 x 8 lowest frequencies of each thumbnail [N, THUMBNAIL**2] lie above their median: uint64 [N]."""
+def perceptual_hashes(grey: np.ndarray) -> np.ndarray:
+    """Which of the 8 x 8 lowest frequencies of each thumbnail's grey values [N, THUMBNAIL**2] lie above their median:
+    uint64 [N]."""
     k = np.arange(THUMBNAIL)
     cosines = np.cos(np.pi * (2 * k + 1) * k[:8, None] / (2 * THUMBNAIL))  # DCT-II
-    grey = thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.float32)
-    frequencies = (cosines @ grey @ cosines.T).reshape(-1, 64)
+    squares = grey.reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.float32)
+    frequencies = (cosines @ squares @ cosines.T).reshape(-1, 64)
     above = frequencies > np.median(frequencies[:, 1:], axis=1, keepdims=True)  # the first is the mean brightness
     return np.packbits(above, axis=1).view(np.uint64).reshape(-1)
 
@@ -77,6 +82,12 @@ def _differences(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     a, b = pixels[pairs.T].astype(np.float32)
     contrast = np.sqrt(a.std(axis=1).clip(_LEAST_CONTRAST) * b.std(axis=1).clip(_LEAST_CONTRAST))
     return np.sqrt(((a - b) ** 2).mean(axis=1)) / contrast
+
+
+def _colours_apart(colours: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Root mean square distance of each pair's colours [N, 2 * CHROMA**2], in levels."""
+    a, b = colours[pairs.T].astype(np.float32)
+    return np.sqrt(2 * ((a - b) ** 2).mean(axis=1))
 
 
 def _join(joined: np.ndarray, pairs: np.ndarray) -> None:

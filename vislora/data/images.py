@@ -14,7 +14,7 @@ from PIL.Image import Resampling, Transpose
 
 from vislora.errors import DataError
 
-THUMBNAIL = 12  # pixels of a side
+THUMBNAIL, CHROMA = 12, 6  # pixels of a side, of its grey values and of its colours
 _DRAFT = 96  # pixels that a JPEG keeps at least where only its thumbnail is wanted; with 24 copies are missed
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -76,8 +76,7 @@ class Facts:
     Attributes:
         problem: what is wrong or odd about it.
         width, height: pixels, upright; 0 where it can't be used.
-        thumbnail: grey values [THUMBNAIL * THUMBNAIL] to know copies by, the picture squeezed to a square; empty where
-            it can't be used.
+        thumbnail: to know copies by, as `thumbnail` makes it; empty where the file can't be used.
     """
 
     problem: Problem | None
@@ -139,8 +138,12 @@ def inspect(path: Path, place: Place | None = None) -> Facts:
 
 
 def thumbnail(picture: Image.Image) -> bytes:
-    """Grey values [THUMBNAIL * THUMBNAIL] of an RGB picture squeezed to a square."""
-    return picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS).tobytes()
+    """An RGB picture squeezed to a square: its grey values [THUMBNAIL * THUMBNAIL], and more coarsely, as JPEG keeps
+    them, how blue and how red it is [2 * CHROMA * CHROMA]."""
+    grey, *colours = picture.convert("YCbCr").split()
+    small = [grey.resize((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS)]
+    small += [colour.resize((CHROMA, CHROMA), Resampling.BOX) for colour in colours]
+    return b"".join(band.tobytes() for band in small)
 
 
 def scaled(picture: Image.Image, side: int) -> Image.Image:

@@ -16,7 +16,7 @@ from vislora.data.images import Facts, Place, Problem, inspect, no_warnings
 from vislora.files import naming
 from vislora.paths import cache_dir
 
-_EDITION = 3  # of what is told of a file; the next one where the same file is told of otherwise
+_EDITION = 4  # of what is told of a file; the next one where the same file is told of otherwise
 _PROCESSES_FROM = 2000  # files; threads, which share the interpreter, are done with fewer before processes have started
 _Picture = tuple[Path, Place | None]
 _BATCH = 32  # files; each is in the cache when it is done, so that an interrupted run goes on from there
