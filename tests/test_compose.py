@@ -96,6 +96,7 @@ def test_an_option_in_place_of_a_recipes_own_keeps_its_values(tmp_path):
         ("data.augment.hflp=1", "did you mean data.augment.hflip"),
         ("+trainer.sped=1", "unknown key trainer.sped"),
         ("+trainer.epochs=3", r"trainer.epochs is there already; write trainer.epochs=… without the \+"),
+        ("+recipe=vit_birds", r"recipe is chosen already; write recipe=… without the \+"),
         ("output_dir=runs/mine", r"unknown key output_dir; the folder of the run is hydra\.run\.dir=FOLDER"),
         ("out=runs/mine", r"unknown key out; the folder of the run is hydra\.run\.dir=FOLDER"),
         ("split=test", "unknown key split; `--cfg job` prints"),  # that evaluation has it is of no help
@@ -325,6 +326,7 @@ def test_options_stand_anywhere_among_the_overrides(tmp_path):
             "sets an unknown key trainer.epoch; did you mean trainer.epochs",
         ),
         ("trainer:\n  epochs: 1\n", "has to begin with the line `# @package _global_`"),
+        ("defaults:\n  - override /data: csv\n", "overrides data has to begin with the line `# @package _global_`"),
         ("# @package _global_\ntrainer: [1\n", "mine.yaml"),
         (
             "# @package _global_\nseed: 1  # größer\n".encode("latin-1"),

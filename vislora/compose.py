@@ -360,6 +360,10 @@ def _explained(error: Exception, name: str) -> ConfigError:
         return ConfigError(f"line {number} of a recipe, or of an option, isn't in UTF-8: {text}; save it as UTF-8")
     if found := re.search(r"An item is already at '([^']+)'", text):
         return ConfigError(f"{found[1]} is there already; write {found[1]}=… without the + to change it")
+    if found := re.search(r"Multiple values for (\w+)\. To override", text):
+        return ConfigError(f"{found[1]} is chosen already; write {found[1]}=… without the + to change it")
+    if found := re.search(r"Could not override '(\w+)@recipe\.", text):
+        return ConfigError(f"a recipe that overrides {found[1]} has to begin with the line `# @package _global_`")
     if found := re.search(r"Could not override '([^']+)'", text):
         if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
             return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
