@@ -415,12 +415,19 @@ def test_the_package_lists_its_commands_and_each_tells_its_options(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+_SAYS_A = "from vislora.compose import command; command('resize', lambda config, out: print('a'))"
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_enough_ends_a_command_without_a_word(unbuffered, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [["-c", _SAYS_A, "adapter=a", "rank=2", "out=b"], ["-m", "vislora.resize", "--help"], ["-m", "vislora"]],
+    ids=["command", "help", "list"],
+)
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(words, unbuffered, tmp_path):
     read, write = os.pipe()
     os.close(read)  # as head does after its lines
-    code = "from vislora.compose import command; command('resize', lambda config, out: print('a'))"
-    words = [sys.executable, "-c", code, "adapter=a", "rank=2", "out=b"]
+    words = [sys.executable, *words]
     env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
     os.close(write)

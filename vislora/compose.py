@@ -104,7 +104,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     _register(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
     if "-h" in words or "--help" in words:
-        print(_help(name, body.__globals__["__doc__"]))
+        tell(_help(name, body.__globals__["__doc__"]))
         return
     rest, adapter = _take_adapter(name, words)
     # Hydra's parser gives up on overrides on both sides of an option, as in `recipe=NAME --multirun optim.lr=…`
@@ -174,6 +174,14 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error, name) from error
     return _typed(config, adapter, name)
+
+
+def tell(text: str) -> None:
+    """Print a text; where nobody reads the standard output any more, as behind `| head`, end without a word."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        _end_if_unread(error)
 
 
 def quoted(text: str) -> str:
