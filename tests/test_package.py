@@ -43,6 +43,11 @@ def test_importing_the_package_and_its_configuration_is_cheap():
     assert run([sys.executable, "-c", heavy], ROOT).strip() == "[]"
 
 
+def test_a_training_imports_what_scores_it_after_the_last_step():
+    heavy = "import sys, vislora.tasks.recognition; print(sorted({'torchmetrics', 'scipy'} & set(sys.modules)))"
+    assert run([sys.executable, "-c", heavy], ROOT).strip() == "[]"
+
+
 def test_the_pipelines_text_encoder_is_named_as_every_release_of_transformers_reads_it():
     """Before transformers 5.6 CLIP has a level `text_model`; without it in the file, its weights would be random."""
     with safe_open(ROOT / "assets" / "sd_birds" / "text_encoder" / "model.safetensors", "pt") as file:

@@ -38,9 +38,7 @@ from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
 from vislora.recognizer import Recognizer, base_hash, build_base
-from vislora.report.evaluation import write_evaluation
 from vislora.report.updates import write_updates
-from vislora.scoring import evaluate_split
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
 from vislora.tasks.task import FILES, PICTURES, Outcome, Task
@@ -87,6 +85,10 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             _export(model, adapters, config, about, artifact)
         if splits.test is None:
             return Outcome(artifact)
+        # here, as torchmetrics and scipy take seconds to import, which the first step needn't wait for
+        from vislora.report.evaluation import write_evaluation
+        from vislora.scoring import evaluate_split
+
         recognizer = Recognizer(model.eval(), images, splits.classes, about)
         inference = Inference(settings.batch_size, precision, settings.workers, accelerator)
         test = evaluate_split(recognizer, splits.test, inference)
