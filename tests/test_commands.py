@@ -336,6 +336,27 @@ def test_a_probe_and_full_fine_tuning_leave_a_timm_model(photos, weights, tmp_pa
         predict(PredictConfig(adapter=str(result.artifact), images=[image], weights="x"))
 
 
+@pytest.mark.parametrize(("words", "told"), [(["adapter=probe"], True), (["adapter=lora"], False)])
+def test_a_rate_that_a_probe_has_no_use_for_is_told(words, told, photos, weights, tmp_path, capsys):
+    words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", *words]
+    train(
+        configure("train", [*words, "trainer.stop_at=1", "optim.warmup=0", "optim.lr=0.5", "optim.head_lr=0.25"]),
+        tmp_path / "run",
+    )
+    printed = capsys.readouterr().out
+    assert ("a probe learns at optim.head_lr=0.25; optim.lr=0.5 has no effect on it" in printed) is told
+    rates = {json.loads(line).get("lr") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()}
+    assert (0.25 in rates) is told
+
+
+def test_a_head_that_is_trained_already_may_stay(run, photos, weights, tmp_path):
+    words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}"]
+    words += [f"adapter.start={run[0] / 'adapter'}", "trainer.stop_at=1", "optim.head_lr=0"]
+    result = train(configure("train", words), tmp_path / "run")
+    before, after = (load_recognizer(folder).model.head.weight for folder in (run[0] / "adapter", result.artifact))
+    assert torch.equal(before, after)
+
+
 def test_denormals_count_as_zero_in_training_alone(photos, weights, tmp_path, monkeypatch):
     def kept() -> float:
         return (torch.full((), 1e-39) * 1.0).item()

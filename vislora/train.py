@@ -152,6 +152,10 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
         f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained ({trainable / parameters:.2%}), "
         f"{precision.value} on {accelerator.device}, {task.about}"
     )
+    if isinstance(config.adapter, ProbeAdapter) and config.optim.head_lr is not None:
+        accelerator.print(
+            f"a probe learns at optim.head_lr={config.optim.head_lr:g}; optim.lr={config.optim.lr:g} has no effect on it"
+        )
     if (line := headline(task.preflight)) is not None:
         accelerator.print(f"data: {line}; see {out / 'data.json'}")
 
@@ -210,10 +214,15 @@ def kind_of(config: TrainConfig) -> _Kind:
 
 
 def _check_rates(config: TrainConfig) -> None:
-    """Refuse rates of what isn't trained."""
+    """Refuse rates of what isn't trained, and 0 for a new head."""
     optim = config.optim
     if optim.head_lr is not None and isinstance(config.model, PipelineConfig):
         raise ConfigError(f"optim.head_lr={optim.head_lr:g}: pipelines have no head; leave it out, or give optim.lr")
+    if optim.head_lr == 0.0 and getattr(config.adapter, "start", None) is None:
+        raise ConfigError(
+            "optim.head_lr=0: the head would stay as it was drawn, and many models draw zeros, through which nothing "
+            "is learned; give more, or leave it out for optim.lr"
+        )
     if optim.b_lr_ratio != 1.0 and not isinstance(config.adapter, LoraAdapter):
         raise ConfigError(f"optim.b_lr_ratio={optim.b_lr_ratio:g}: the chosen adapter has no lora_B; leave it out")
 

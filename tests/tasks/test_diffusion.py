@@ -145,7 +145,9 @@ def test_a_scheduler_that_the_pipeline_can_not_draw_with_is_refused_before_the_t
     with pytest.raises(AttributeError, match="init_noise_sigma"):
         tiny.draw(pipe)
     pipe.save_pretrained(tmp_path / "pipe")
-    with pytest.raises(ModelError, match=r"FlowMatchEulerDiscreteScheduler, with which StableDiffusion\w*Pipeline can't"):
+    with pytest.raises(
+        ModelError, match=r"FlowMatchEulerDiscreteScheduler, with which StableDiffusion\w*Pipeline can't"
+    ):
         prepared(tmp_path / "pipe", photos, "data.size=64", "objective.min_snr_gamma=null")
 
 
