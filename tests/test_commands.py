@@ -102,6 +102,10 @@ def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, 
     assert damaged["items"][0]["name"] == str(photos / "train" / "red" / "broken.jpg")
     assert data["pictures"] == {"train": 24, "val": 9, "test": 15}
     assert f"data: damaged files: 1; see {out / 'data.json'}" in printed
+    assert "24 images, 3 classes, 18 steps" in printed
+    first, *settings = (out / "config.yaml").read_text().splitlines()
+    assert first.startswith("# python -m vislora.train model=timm model.name=vit_tiny_patch16_224 model.img_size=32 ")
+    assert yaml.safe_load("\n".join(settings))["model"]["name"] == "vit_tiny_patch16_224"
     scores = json.loads((out / "evaluation" / "evaluation.json").read_text())
     assert scores["images"] == 15
     assert scores["top1"] > 0.8  # chance: 0.33
@@ -344,7 +348,7 @@ def test_a_rate_that_a_probe_has_no_use_for_is_told(words, told, photos, weights
         tmp_path / "run",
     )
     printed = capsys.readouterr().out
-    assert ("a probe learns at optim.head_lr=0.25; optim.lr=0.5 has no effect on it" in printed) is told
+    assert ("a probe learns at optim.head_lr=0.25; optim.lr=0.5 has no effect" in printed) is told
     rates = {json.loads(line).get("lr") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()}
     assert (0.25 in rates) is told
 

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -58,7 +59,7 @@ from vislora.config.training import (
 from vislora.config.values import literal
 from vislora.errors import ConfigError, TrainingError, VisloraError
 from vislora.files import holds_checkpoint
-from vislora.paths import CONF, RECIPES, cache_dir
+from vislora.paths import CONF, PACKAGE, RECIPES, cache_dir
 
 _SCHEMAS = [
     (None, "train_schema", TrainConfig),
@@ -88,6 +89,7 @@ _HYDRA = tuple(int(part) for part in hydra_version.split(".")[:2])
 _BASE = {"version_base": "1.3"} if _HYDRA < (1, 4) else {}  # of which 1.4 warns, as 1.3 does where it is missing
 
 _WITH_GROUP = ("train", "preflight")  # commands with the settings of training, whose adapter=… is a config group
+_PYTHONS_FORMAT = warnings.formatwarning
 # Where a user's path leads, or what is left of the disk, at any time
 _OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _OF_DISKS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG)
@@ -102,6 +104,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     """
     words = sys.argv[1:] if argv is None else argv
     _register(words)
+    warnings.formatwarning = _formatted
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
     if "-h" in words or "--help" in words:
         tell(_help(name, body.__globals__["__doc__"]))
@@ -329,6 +332,15 @@ def _check_keys(config: DictConfig, prefix: str, name: str) -> None:
         elif f"{prefix}{key}" == "sets":
             for one in child:
                 _check_keys(child._get_node(one), f"sets.{one}.", name)
+
+
+def _formatted(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of vislora's own in one line, without the place in the source that other packages' have."""
+    if Path(filename).is_relative_to(PACKAGE):
+        return f"vislora: {message}\n"
+    return _PYTHONS_FORMAT(message, category, filename, lineno, line)
 
 
 def _refuse(error: VisloraError) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from vislora.errors import ConfigError
 
-_PACKAGE = Path(__file__).resolve().parent
-_ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
+PACKAGE = Path(__file__).resolve().parent
+_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 
 CONF = _ROOT / "conf"
 RECIPES = _ROOT / "recipes"

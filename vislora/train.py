@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from importlib import import_module
@@ -146,21 +147,20 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     if accelerator.is_main_process:
         _write_settings(config, task, out)
     start_trackers(accelerator, config, out)
+    last_step = config.trainer.epochs * task.order.steps_per_epoch
     trainable = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in task.model.parameters())
     accelerator.print(
         f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained ({trainable / parameters:.2%}), "
-        f"{precision.value} on {accelerator.device}, {task.about}"
+        f"{precision.value} on {accelerator.device}, {task.about}, {last_step:,} steps"
     )
     if isinstance(config.adapter, ProbeAdapter) and config.optim.head_lr is not None:
-        accelerator.print(
-            f"a probe learns at optim.head_lr={config.optim.head_lr:g}; optim.lr={config.optim.lr:g} has no effect on it"
-        )
+        optim = config.optim
+        accelerator.print(f"a probe learns at optim.head_lr={optim.head_lr:g}; optim.lr={optim.lr:g} has no effect")
     if (line := headline(task.preflight)) is not None:
         accelerator.print(f"data: {line}; see {out / 'data.json'}")
 
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
-    last_step = config.trainer.epochs * task.order.steps_per_epoch
     trainer = Trainer(
         model=task.model,
         objective=task.objective,
@@ -264,11 +264,15 @@ def _absolute(path: str) -> str:
 
 
 def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:
-    """The run's settings, and what was found out about its data."""
+    """The run's settings, below what was asked for on a command line, and what was found out about its data."""
     from vislora.files import write_json, write_text
 
     out.mkdir(parents=True, exist_ok=True)
-    write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), out / SETTINGS)
+    settings = OmegaConf.to_yaml(OmegaConf.structured(config))
+    if HydraConfig.initialized():
+        words = shlex.join(HydraConfig.get().overrides.task)
+        settings = f"# python -m vislora.train {printable(words)}\n{settings}"
+    write_text(settings, out / SETTINGS)
     write_json(task.preflight.to_dict(), out / "data.json")
 
 
