@@ -102,7 +102,7 @@ def test_a_run_leaves_its_settings_figures_problems_adapter_and_evaluation(run, 
     assert damaged["items"][0]["name"] == str(photos / "train" / "red" / "broken.jpg")
     assert data["pictures"] == {"train": 24, "val": 9, "test": 15}
     assert f"data: damaged files: 1; see {out / 'data.json'}" in printed
-    assert "24 images, 3 classes, 18 steps" in printed
+    assert ", 18 steps, 24 images, 3 classes" in printed
     first, *settings = (out / "config.yaml").read_text().splitlines()
     assert first.startswith("# python -m vislora.train model=timm model.name=vit_tiny_patch16_224 model.img_size=32 ")
     assert yaml.safe_load("\n".join(settings))["model"]["name"] == "vit_tiny_patch16_224"

@@ -179,9 +179,10 @@ def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(sd, photos, tmp_pat
             run(sd, photos, tmp_path / "cut", *words)
     resumed = run(sd, photos, tmp_path / "resumed", *words, f"trainer.resume={tmp_path / 'cut'}")
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    (tmp_path / "empty").mkdir()
     for place, message in ((tmp_path, "no checkpoint there"), (tmp_path / "cut", r"data\.root was")):
-        with pytest.raises(ConfigError, match=message):  # before the data is looked for, which isn't there
-            run(sd, tmp_path / "nowhere", tmp_path / "other", f"trainer.resume={place}")
+        with pytest.raises(ConfigError, match=message):  # before the data is looked into, which is none
+            run(sd, tmp_path / "empty", tmp_path / "other", f"trainer.resume={place}")
     assert read_adapter(resumed.artifact).equals(read_adapter(straight.artifact))
 
 

@@ -98,6 +98,7 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     kind = kind_of(config)
     _check_rates(config)
     _check_prefix_cache(config)
+    _check_there(config)
 
     from vislora.precision import denormals_as_zero
 
@@ -152,7 +153,7 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
     parameters = sum(p.numel() for p in task.model.parameters())
     accelerator.print(
         f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained ({trainable / parameters:.2%}), "
-        f"{precision.value} on {accelerator.device}, {task.about}, {last_step:,} steps"
+        f"{precision.value} on {accelerator.device}, {last_step:,} steps, {task.about}"
     )
     if isinstance(config.adapter, ProbeAdapter) and config.optim.head_lr is not None:
         optim = config.optim
@@ -241,6 +242,21 @@ def _check_prefix_cache(config: TrainConfig) -> None:
             + ", ".join(f"data.augment.{name}={value:g}" for name, value in odd.items())
             + " (hflip may stay), or trainer.prefix_cache=off"
         )
+
+
+def _check_there(config: TrainConfig) -> None:
+    """Refuse files and folders that aren't there, before torch is imported, which takes seconds."""
+    data, weights = config.data, getattr(config.model, "weights", "random")
+    given = {
+        "data.root": None if hasattr(data, "download") else getattr(data, "root", None),
+        "data.quarantine": getattr(data, "quarantine", None),
+        "adapter.start": getattr(config.adapter, "start", None),
+        "model.weights": None if weights in ("pretrained", "random") else weights,
+        "trainer.resume": config.trainer.resume,
+    }
+    for key, path in given.items():
+        if path is not None and not user_path(path).exists():
+            raise ConfigError(f"{key}={path}: there is no such file or folder")
 
 
 def _make_paths_absolute(config: TrainConfig) -> None:
