@@ -316,22 +316,6 @@ def test_a_path_from_the_home_folder_is_found_where_the_shell_leaves_it_alone(mo
     assert (several.adapter, several.out) == (["/home/ada/a", "/home/ada/b"], "/home/ada/c")
 
 
-def test_own_warnings_are_one_line_and_other_packages_are_pythons(tmp_path):
-    code = """
-import warnings
-from vislora.compose import command
-from vislora.paths import PACKAGE
-
-def body(config, out):
-    warnings.warn_explicit("what is odd", UserWarning, str(PACKAGE / "models" / "vit.py"), 7)
-    warnings.warn_explicit("what is old", FutureWarning, "/lib/other.py", 7)
-
-command("resize", body, ["adapter=a", "rank=2", "out=b"])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stderr == "vislora: what is odd\n/lib/other.py:7: FutureWarning: what is old\n"
-
-
 def test_options_stand_anywhere_among_the_overrides(tmp_path):
     words = ["recipe=vit_birds", "--cfg", "job", "optim.lr=0.125"]
     done = subprocess.run([sys.executable, "-m", "vislora.train", *words], capture_output=True, text=True, cwd=tmp_path)

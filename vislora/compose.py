@@ -5,7 +5,6 @@ placed last in the defaults list, so that it overrides the groups before it and 
 own recipes come with Hydra's `--config-dir DIR`, holding recipe/NAME.yaml.
 """
 
-import errno
 import os
 import re
 import sys
@@ -13,10 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any
 
 from hydra import __version__ as hydra_version
@@ -28,71 +25,22 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vislora.config.adapter import FullAdapter, LoraAdapter, PipelineLora, ProbeAdapter
-from vislora.config.commands import (
-    BlendConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    ExtractConfig,
-    GenerateConfig,
-    PredictConfig,
-    ResizeConfig,
-    UsedAdapters,
-)
-from vislora.config.data import DATA_OPTIONS
-from vislora.config.model import ModelConfig, PipelineConfig
-from vislora.config.training import (
-    DiffusionObjective,
-    LoggerConfig,
-    OptimConfig,
-    RecognitionObjective,
-    TrainConfig,
-    TrainerConfig,
-)
+from vislora.config.commands import UsedAdapters
+from vislora.config.schemas import SCHEMAS, WITH_GROUP
 from vislora.config.values import literal
 from vislora.errors import ConfigError, TrainingError, VisloraError
 from vislora.files import holds_checkpoint
-from vislora.paths import CONF, PACKAGE, RECIPES, cache_dir
-
-_SCHEMAS = [
-    (None, "train_schema", TrainConfig),
-    (None, "evaluate_schema", EvaluateConfig),
-    (None, "predict_schema", PredictConfig),
-    (None, "export_schema", ExportConfig),
-    (None, "generate_schema", GenerateConfig),
-    (None, "extract_schema", ExtractConfig),
-    (None, "resize_schema", ResizeConfig),
-    (None, "blend_schema", BlendConfig),
-    (None, "doctor_schema", DoctorConfig),
-    ("model", "schema", ModelConfig),
-    ("model", "pipeline_schema", PipelineConfig),
-    *(("data", f"{option}_schema", schema) for option, schema in DATA_OPTIONS.items()),
-    ("adapter", "lora_schema", LoraAdapter),
-    ("adapter", "pipeline_lora_schema", PipelineLora),
-    ("adapter", "probe_schema", ProbeAdapter),
-    ("adapter", "full_schema", FullAdapter),
-    ("objective", "recognition_schema", RecognitionObjective),
-    ("objective", "diffusion_schema", DiffusionObjective),
-    ("optim", "schema", OptimConfig),
-    ("trainer", "schema", TrainerConfig),
-    ("logger", "schema", LoggerConfig),
-]
+from vislora.mistakes import explained, format_warning, is_of_files, is_of_hydra, unknown_key
+from vislora.paths import CONF, RECIPES
 
 _HYDRA = tuple(int(part) for part in hydra_version.split(".")[:2])
 _BASE = {"version_base": "1.3"} if _HYDRA < (1, 4) else {}  # of which 1.4 warns, as 1.3 does where it is missing
-
-_WITH_GROUP = ("train", "preflight")  # commands with the settings of training, whose adapter=… is a config group
-_PYTHONS_FORMAT = warnings.formatwarning
-# Where a user's path leads, or what is left of the disk, at any time
-_OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-_OF_DISKS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG)
 
 
 def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | None = None) -> None:
@@ -104,7 +52,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     """
     words = sys.argv[1:] if argv is None else argv
     _register(words)
-    warnings.formatwarning = _formatted
+    warnings.formatwarning = format_warning
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, where it would print a page and exit with code 1
     if "-h" in words or "--help" in words:
         tell(_help(name, body.__globals__["__doc__"]))
@@ -126,10 +74,10 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         except VisloraError as error:
             _refuse(error)
         except OSError as error:
-            if not _is_of_files(error):
+            if not is_of_files(error):
                 _end_if_unread(error)
                 raise
-            _refuse(_explained(error, name))
+            _refuse(explained(error, name))
         except KeyboardInterrupt:
             _stop(f"; go on with trainer.resume={out}" if holds_checkpoint(out) else "")
         finally:
@@ -148,16 +96,16 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     except (ConfigError, TrainingError) as error:
         _refuse(error)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        _refuse(_explained(error, name))
+        _refuse(explained(error, name))
     except OSError as error:
-        if not _is_of_files(error):
+        if not is_of_files(error):
             _end_if_unread(error)
             raise
-        _refuse(_explained(error, name))
+        _refuse(explained(error, name))
     except ValueError as error:
-        if not _is_of_hydra(error):
+        if not is_of_hydra(error):
             raise
-        _refuse(_explained(error, name))
+        _refuse(explained(error, name))
     except KeyboardInterrupt:
         _stop()
 
@@ -175,7 +123,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
             words, adapter = _take_adapter(name, overrides)
             config = compose(name, [*map(_readable, words)])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise _explained(error, name) from error
+        raise explained(error, name) from error
     return _typed(config, adapter, name)
 
 
@@ -229,7 +177,7 @@ def _register(words: Sequence[str]) -> None:
     register = OmegaConf.register_new_resolver if _HYDRA < (1, 4) else OmegaConf.register_resolver
     register("or", lambda one, other: one or other, replace=True)  # for names of run folders
     store = ConfigStore.instance().store if _HYDRA < (1, 4) else partial(ConfigStore.instance().store, replace=True)
-    for group, name, schema in _SCHEMAS:
+    for group, name, schema in SCHEMAS:
         store(name=name, node=schema, group=group)
     chosen = _chosen(words)
     for path in sorted(RECIPES.glob("*.yaml")):
@@ -260,7 +208,7 @@ def _beside(recipe: DictConfig, chosen: dict[str, tuple[str, DictConfig]]) -> Di
 def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | list[str] | None]:
     """The words for Hydra, and the folder, or [folders], after `adapter=`. Hydra takes any `adapter=…` for the config
     group of that name, which only training has; a path needs no quotes this way, either."""
-    if name in _WITH_GROUP:
+    if name in WITH_GROUP:
         return list(words), None
     given = [os.path.expanduser(word.removeprefix("adapter=")) for word in words if word.startswith("adapter=")]
     rest = [word for word in words if not word.startswith("adapter=")]
@@ -277,15 +225,15 @@ def _check_words(name: str, words: Sequence[str]) -> None:
     a data set where none is chosen, over which it would fail an assertion; and null or a number as the option of a
     group, likewise."""
     given = [word for word in words if word.startswith("adapter=")]
-    if name not in _WITH_GROUP and len(given) > 1:
+    if name not in WITH_GROUP and len(given) > 1:
         raise ConfigError(f"{' '.join(given)}: adapter is given twice; several are adapter=[FOLDER,FOLDER]")
     for word in words:  # as of an unset shell variable: it would be the current folder, or one adapter less
-        if name not in _WITH_GROUP and re.fullmatch(r"out=|adapter=(\[(.*,)?\s*,.*\]|\[.*,\s*\])?", word):
+        if name not in WITH_GROUP and re.fullmatch(r"out=|adapter=(\[(.*,)?\s*,.*\]|\[.*,\s*\])?", word):
             raise ConfigError(f"{word} is empty in one place; give a file or a folder there")
     settings_of_it = [word for word in words if word.lstrip("+").startswith("data.")]
     if name == "evaluate" and settings_of_it and not any(word.lstrip("+").startswith("data=") for word in words):
         raise ConfigError(f"{settings_of_it[0]} is a setting of a data set, and none is chosen; give data=OPTION too")
-    groups = {"recipe", *(group for group, _, _ in _SCHEMAS)} - (set() if name in _WITH_GROUP else {"adapter"})
+    groups = {"recipe", *(group for group, _, _ in SCHEMAS)} - (set() if name in WITH_GROUP else {"adapter"})
     for word in words:
         key, _, value = word.partition("=")
         with suppress(HydraException):  # of which composing tells
@@ -325,22 +273,13 @@ def _check_keys(config: DictConfig, prefix: str, name: str) -> None:
     known = [f.name for f in fields(OmegaConf.get_type(config))]
     for key in config:
         if key not in known:
-            raise _unknown_key(f"{prefix}{key}", name)
+            raise unknown_key(f"{prefix}{key}", name)
         child = config._get_node(key)
         if isinstance(child, DictConfig) and is_dataclass(OmegaConf.get_type(child)):
             _check_keys(child, f"{prefix}{key}.", name)
         elif f"{prefix}{key}" == "sets":
             for one in child:
                 _check_keys(child._get_node(one), f"sets.{one}.", name)
-
-
-def _formatted(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning of vislora's own in one line, without the place in the source that other packages' have."""
-    if Path(filename).is_relative_to(PACKAGE):
-        return f"vislora: {message}\n"
-    return _PYTHONS_FORMAT(message, category, filename, lineno, line)
 
 
 def _refuse(error: VisloraError) -> None:
@@ -364,109 +303,3 @@ def _end_if_unread(error: OSError) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail to write the rest
         sys.exit(141)  # as shells have it
-
-
-def _explained(error: Exception, name: str) -> ConfigError:
-    """One sentence for what Hydra, OmegaConf and the file system tell in several lines."""
-    text = str(error)
-    if _is_of_files(error):
-        told = f"{error.filename or 'a file'} can't be used: {error.strerror or error}"
-        with suppress(ConfigError):  # where there is no cache
-            if Path(str(error.filename)).is_relative_to(cache_dir()):
-                told += "; VISLORA_CACHE=FOLDER puts the cache elsewhere"
-        return ConfigError(told)
-    if isinstance(error, UnicodeDecodeError):
-        number = error.object.count(b"\n", 0, error.start) + 1
-        return ConfigError(f"line {number} of a recipe, or of an option, isn't in UTF-8: {text}; save it as UTF-8")
-    if found := re.search(r"An item is already at '([^']+)'", text):
-        return ConfigError(f"{found[1]} is there already; write {found[1]}=… without the + to change it")
-    if found := re.search(r"Multiple values for (\w+)\. To override", text):
-        return ConfigError(f"{found[1]} is chosen already; write {found[1]}=… without the + to change it")
-    if found := re.search(r"Could not override '(\w+)@recipe\.", text):
-        return ConfigError(f"a recipe that overrides {found[1]} has to begin with the line `# @package _global_`")
-    if found := re.search(r"Could not override '([^']+)'", text):
-        if f"full_key: {found[1]}." in str(error.__cause__):  # a table, whose own keys are the user's
-            return ConfigError(f"{found[1]} has no such entry yet; write +{found[1]}=… to add it")
-        return _unknown_key(found[1], name)
-    if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
-        key = found[1].partition("=")[0]
-        return ConfigError(
-            f"{found[1]!r} has commas: put a text in quotes, '{key}=\"…\"', or a list in brackets, '{key}=[…]'"
-        )
-    if found := re.search(r"Error merging override (.+)", text):
-        if "is not a ListConfig" in str(error.__cause__):
-            key, _, value = found[1].partition("=")
-            return ConfigError(f"{found[1]} can't be used: expected a list, {key}=[{value}]")
-        cause = str(error.__cause__ or "").splitlines()
-        return ConfigError(f"{found[1]} can't be used: {cause[0] if cause else 'wrong type'}")
-    if found := re.search(r"'recipe/([^']+)' is validated against ConfigStore schema with the same name", text):
-        return ConfigError(f"recipe={found[1]} is vislora's own; give your recipe of that name another one")
-    if found := re.search(r"In 'recipe/([^']+)': .*Key '(\w+)' not in.*full_key: (\S+)", text, re.DOTALL):
-        group = found[3].partition(".")[0]
-        if group == "recipe":
-            return ConfigError(f"recipe={found[1]} has to begin with the line `# @package _global_`")
-        if found[3] not in _known_keys(name):
-            return ConfigError(f"recipe={found[1]} sets an {_unknown_key(found[3], name)}")
-        return ConfigError(
-            f"recipe={found[1]} sets {found[3]}, which the chosen {group} doesn't have; leave out {group}=…, or take "
-            "another recipe"
-        )
-    if found := re.search(r"In 'recipe/([^']+)': .*config:\s+(.+?)\s+full_key: (\w\S*)", text):
-        return ConfigError(f"recipe={found[1]} sets {found[3]} to what can't be there: {found[2]}")
-    if found := re.search(r"In '(\w+)/(\w+)_schema': .*Merge error: \w+ is not a subclass of", text, re.DOTALL):
-        return ConfigError(f"{found[1]}={found[2]} is not for this command")
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = [o for o in error.options or [] if not o.endswith("schema")]
-        return ConfigError(f"{group}={option} is not known; {group} can be: {', '.join(options) or 'nothing here'}")
-    if "LexerNoViableAlt" in repr(error) or isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"can't read the override {getattr(error, 'override', None)!r}; write key=value, and in lists quote what "
-            "isn't in plain letters, as ['grün']"
-        )
-    return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip()))
-
-
-def _is_of_files(error: Exception) -> bool:
-    return isinstance(error, _OF_PATHS) or (isinstance(error, OSError) and error.errno in _OF_DISKS)
-
-
-def _is_of_hydra(error: Exception) -> bool:
-    """Whether Hydra raised it, as it does for options that exclude each other, with no class of its own, or in reading
-    a file."""
-    modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)]
-    return [name for name in modules if name != "codecs"][-1].startswith("hydra.")
-
-
-def _unknown_key(key: str, name: str) -> ConfigError:
-    known = _known_keys(name)
-    near = get_close_matches(key, known, n=1)
-    if "out" not in known and re.fullmatch(r"out(put)?(_?(dir|folder))?", key):
-        hint = "the folder of the run is hydra.run.dir=FOLDER"  # a name that nobody guesses
-    elif near and near[0] != key:
-        hint = f"did you mean {near[0]}?"
-    else:
-        hint = "`--cfg job` prints the keys there are"
-    elsewhere = f", which the chosen {key.partition('.')[0]} doesn't have" if key in known else ""
-    return ConfigError(f"unknown key {key}{elsewhere}; {hint}")
-
-
-def options_of(group: str, fits: Callable[[type], bool]) -> list[str]:
-    """The options of a group whose settings are of a class that fits."""
-    schemas = {name: schema for of, name, schema in _SCHEMAS if of == group}
-    files = sorted((CONF / group).glob("*.yaml"))
-    return [file.stem for file in files if fits(schemas[OmegaConf.load(file).defaults[0]])]
-
-
-def _known_keys(name: str) -> list[str]:
-    """Of the command, and of the groups' options, chosen or not."""
-    own = "train_schema" if name in _WITH_GROUP else f"{name}_schema"
-    keys = []
-    for group, option, schema in _SCHEMAS:
-        if group is None and option != own:
-            continue
-        for f in fields(schema):
-            key = f"{group}.{f.name}" if group else f.name
-            nested = [f"{key}.{g.name}" for g in fields(f.type)] if is_dataclass(f.type) else []
-            keys += [key, *nested]
-    return keys

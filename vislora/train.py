@@ -20,10 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vislora.compose import command, options_of
+from vislora.compose import command
 from vislora.config.adapter import FullAdapter, LoraAdapter, PipelineLora, ProbeAdapter
 from vislora.config.data import AugmentConfig, CaptionedData, DataConfig
 from vislora.config.model import ModelConfig, PipelineConfig
+from vislora.config.schemas import options_of
 from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError
