@@ -1,9 +1,11 @@
 """The datasets package's own sets, from a folder of pictures: no hub is needed."""
 
 import datasets
+import huggingface_hub.constants as hub
 import pytest
 from PIL import Image
 
+import vislora.hub
 from vislora.config.data import HfData
 from vislora.data.findings import Item, about_files
 from vislora.data.load import load_splits
@@ -82,3 +84,13 @@ def test_what_is_lacking_is_named(folder):
         load_splits(HfData(name=str(folder), label_column="image"), 0)
     with pytest.raises(DataError, match=r"data\.name=.*nowhere can't be loaded"):
         load_splits(HfData(name=str(folder / "nowhere")), 0)
+
+
+def test_a_hub_out_of_reach_is_told_at_once_and_what_to_do(monkeypatch, caplog):
+    for constants in (hub, datasets.config):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "ENDPOINT", "https://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setattr(vislora.hub, "getproxies", dict)
+    with pytest.raises(DataError, match=r"data\.name=cifar10 can't be loaded: .*; without the hub it has to be in the"):
+        load_splits(HfData(name="cifar10"), 0)
+    assert "Retrying" not in caplog.text

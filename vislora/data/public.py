@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import torchvision.datasets
 from PIL import Image
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
@@ -17,6 +18,7 @@ from vislora.data.images import Problem, upright_rgb
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, ImageSplit, Splits, splits_of_files
 from vislora.errors import DataError
+from vislora.hub import offline_if_unreachable
 from vislora.paths import cache_dir, user_path
 
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -112,10 +114,15 @@ def hub_set(config: HfData) -> Splits:
         import datasets
     except ImportError:
         raise DataError("data=hf needs the datasets package: pip install 'vislora[hf]'") from None
+    if not Path(config.name).is_dir():
+        offline_if_unreachable()
+        datasets.config.HF_HUB_OFFLINE |= huggingface_hub.constants.HF_HUB_OFFLINE  # of which it has a copy
     try:
         parts = datasets.load_dataset(config.name, config.subset)
     except Exception as error:  # the package documents no common class
         because = " ".join(str(error).split()) or type(error).__name__
+        if datasets.config.HF_HUB_OFFLINE:
+            because += "; without the hub it has to be in the cache, from a run where there is a network, or a folder"
         raise DataError(f"data.name={config.name} can't be loaded: {because}") from error
     splits: dict[str, ImageSplit] = {}
     problems: list[Problem] = []

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from vislora.errors import ModelError
+from vislora.hub import local_or_hub
 from vislora.models.diffusion import quiet_imports
-from vislora.models.hub import local_or_hub
 from vislora.models.whole import check_vocabulary, open_whole
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from vislora.config.model import PipelineConfig
 from vislora.data.cache import content_key, weights_key
 from vislora.errors import ModelError
+from vislora.hub import local_or_hub
 from vislora.models.denoiser import Reader, encode_images, encode_text, text_encoders, tokenize
 from vislora.models.families import ENCODERS, family_of, lengths_of
-from vislora.models.hub import local_or_hub
 from vislora.models.whole import check_vocabulary, open_whole
 from vislora.paths import ASSETS
 

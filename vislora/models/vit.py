@@ -14,7 +14,7 @@ from vislora.config.model import ModelConfig
 from vislora.data.transforms import Preprocessing
 from vislora.errors import ModelError
 from vislora.files import naming, sha256, write_json
-from vislora.models.hub import offline_if_unreachable
+from vislora.hub import offline_if_unreachable
 from vislora.models.timm_keys import check_keys, keys_told_by_timm
 from vislora.paths import ASSETS, user_path
 

@@ -5,15 +5,15 @@ import socket
 import huggingface_hub.constants as hub
 import pytest
 
-import vislora.models.hub
-from vislora.models.hub import offline_if_unreachable
+import vislora.hub
+from vislora.hub import offline_if_unreachable
 
 
 @pytest.fixture
 def client(monkeypatch):
     """The hub client, online and without a proxy."""
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(vislora.models.hub, "getproxies", dict)
+    monkeypatch.setattr(vislora.hub, "getproxies", dict)
     return monkeypatch
 
 
@@ -47,6 +47,6 @@ def test_without_a_port_it_is_that_of_the_protocol(client, endpoint, port):
 )
 def test_behind_a_proxy_the_client_finds_out_by_itself(client, proxies, offline):
     client.setattr(hub, "ENDPOINT", "https://127.0.0.1:9")  # where nothing answers
-    client.setattr(vislora.models.hub, "getproxies", lambda: proxies)
+    client.setattr(vislora.hub, "getproxies", lambda: proxies)
     offline_if_unreachable()
     assert offline == hub.HF_HUB_OFFLINE
