@@ -200,6 +200,9 @@ def test_adapters_of_pipelines_stay_in_files_that_diffusers_opens(tmp_path):
     )
     with pytest.raises(ConfigError, match="head=1: adapters of pipelines have no heads"):
         blend(replace(both, head=1))
+    write_diffusers(Adapter({"transformer.blocks.0.attn1.to_q": weights[0]}), tmp_path / "other")
+    with pytest.raises(AdapterError, match=r"two is for a pipeline with a UNet, .*other for one with a transformer"):
+        blend(replace(both, adapter=[str(tmp_path / "two"), str(tmp_path / "other")]))
     blend(both)
     resize(ResizeConfig(adapter=str(tmp_path / "both"), rank=6, out=str(tmp_path / "small.safetensors")))
     wanted = 0.5 * weights[0].lora_B @ weights[0].lora_A + 2 * weights[1].lora_B @ weights[1].lora_A

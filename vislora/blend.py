@@ -36,10 +36,24 @@ def blend(config: BlendConfig) -> Computed:
         if config.head is not None:
             raise ConfigError(f"head={config.head}: adapters of pipelines have no heads; leave it out")
         adapters = [named_by_component(adapter) for adapter in adapters]
+        _check_denoisers(config.adapter, adapters)
     _check_base(config.adapter, adapters)
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)
     save_adapter(computed.adapter, out)
     return computed
+
+
+def _check_denoisers(files: Sequence[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters of a UNet and of a transformer together: no pipeline has both."""
+    of_unets, of_transformers = (
+        [file for file, a in zip(files, adapters, strict=True) if any(name.startswith(kind) for name in a.layers)]
+        for kind in ("unet.", "transformer")
+    )
+    if of_unets and of_transformers:
+        raise AdapterError(
+            f"{of_unets[0]} is for a pipeline with a UNet, {of_transformers[0]} for one with a transformer; only "
+            "adapters of one pipeline can be blended"
+        )
 
 
 def _check_base(folders: Sequence[str], adapters: Sequence[Adapter]) -> None:
