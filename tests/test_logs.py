@@ -52,7 +52,7 @@ def test_a_line_that_a_crash_cut_off_is_left_behind(tmp_path):
         log.write(step, {"loss": 1.5})
     with log.path.open("a") as file:
         file.write('{"step": 4, "lo')
-    log.continue_from(tmp_path, 2)
+    log.continue_from(tmp_path, 2, None)
     log.write(3, {"loss": 0.5})
     rows = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.5), (2, 1.5), (3, 0.5)]

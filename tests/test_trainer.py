@@ -174,6 +174,13 @@ def test_a_run_ends_where_wished_on_the_path_of_the_whole_run(split, tmp_path):
     resumed = make_trainer(split, tmp_path / "resumed", keep=Keep.last, resume=str(tmp_path / "short"))
     assert resumed.fit().step == 12
     assert_same_bits(parameters(resumed), parameters(whole))
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "whole")  # without the look that it took where it stopped
+
+
+def test_a_run_that_is_exported_twice_where_it_stopped_notes_that_figure_once(split, tmp_path):
+    for resume in (None, str(tmp_path)):
+        make_trainer(split, tmp_path, stop_at=6, resume=resume).fit()
+        assert [row["step"] for row in rows(tmp_path) if "val_top1" in row] == [4, 6]
 
 
 @pytest.mark.parametrize("keep", Keep)

@@ -36,6 +36,7 @@ class Progress:
         best: the best validation figure so far, and the step it was reached at.
         stale: validations since then.
         seconds: that the training loop took, validation included; without what a resumed run did once more.
+        rows: of metrics.jsonl by then; None in a checkpoint of an older version.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     seconds: float = 0.0
+    rows: int | None = None
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

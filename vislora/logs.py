@@ -57,16 +57,19 @@ class MetricLog:
 
     def __init__(self, out: Path, accelerator: Accelerator) -> None:
         self.path = out / METRICS
+        self.rows = 0
         self._accelerator = accelerator
 
-    def continue_from(self, run: Path, step: int) -> None:
-        """Take over the rows of an earlier run up to a step."""
+    def continue_from(self, run: Path, step: int, rows: int | None) -> None:
+        """Take over the rows of an earlier run up to a step; of these the first ones, where their number is known. A
+        run that was stopped has validated once more after its checkpoint, as one that goes on doesn't."""
         if not self._accelerator.is_main_process:
             return
         earlier = run / self.path.name
         # behind the last line's end there is nothing, or what a crash cut off
         lines = earlier.read_text(encoding="utf-8").split("\n")[:-1] if earlier.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines[:rows] if json.loads(line)["step"] <= step]
+        self.rows = len(kept)
         write_text("".join(line + "\n" for line in kept), self.path)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
@@ -77,3 +80,4 @@ class MetricLog:
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             told = {key: value if math.isfinite(value) else None for key, value in figures.items()}
             file.write(json.dumps({"step": step} | told, allow_nan=False) + "\n")
+        self.rows += 1

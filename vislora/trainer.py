@@ -151,7 +151,7 @@ class Trainer:
                     self._draw_preview(wrapped, progress.step)
                 pending.restart_clock()
             if checkpoint_due:
-                progress.seconds = time.perf_counter() - began
+                progress.seconds, progress.rows = time.perf_counter() - began, self.log.rows
                 save_checkpoint(
                     self.out / "checkpoints", self.model, optimizer.optimizer, ema, progress, self.accelerator, self.run
                 )
@@ -186,7 +186,7 @@ class Trainer:
                     "unless better parameters come; resume a whole run folder, or give trainer.keep=last"
                 )
             read_tensors(best)  # a damaged one would be found after the last epoch only
-        self.log.continue_from(earlier, progress.step)
+        self.log.continue_from(earlier, progress.step, progress.rows)
         if earlier != self.out.resolve():  # whose folder may be deleted
             folder = self.out / "checkpoints"
             save_checkpoint(folder, self.model, optimizer, ema, progress, self.accelerator, self.run)
