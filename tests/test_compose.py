@@ -316,6 +316,29 @@ def test_a_path_from_the_home_folder_is_found_where_the_shell_leaves_it_alone(mo
     assert (several.adapter, several.out) == (["/home/ada/a", "/home/ada/b"], "/home/ada/c")
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["recipe=vit_cub", "model=embedded,timm", "--multirun"], "vit_base_patch16_224.augreg_in21k"),
+        (["recipe=mine", "model=embedded", "--config-dir", "own"], "vit_tiny_patch16_224"),
+        (["recipe=on_mine", "model=embedded", "--config-dir", "own"], "vit_tiny_patch16_224"),
+    ],
+)
+def test_an_option_that_a_recipe_would_overrule_is_refused(words, told, tmp_path):
+    recipes = tmp_path / "own" / "recipe"
+    recipes.mkdir(parents=True)
+    mine = "# @package _global_\ndefaults: [{override /model: timm}]\nmodel: {name: vit_tiny_patch16_224}\n"
+    (recipes / "mine.yaml").write_text(mine)
+    (recipes / "on_mine.yaml").write_text("# @package _global_\ndefaults: [mine]\nseed: 1\n")
+    command = [sys.executable, "-m", "vislora.train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"model=embedded means model.name=embedded, over which the recipe puts {told}; add" in done.stderr
+    named = [*command, f"model.name={told}", "trainer.resume=nowhere"]
+    done = subprocess.run(named, capture_output=True, text=True, cwd=tmp_path)
+    assert "trainer.resume=nowhere: there is no such file" in done.stderr
+
+
 def test_options_stand_anywhere_among_the_overrides(tmp_path):
     words = ["recipe=vit_birds", "--cfg", "job", "optim.lr=0.125"]
     done = subprocess.run([sys.executable, "-m", "vislora.train", *words], capture_output=True, text=True, cwd=tmp_path)

@@ -65,6 +65,9 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
     def run(config: DictConfig) -> object:
         out = Path(HydraConfig.get().runtime._get_node("output_dir")._value())  # as it is: ${x} may be part of its name
         try:
+            sources = HydraConfig.get().runtime.config_sources
+            own = [Path(source.path) / "recipe" for source in sources if source.schema == "file"]
+            _check_chosen(config, HydraConfig.get().overrides.task, [*own, RECIPES])
             return body(_typed(config, adapter, name), out)
         except TrainingError as error:
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
@@ -124,6 +127,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
             config = compose(name, [*map(_readable, words)])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explained(error, name) from error
+    _check_chosen(config, words, [RECIPES])
     return _typed(config, adapter, name)
 
 
@@ -203,6 +207,36 @@ def _beside(recipe: DictConfig, chosen: dict[str, tuple[str, DictConfig]]) -> Di
             for key in [key for key in recipe[group] if key in said and not OmegaConf.is_missing(said, key)]:
                 del recipe[group][key]
     return recipe
+
+
+def _check_chosen(config: DictConfig, words: Sequence[str], recipes: Sequence[Path]) -> None:
+    """Refuse a config in which a recipe's values stand over those of an option that was chosen in place of its own: as
+    of a user's own recipe, or where a sweep goes through several options, which `_beside` doesn't see."""
+    given = [word.lstrip("+").partition("=")[0] for word in words]
+    own = _choices(next((word[7:] for word in words if word.startswith("recipe=")), ""), recipes)
+    for group, (option, said) in _chosen(words).items():
+        values = OmegaConf.to_container(config[group], enum_to_str=True)
+        for key in said if own.get(group) != option else ():
+            whole = f"{group}.{key}"
+            if key == "defaults" or OmegaConf.is_missing(said, key) or values[key] == OmegaConf.to_container(said)[key]:
+                continue
+            if not any(word == whole or word.startswith(f"{whole}.") for word in given):
+                raise ConfigError(
+                    f"{group}={option} means {whole}={said[key]}, over which the recipe puts {values[key]}; add "
+                    f"{whole}=… to say which one it is to be"
+                )
+
+
+def _choices(recipe: str, folders: Sequence[Path]) -> dict[str, str]:
+    """The options that a recipe, and those that it builds on, chooses; by group."""
+    found: dict[str, str] = {}
+    file = next((file for folder in folders if (file := folder / f"{recipe}.yaml").is_file()), None)
+    for entry in [] if file is None else OmegaConf.load(file).get("defaults", []):
+        if isinstance(entry, str):
+            found |= _choices(entry, folders)
+        else:
+            found |= {key.removeprefix("override /"): option for key, option in entry.items()}
+    return found
 
 
 def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | list[str] | None]:
