@@ -126,6 +126,19 @@ def test_what_needs_the_numbers_of_the_weight_is_refused(make, images):
     assert torch.equal(model(images), y)
 
 
+def test_quantised_module_is_not_trained_in_full(make, images):
+    model = make()
+    adapters = adapted(model)
+    y = model(images)
+    for step in (
+        lambda: adapters.add("b", [TargetLayer("head")], SETTINGS, ["blocks.1.mlp"]),
+        lambda: adapters.load("b", Adapter({}, {"blocks.1.mlp": {}})),
+    ):
+        with pytest.raises(AdapterError, match=r"blocks\.1\.mlp\.fc1\.weight is quantised, and .*mlp can't be trained"):
+            step()
+    assert torch.equal(model(images), y)
+
+
 def test_adapter_of_another_width_is_refused(make):
     low = LowRankWeights(torch.zeros(4, 65), torch.zeros(192, 4), 4, 4.0, 192)
     with pytest.raises(AdapterError, match=r"lora_A has shape \[4, 65\], the model needs \[4, 64\]"):

@@ -12,7 +12,7 @@ from vislora.lora.adaptable import adaptable, form_of, is_opaque, told, unadapte
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.low_rank import LowRank, alpha_at
 from vislora.lora.names import fits, inside, module_named, parameter_named
-from vislora.lora.reads import frozen_weight, is_sharded
+from vislora.lora.reads import frozen_weight, is_plain, is_sharded
 from vislora.lora.settings import LoraSettings, TargetLayer
 
 _BIASES = ("bias", "in_proj_bias")  # the second of an nn.MultiheadAttention's q, k and v
@@ -43,7 +43,7 @@ class Held:
             layers[target.name] = settings.low_rank(target, weight)
         for patterns in (settings.rank_pattern, settings.alpha_pattern):
             _check_patterns(list(patterns), list(layers))
-        copies = {path: _copied(module_named(model, path)) for path in trained}
+        copies = {path: _copied(model, path) for path in trained}
         return cls(layers, copies, _biases(model, settings.bias, layers, copies))
 
     @classmethod
@@ -157,9 +157,12 @@ def _value(tensor: Tensor) -> Tensor:
     return whole.detach().cpu().clone()
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    """A copy that shares the module's hooks, those to come too: they belong to the place in the model, and what they
-    call is the user's."""
+def _copied(model: nn.Module, path: str) -> nn.Module:
+    """A copy of a module to train in full, which shares the module's hooks, those to come too: they belong to the place
+    in the model, and what they call is the user's."""
+    module = module_named(model, path)
+    if codes := [name for name, parameter in module.named_parameters(path) if not is_plain(parameter)]:
+        raise AdapterError(f"{codes[0]} is quantised, and {path} can't be trained in full with it; leave {path} out")
     hooks = [value for part in module.modules() for key, value in vars(part).items() if "_hooks" in key]
     return copy.deepcopy(module, {id(value): value for value in hooks})
 
@@ -210,7 +213,7 @@ def _low_rank(model: nn.Module, path: str, weights: LowRankWeights, dropout: flo
 
 
 def _trained(model: nn.Module, path: str, state: dict[str, Tensor]) -> nn.Module:
-    module = _copied(module_named(model, path))
+    module = _copied(model, path)
     # a head may have another number of classes
     if isinstance(module, nn.Linear) and "weight" in state and state["weight"].dim() == 2:
         out, inner = state["weight"].shape
@@ -223,4 +226,4 @@ def _trained(model: nn.Module, path: str, state: dict[str, Tensor]) -> nn.Module
         module.load_state_dict(state)
     except RuntimeError as error:
         raise AdapterError(f"the adapter's {path} doesn't fit the model's: {error}") from None
-    return module.requires_grad_(True)
+    return module
