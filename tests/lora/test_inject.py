@@ -958,6 +958,9 @@ def test_bias_of_another_model_or_of_none_is_refused(images):
     bare = nn.Sequential(nn.Linear(4, 4, bias=False))
     with pytest.raises(AdapterError, match="bias=lora_only: none of the layers concerned has a bias"):
         Adapters(bare).add("birds", [TargetLayer("0")], LoraSettings(2, 2.0, bias="lora_only"))
+    normed = nn.Sequential(nn.Linear(4, 4, bias=False), nn.LayerNorm(4))
+    with pytest.raises(AdapterError, match=r"bias=all: .* has a bias outside of 1, trained in full; set it to none"):
+        Adapters(normed).add("birds", [TargetLayer("0")], LoraSettings(2, 2.0, bias="all"), ["1"])
     model = nn.Sequential(nn.Linear(4, 4))
     adapters = Adapters(model)
     adapters.add("birds", [TargetLayer("0")], LoraSettings(2, 2.0, bias="lora_only"))

@@ -1,13 +1,13 @@
 """One adapter in its live form: made new or from a file's values, and turned into values again."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vislora.errors import AdapterError
+from vislora.errors import AdapterError, first_three
 from vislora.lora.adaptable import adaptable, form_of, is_opaque, told, unadapted
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.low_rank import LowRank, alpha_at
@@ -113,7 +113,7 @@ class Held:
 
 
 def chosen_biases(
-    model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]
+    model: nn.Module, wanted: str, layers: Iterable[str], trained: Collection[str]
 ) -> dict[str, nn.Parameter]:
     """The biases that `LoraSettings.bias` means, by name; those of modules trained in full are trained with them.
 
@@ -131,7 +131,8 @@ def chosen_biases(
         and (wanted == "all" or path in adapted)
     }
     if not found:
-        raise AdapterError(f"bias={wanted}: none of the layers concerned has a bias")
+        besides = f" outside of {first_three([*trained])}, trained in full" if wanted == "all" and trained else ""
+        raise AdapterError(f"bias={wanted}: none of the layers concerned has a bias{besides}; set it to none")
     return found
 
 
@@ -167,7 +168,7 @@ def _copied(model: nn.Module, path: str) -> nn.Module:
     return copy.deepcopy(module, {id(value): value for value in hooks})
 
 
-def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Iterable[str]) -> dict[str, nn.Parameter]:
+def _biases(model: nn.Module, wanted: str, layers: Iterable[str], trained: Collection[str]) -> dict[str, nn.Parameter]:
     """Copies of the biases to train, by name."""
     found = chosen_biases(model, wanted, layers, trained)
     return {path: nn.Parameter(bias.detach().clone()) for path, bias in found.items()}
