@@ -892,6 +892,21 @@ def test_computed_weight_is_refused():
         Adapters(model).add("birds", [TargetLayer("blocks.0.attn.proj")], SETTINGS)
 
 
+def test_adapter_is_not_activated_where_a_weight_has_become_a_computed_one(images):
+    model = vit()
+    adapters = with_adapter(model)
+    wanted = model(images)
+    adapters.deactivate()
+    with pytest.raises(AdapterError, match="no adapter named None; there is birds"):
+        adapters.adapter(adapters.active)
+    nn.utils.prune.identity(model.blocks[1].attn.qkv, "weight")
+    with pytest.raises(AdapterError, match=r"blocks\.1\.attn\.qkv computes its weight"):
+        adapters.activate("birds")
+    nn.utils.prune.remove(model.blocks[1].attn.qkv, "weight")
+    adapters.activate("birds")
+    assert torch.equal(model(images), wanted)
+
+
 def test_head_of_a_half_precision_model_with_other_classes_stays_in_half_precision(images):
     saved = with_adapter(vit(3).bfloat16()).adapter("birds")
     model = vit(5).bfloat16()

@@ -39,15 +39,13 @@ def adaptable(model: nn.Module, path: str, dropout: float = 0.0) -> nn.Module:
         raise AdapterError(
             f"{path} is a {type(layer).__name__}; only nn.Linear, nn.Conv2d and nn.MultiheadAttention can be adapted"
         )
-    check_forward(layer, path)
+    if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
+        raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
+    check_exchangeable(layer, path)
     if plain in (nn.MultiheadAttention, NonDynamicallyQuantizableLinear) and dropout:
         raise AdapterError(
             f"dropout={dropout} can't act on {path}: torch's attention takes the weight as a whole; set it to 0"
         )
-    if plain is nn.MultiheadAttention and frozen_weight(layer) is None:
-        raise AdapterError(f"{path} has separate weights for q, k and v of different widths; not supported")
-    if frozen_weight(layer) is None:
-        raise AdapterError(f"{path} computes its weight (weight_norm, pruning); take that out of it first")
     if plain is nn.Conv2d and (reason := unlike_a_product(layer)):
         raise AdapterError(f"{path} can't be adapted: {reason}")
     return layer
@@ -98,15 +96,15 @@ def unadapted(model: nn.Module, path: str) -> nn.Module:
         raise AdapterError(f"{path} is adapted already, by another Adapters object")
     if type(layer) not in _ADAPTED and not is_opaque(layer):
         raise AdapterError(f"{path} has become a {type(layer).__name__}, which can't be adapted")
-    check_forward(layer, path)
+    check_exchangeable(layer, path)
     return layer
 
 
-def check_forward(layer: nn.Module, path: str) -> None:
-    """Refuse a layer whose class can't be exchanged, because it computes with a forward of its own.
+def check_exchangeable(layer: nn.Module, path: str) -> None:
+    """Refuse a layer whose class can't be exchanged, because it computes with a forward or a weight of its own.
 
     Raises:
-        AdapterError: it has one.
+        AdapterError: it does.
     """
     own = vars(layer).get("forward")
     if getattr(own, "__func__", None) is type(layer).forward:  # a hook that was taken off leaves the class's there
@@ -117,6 +115,8 @@ def check_forward(layer: nn.Module, path: str) -> None:
             "would hide an adapter, and go on with one that is merged or taken out. Take these hooks off first; "
             "enable_model_cpu_offload may be on"
         )
+    if frozen_weight(layer) is None:
+        raise AdapterError(f"{path} computes its weight (weight_norm, pruning); take that out of it first")
 
 
 def is_adapted(layer: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from vislora.errors import AdapterError
 from vislora.lora.adaptable import (
     adapt,
     carries,
-    check_forward,
+    check_exchangeable,
     form_of,
     is_known,
     is_opaque,
@@ -88,9 +88,9 @@ class Adapters:
         Raises:
             AdapterError: there is none of this name, or a part of it isn't in its place any more.
         """
+        held = self._get(name)
         if name == self.active:
             self._check_in_place()
-        held = self._get(name)
         return held.values({path: self._base_weight(path) for path in held.layers})
 
     def activate(self, name: str) -> None:
@@ -369,7 +369,7 @@ class Adapters:
                 )
 
     def _check_removable(self) -> None:
-        """Refuse as well where a layer's class or forward was changed on top of the adapter's."""
+        """Refuse as well where a layer's class, forward or weight was changed on top of the adapter's."""
         self._check_in_place()
         for path in self._held[self.active].layers:
             if not is_known(layer := module_named(self.model, path)):
@@ -377,7 +377,7 @@ class Adapters:
                     f"{path} has become a {type(layer).__name__}, as fully_shard makes it of a layer by itself; shard "
                     "the block around it"
                 )
-            check_forward(layer, path)
+            check_exchangeable(layer, path)
 
     def _check_unmixed(self) -> None:
         if self._mixing:
