@@ -198,6 +198,9 @@ def test_models_of_different_architectures_and_equal_models_are_refused():
     base = vit().state_dict()
     with pytest.raises(AdapterError, match=r"the tuned weights lack blocks.1.norm1.weight"):
         extract(base, {k: t for k, t in tuned_matrices().state_dict().items() if "blocks.1" not in k}, 4)
+    bare = {key: tensor for key, tensor in base.items() if key != "blocks.0.attn.qkv.bias"}
+    with pytest.raises(AdapterError, match=r"the base weights lack blocks\.0\.attn\.qkv\.bias; base and tuned"):
+        extract(bare, tuned_matrices().state_dict(), 4)
     with pytest.raises(AdapterError, match="nothing to extract"):
         extract(base, vit().state_dict(), 4)
     with pytest.raises(AdapterError, match="no such module"):

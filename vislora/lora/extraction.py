@@ -1,7 +1,7 @@
 """Extract an adapter from two sets of weights."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -44,11 +44,48 @@ def extract(
             finite.
     """
     check_wish(rank, energy)
+    changes = _sorted_changes(base, tuned, trained, ignore, unfit)
+    _check_finite(base, tuned, changes)
+    layers, kept = {}, {}
+    for key in changes.matrices:
+        difference = tuned[key].double() - base[key].double()
+        layers[_module(key)], kept[_module(key)] = _truncated(difference, rank, energy)
+    states = {
+        name: {key.removeprefix(f"{name}."): tuned[key] for key in tuned if _part_of(key, [name])}
+        for name in changes.modules
+    }
+    adapter = Adapter(
+        layers,
+        {name: _copies(state) for name, state in states.items()},
+        biases=_copies({key: tuned[key] for key in changes.biases}),
+    )
+    return Computed(adapter, kept, changes.ignored)
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """What changed, by how an adapter holds it: names of weights and biases of low-rank layers, of modules that are
+    kept in full, and of tensors that are left out."""
+
+    matrices: list[str]
+    biases: list[str]
+    modules: list[str]
+    ignored: tuple[str, ...]
+
+
+def _sorted_changes(
+    base: Mapping[str, Tensor],
+    tuned: Mapping[str, Tensor],
+    trained: Sequence[str],
+    ignore: Sequence[str],
+    unfit: Collection[str],
+) -> _Changes:
+    """Or an AdapterError where something has no place; the arguments are those of `extract`."""
     if idle := [pattern for pattern in ignore if not any(fnmatchcase(key, pattern) for key in tuned)]:
         raise AdapterError(f"ignore={idle}: the tuned weights hold no tensor of such a name; leave it out")
-    trained = list(trained)
-    own = {key for key in {*base, *tuned} if _part_of(key, trained)}
-    changed = [key for key in tuned if key not in own and _differs(base.get(key), tuned[key])]
+    if empty := [name for name in trained if not any(_part_of(key, [name]) for key in tuned)]:
+        raise AdapterError(f"trained={empty}: the tuned weights hold no such module")
+    changed = [key for key in tuned if not _part_of(key, trained) and _differs(base.get(key), tuned[key])]
     ignored = [key for key in changed if any(fnmatchcase(key, pattern) for pattern in ignore)]
     changed = [key for key in changed if key not in ignored]
     matrices = [key for key in changed if _is_matrix(key, base.get(key), tuned[key]) and _module(key) not in unfit]
@@ -63,28 +100,26 @@ def extract(
             f"{len(odd)} changed tensors fit neither a low-rank layer nor a module kept in full: {first_three(odd)}; "
             f"leave them out with 'ignore=[{','.join(patterns)}]'{or_keep}"
         )
-    if lost := [key for key in base if key not in own and key not in tuned]:
-        raise AdapterError(f"the tuned weights lack {first_three(lost)}; base and tuned must be of one architecture")
-    trained += [name for name in dict.fromkeys(map(_module, rest)) if name not in trained]
-    kept_keys = [key for key in tuned if key in own or key in changed]
-    for title, weights, keys in (("tuned", tuned, kept_keys), ("base", base, matrices)):
+    lost = [key for key in base if key not in tuned and not _part_of(key, trained)]
+    new = [key for key in biases if key not in base]
+    for title, keys in (("tuned", lost), ("base", new)):
+        if keys:
+            raise AdapterError(
+                f"the {title} weights lack {first_three(keys)}; base and tuned must be of one architecture"
+            )
+    if not matrices:
+        raise AdapterError("no matrix differs between the base and the tuned weights; there is nothing to extract")
+    modules = list(dict.fromkeys([*trained, *map(_module, rest)]))
+    return _Changes(matrices, biases, modules, tuple(key for key in ignored if not _part_of(key, modules)))
+
+
+def _check_finite(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], changes: _Changes) -> None:
+    low_rank = [*changes.matrices, *changes.biases]
+    kept = [key for key in tuned if key in low_rank or _part_of(key, changes.modules)]
+    for title, weights, keys in (("tuned", tuned, kept), ("base", base, changes.matrices)):
         # cast, since torch can't tell it of 8 bits
         if broken := [key for key in keys if not weights[key].double().isfinite().all()]:
             raise AdapterError(f"the {title} weights are broken; not all numbers are finite in {first_three(broken)}")
-    layers, kept = {}, {}
-    for key in matrices:
-        difference = tuned[key].double() - base[key].double()
-        layers[_module(key)], kept[_module(key)] = _truncated(difference, rank, energy)
-    if not layers:
-        raise AdapterError("no matrix differs between the base and the tuned weights; there is nothing to extract")
-    states = {
-        name: {k.removeprefix(f"{name}."): t for k, t in tuned.items() if _part_of(k, [name])} for name in trained
-    }
-    if empty := [name for name, state in states.items() if not state]:
-        raise AdapterError(f"trained={empty}: the tuned weights hold no such module")
-    adapter = Adapter(layers, {name: _copies(state) for name, state in states.items()})
-    adapter = replace(adapter, biases=_copies({key: tuned[key] for key in biases}))
-    return Computed(adapter, kept, tuple(key for key in ignored if not _part_of(key, trained)))
 
 
 def _truncated(change: Tensor, rank: int | None, energy: float | None) -> tuple[LowRankWeights, float]:
