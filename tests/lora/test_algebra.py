@@ -10,7 +10,7 @@ from dense import best, close, delta
 from torch import Tensor, nn
 
 from vislora.errors import AdapterError
-from vislora.lora import Adapter, LowRankWeights
+from vislora.lora import Adapter, Adapters, LowRankWeights
 from vislora.lora.algebra import blend, resize
 
 PARTIAL = ((0, 4), (8, 12))
@@ -246,13 +246,30 @@ def test_heads_are_taken_from_one_adapter_never_blended():
         blend([one, other], [0.5, 0.5], head=2)
 
 
-def test_dora_is_resized_but_not_blended():
+def test_dora_is_resized_but_neither_weighted_nor_summed():
     weights = replace(layer(), magnitude=torch.rand(12))
     small = resize(Adapter({"it": weights}), rank=2).adapter.layers["it"]
     assert torch.equal(small.magnitude, weights.magnitude)
     assert close(delta(small), best(delta(weights), 2)[0])
-    with pytest.raises(AdapterError, match="it has a DoRA magnitude"):
-        blend([Adapter({"it": weights}), Adapter({"it": layer()})], [0.5, 0.5])
+    for others in ("it", "elsewhere"):
+        with pytest.raises(AdapterError, match=r"it has a DoRA magnitude: .* with a weight of 1 beside"):
+            blend([Adapter({"it": weights}), Adapter({others: layer()})], [1.0 if others == "it" else 0.5, 1.0])
+
+
+@pytest.mark.parametrize("rows", [None, PARTIAL])
+@pytest.mark.parametrize("how", ["cat", "svd", "linear"])
+def test_dora_of_one_adapter_and_other_layers_of_another_act_together(how, rows):
+    dora = Adapter({"0": replace(layer(rows=rows, seed=1), magnitude=torch.rand(12))})
+    lora = Adapter({"1": layer(seed=2)})
+    model = nn.Sequential(nn.Linear(10, 12), nn.Linear(10, 12))
+    x, both = torch.randn(5, 10), copy.deepcopy(model)
+    for one in (dora, lora):  # one after the other, each merged for good
+        adapters = Adapters(both)
+        adapters.load("it", one)
+        adapters.merge_and_unload()
+    Adapters(model).load("both", blend([dora, lora], [1.0, 1.0], how).adapter)
+    for mine, wanted in zip(model, both, strict=True):
+        torch.testing.assert_close(mine(x), wanted(x), rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_blended_is_refused():

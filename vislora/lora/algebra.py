@@ -1,6 +1,6 @@
 """Arithmetic on adapters: change the rank of one, blend several.
 
-DoRA layers are no sum of a frozen weight and an update, so that only their rank can be changed.
+A DoRA layer is no sum of a frozen weight and an update: its rank can be changed, and a blend may hold it as it is.
 """
 
 import math
@@ -59,7 +59,8 @@ def blend(
             averaged: they are one adapter's, and it must be said whose where several have them and they differ.
 
     Raises:
-        AdapterError: a number that can't be, DoRA layers, unequal ranks for "linear", or heads that differ.
+        AdapterError: a number that can't be, a DoRA layer that several have or whose factor isn't 1, unequal ranks for
+            "linear", or heads that differ.
     """
     if how not in ("linear", "cat", "svd"):
         raise AdapterError(f"how={how!r}: choose linear, cat or svd")
@@ -78,7 +79,7 @@ def blend(
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
         found = [(a.layers[name], w) for a, w in zip(adapters, weights, strict=True) if name in a.layers]
         found = _with_the_same_kernel(found)
-        _check_alike(name, [low for low, _ in found], how)
+        _check_alike(name, found, how)
         exact = _concatenated(_with_the_same_rows(found))
         if how == "svd":
             layers[name], energy[name] = _resized(exact, min(rank, exact.rank), None)
@@ -159,7 +160,7 @@ def _concatenated(found: list[tuple[LowRankWeights, float]]) -> LowRankWeights:
     joined = [(torch.cat([b for b, _ in pair], 1), torch.cat([a for _, a in pair])) for pair in pairs]
     a = torch.cat([a for _, a in joined]).float().reshape(-1, *first.lora_A.shape[1:])
     b = torch.cat([b for b, _ in joined]).float().reshape(-1, rank, *first.lora_B.shape[2:])
-    return LowRankWeights(a, b, rank, float(rank), first.out, rows=first.rows)
+    return LowRankWeights(a, b, rank, float(rank), first.out, rows=first.rows, magnitude=first.magnitude)
 
 
 def _averaged(found: list[tuple[LowRankWeights, float]]) -> LowRankWeights:
@@ -167,7 +168,9 @@ def _averaged(found: list[tuple[LowRankWeights, float]]) -> LowRankWeights:
     factors = [w.scale * f for w, f in found]
     a = sum(w.lora_A.double() * math.copysign(math.sqrt(abs(f)), f) for (w, _), f in zip(found, factors, strict=True))
     b = sum(w.lora_B.double() * math.sqrt(abs(f)) for (w, _), f in zip(found, factors, strict=True))
-    return LowRankWeights(a.float(), b.float(), first.rank, float(first.rank), first.out, rows=first.rows)
+    return LowRankWeights(
+        a.float(), b.float(), first.rank, float(first.rank), first.out, rows=first.rows, magnitude=first.magnitude
+    )
 
 
 def _energy(kept: LowRankWeights, wanted: LowRankWeights) -> float:
@@ -197,17 +200,19 @@ def _head_source(adapters: Sequence[Adapter], head: int | None) -> Adapter:
     return with_own[0]
 
 
-def _check_alike(name: str, found: list[LowRankWeights], how: str) -> None:
-    if any(w.magnitude is not None for w in found):
+def _check_alike(name: str, found: list[tuple[LowRankWeights, float]], how: str) -> None:
+    layers = [low for low, _ in found]
+    if any(w.magnitude is not None for w in layers) and [factor for _, factor in found] != [1.0]:
         raise AdapterError(
-            f"{name} has a DoRA magnitude: its update is no sum that could be blended. Use it alone; or where the "
-            "model can be merged (python -m vislora.export), extract a plain LoRA from that (python -m vislora.extract)"
+            f"{name} has a DoRA magnitude: its update is no sum that could be weighted, or blended with another's. Use "
+            "it alone, or with a weight of 1 beside adapters of other layers; or where the model can be merged (python "
+            "-m vislora.export), extract a plain LoRA from that (python -m vislora.extract)"
         )
-    shapes = {(w.out, tuple(w.lora_A.shape[1:])) for w in found}
+    shapes = {(w.out, tuple(w.lora_A.shape[1:])) for w in layers}
     if len(shapes) > 1:
         raise AdapterError(f"{name} is of other shapes in the adapters: {sorted(shapes)}; they belong to other models")
-    if how == "linear" and len({(w.rank, w.rows) for w in found}) > 1:
+    if how == "linear" and len({(w.rank, w.rows) for w in layers}) > 1:
         raise AdapterError(
-            f"{name} has ranks {[w.rank for w in found]} over rows {[w.rows for w in found]}; how=linear needs equal "
+            f"{name} has ranks {[w.rank for w in layers]} over rows {[w.rows for w in layers]}; how=linear needs equal "
             "ones: use svd or cat, or resize the adapters first"
         )
