@@ -79,24 +79,15 @@ class LowRank(nn.Module):
         pissa: bool = False,
     ) -> None:
         super().__init__()
-        if rank < 1 or not 0.0 <= dropout <= _MOST_DROPOUT:
-            raise AdapterError(
-                f"rank={rank}, dropout={dropout}: rank must be at least 1, dropout in [0, {_MOST_DROPOUT}]"
-            )
-        if not math.isfinite(alpha) or (pissa and alpha <= 0):
-            raise AdapterError(f"alpha={alpha}: expected a number" + (", with PiSSA above 0" if pissa else ""))
-        if any(not 0 <= start < stop <= weight.shape[0] for start, stop in rows or ()):
-            raise AdapterError(f"rows {rows} don't lie in a layer of {weight.shape[0]} output rows")
+        _check(weight, rank, alpha, dropout, rows, dora, pissa)
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.rows = rows or ((0, weight.shape[0]),)
         self.pairs = _pairs(self.rows, 2 * rank if pissa else rank)
         self.multiplier = 1.0
-        kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
         height = sum(stop - start for start, stop in self.rows)
         a = torch.empty(
             len(self.rows) * rank,
-            weight.shape[1],
-            *kernel,
+            *weight.shape[1:],
             dtype=torch.float32,
             device="meta" if weight.is_meta else "cpu",
         )
@@ -104,14 +95,13 @@ class LowRank(nn.Module):
         # meta device it would take longer than all the rest.
         if not weight.is_meta:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        b = torch.zeros(height, rank, *[1] * (weight.dim() - 2), dtype=torch.float32, device=weight.device)
         self.lora_A = nn.Parameter(a.to(weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(height, rank, *ones, dtype=torch.float32, device=weight.device))
+        self.lora_B = nn.Parameter(b)
         self.register_parameter("magnitude", None)
         self.register_buffer("start_A", None)
         self.register_buffer("start_B", None)
         if pissa:
-            if dora or dropout:
-                raise AdapterError("PiSSA goes with neither DoRA nor dropout, which would drop principal parts of W0")
             starts = [principal_pair(weight.detach()[slice(*r)], rank, self.scale) for r in self.rows]
             self.start_A, self.start_B = (torch.cat(part) for part in zip(*starts, strict=True))
             with torch.no_grad():
@@ -174,6 +164,17 @@ class LowRank(nn.Module):
         """The same at the adapter's strength: between the frozen row's length at 0 and the trained one at 1."""
         full = self.all_magnitudes(weight)
         return full if self.multiplier == 1.0 else torch.lerp(row_norms(weight.detach()), full, self.multiplier)
+
+
+def _check(weight: Tensor, rank: int, alpha: float, dropout: float, rows: Rows | None, dora: bool, pissa: bool) -> None:
+    if rank < 1 or not 0.0 <= dropout <= _MOST_DROPOUT:
+        raise AdapterError(f"rank={rank}, dropout={dropout}: rank must be at least 1, dropout in [0, {_MOST_DROPOUT}]")
+    if not math.isfinite(alpha) or (pissa and alpha <= 0):
+        raise AdapterError(f"alpha={alpha}: expected a number" + (", with PiSSA above 0" if pissa else ""))
+    if any(not 0 <= start < stop <= weight.shape[0] for start, stop in rows or ()):
+        raise AdapterError(f"rows {rows} don't lie in a layer of {weight.shape[0]} output rows")
+    if pissa and (dora or dropout):
+        raise AdapterError("PiSSA goes with neither DoRA nor dropout, which would drop principal parts of W0")
 
 
 def _pairs(rows: Rows, rank: int) -> list[Pair]:
