@@ -134,6 +134,11 @@ def test_a_rank_or_energy_that_cannot_be_is_refused(wish):
         resize(Adapter({"it": layer()}), **wish)
 
 
+def test_table_has_its_columns_below_each_other_however_short_the_names_are():
+    lines = resize(Adapter({"fc": layer()}), rank=2).table().splitlines()
+    assert [len(line) for line in lines] == [len(lines[0])] * 2
+
+
 # --- Blend ------------------------------------------------------------------------------------------------------------
 
 

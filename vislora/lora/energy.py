@@ -33,7 +33,7 @@ class Computed:
 
     def table(self) -> str:
         """Rank and energy by layer, then what is kept in full and what was left out; lines of text."""
-        width = max(len(name) for name in self.energy)
+        width = max(map(len, ("layer", *self.energy)))
         lines = [f"{'layer':{width}}  rank  energy"]
         lines += [
             f"{name:{width}}  {self.adapter.layers[name].rank:4}  {energy:6.1%}" for name, energy in self.energy.items()
