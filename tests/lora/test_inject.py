@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from vislora.errors import AdapterError
-from vislora.lora import Adapter, Adapters, LoraLinear, LoraSettings, LowRank, LowRankWeights, TargetLayer
+from vislora.lora import Adapter, Adapters, LoraLinear, LoraSettings, LowRank, LowRankWeights, TargetLayer, inject
 
 BOTH_QKV = [TargetLayer("blocks.0.attn.qkv", ((0, 48), (96, 144))), TargetLayer("blocks.1.attn.qkv")]
 SETTINGS = LoraSettings(rank=4, alpha=6.0)
@@ -230,6 +230,29 @@ def test_merge_that_fails_leaves_the_adapter_at_work(images, monkeypatch):
     assert torch.equal(model(images), logits)
     adapters.remove("birds")
     assert same_bits(before, state(model))
+
+
+def test_unmerge_that_failed_is_done_by_the_next(images, monkeypatch):
+    model = vit()
+    before, adapters = state(model), with_adapter(model)
+    adapted = model(images)
+    adapters.merge()
+    merged, put, asked = model(images), inject.set_frozen_weight, []
+
+    def put_one(layer: nn.Module, weight: nn.Parameter) -> None:
+        asked.append(layer)
+        if len(asked) == 2:
+            raise MemoryError
+        put(layer, weight)
+
+    monkeypatch.setattr(inject, "set_frozen_weight", put_one)
+    with pytest.raises(MemoryError):
+        adapters.unmerge()
+    torch.testing.assert_close(model(images), merged, rtol=0, atol=1e-5)
+    adapters.unmerge()
+    assert torch.equal(model(images), adapted)
+    adapters.remove("birds")
+    assert same_bits(state(model), before)
 
 
 class Tied(nn.Module):

@@ -273,13 +273,13 @@ class Adapters:
         if not self._base_weights:
             raise AdapterError("nothing to unmerge")
         self._check_removable()
-        for path, weight in self._base_weights.items():
+        for path, weight in [*self._base_weights.items()]:
             layer = module_named(self.model, path)
             merged = frozen_weight(layer)
             weight.data = weight.data.to(merged.device, merged.dtype)  # where the model has gone meanwhile
             set_frozen_weight(layer, weight)
             adapt(layer)
-        self._base_weights.clear()
+            del self._base_weights[path]  # one by one: that device's memory may not suffice
 
     def merge_and_unload(self) -> None:
         """Fold the active adapter into the weights for good: a plain model is left, with the adapter's fully trained
