@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import timm
@@ -603,6 +604,20 @@ def test_value_of_an_adapter_is_the_same_while_another_is_merged():
     train(model)
     adapters.merge()
     assert adapters.adapter("dora").equals(value)
+
+
+def test_what_an_adapter_tells_of_itself_comes_back_with_its_values():
+    adapters = Adapters(vit())
+    adapters.add("new", BOTH_QKV, SETTINGS)
+    assert adapters.adapter("new").about == {}
+    told = {"classes": ["wren", "tit"]}
+    adapters.load("birds", replace(adapters.adapter("new"), about=told))
+    told["classes"].append("owl")
+    for value in (adapters.adapter("birds"), adapters.adapter("birds")):
+        assert value.about == {"classes": ["wren", "tit"]}
+        value.about["classes"].clear()
+    adapters.blend("both", {"new": 0.5, "birds": 0.5})
+    assert adapters.adapter("both").about == {"classes": ["wren", "tit"]}
 
 
 def test_adapter_value_is_a_copy():

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,13 @@ _APART = ("q_bias", "v_bias")  # of a fused qkv without one, in BEiT, EVA and Sw
 @dataclass
 class Held:
     """Low-rank modules, and the adapter's own copies of the fully trained modules and of biases; all by their names in
-    the model."""
+    the model. `about` is as in `Adapter`."""
 
     layers: dict[str, LowRank]
     trained: dict[str, nn.Module]
     biases: dict[str, nn.Parameter]
     dtype: torch.dtype | None = None  # of the frozen weights when the adapter was last in its place
+    about: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def new(
@@ -53,6 +55,7 @@ class Held:
             {path: _low_rank(model, path, weights, adapter.dropout) for path, weights in adapter.layers.items()},
             {path: _trained(model, path, state) for path, state in adapter.trained.items()},
             {path: _bias(model, path, value) for path, value in adapter.biases.items()},
+            about=copy.deepcopy(adapter.about),
         )
 
     def values(self, weights: Mapping[str, Tensor]) -> Adapter:
@@ -73,7 +76,7 @@ class Held:
         }
         biases = {path: _value(bias) for path, bias in self.biases.items()}
         dropout = max((low.dropout for low in self.layers.values()), default=0.0)
-        return Adapter(layers, trained, dropout, biases=biases)
+        return Adapter(layers, trained, dropout, copy.deepcopy(self.about), biases)
 
     def follow(self, model: nn.Module) -> None:
         """Take what was set aside to where the model has gone meanwhile: its device, and copies to its dtype. That it
