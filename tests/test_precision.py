@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from quantised import quantise
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -176,6 +177,18 @@ def test_frozen_weights_of_plain_layers_alone_are_cast_and_come_back():
     for name, p in model.named_parameters():
         assert (p, p.data_ptr()) == own[name][:2]
         assert torch.equal(p, own[name][2])
+
+
+@pytest.mark.parametrize("kind", ["class", "weight", "float64"])
+def test_what_autocast_leaves_alone_is_not_cast(kind):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8)).requires_grad_(False)
+    dtype = torch.float64 if kind == "float64" else torch.float32
+    model = model.double() if kind == "float64" else quantise(model, kind, lambda name: name == "0")
+    x = torch.randn(2, 64, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = model(x)
+        with CastOnce(model, torch.bfloat16):
+            assert torch.equal(model(x), wanted)
 
 
 def test_without_autocast_nothing_is_cast():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vislora.config.training import Precision
 from vislora.errors import ConfigError
+from vislora.lora.reads import is_plain
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -114,7 +115,8 @@ class CastOnce:
     cast them in every pass; benchmarks/latent_cache.py has what that takes of a step. Under autocast the model computes
     the same bit for bit; without, it only can while this is `undone`.
 
-    Adapted layers keep their weights, as 16 bits hold no sum with a small update, and so do layers that share theirs.
+    Adapted layers keep their weights, as 16 bits hold no sum with a small update, and so do layers that share theirs,
+    and quantised ones.
 
     Args:
         model: with its adapters.
@@ -127,7 +129,7 @@ class CastOnce:
         for module in model.modules():
             own = {id(p): p for p in module.parameters(recurse=False)}
             if type(module) in (nn.Linear, nn.Conv2d):  # no others: what they do with their weights is their own
-                cast |= {key: p for key, p in own.items() if not p.requires_grad}
+                cast |= {key: p for key, p in own.items() if not p.requires_grad and _is_cast(p)}
             else:
                 kept |= own.keys()
         self._away = [(p, p.data.to(dtype)) for key, p in cast.items() if key not in kept] if dtype is not None else []
@@ -151,6 +153,11 @@ class CastOnce:
         for i, (parameter, other) in enumerate(self._away):
             self._away[i] = (parameter, parameter.data)
             parameter.data = other
+
+
+def _is_cast(parameter: nn.Parameter) -> bool:
+    """Whether autocast casts it: not float64, nor codes for numbers."""
+    return is_plain(parameter) and parameter.dtype is not torch.float64
 
 
 @contextmanager
