@@ -215,14 +215,16 @@ def _check_chosen(config: DictConfig, words: Sequence[str], recipes: Sequence[Pa
     given = [word.lstrip("+").partition("=")[0] for word in words]
     own = _choices(next((word[7:] for word in words if word.startswith("recipe=")), ""), recipes)
     for group, (option, said) in _chosen(words).items():
+        if own.get(group) == option:
+            continue
         values = OmegaConf.to_container(config[group], enum_to_str=True)
-        for key in said if own.get(group) != option else ():
+        for key, value in OmegaConf.to_container(said).items():
             whole = f"{group}.{key}"
-            if key == "defaults" or OmegaConf.is_missing(said, key) or values[key] == OmegaConf.to_container(said)[key]:
+            if key == "defaults" or OmegaConf.is_missing(said, key) or values[key] == value:
                 continue
             if not any(word == whole or word.startswith(f"{whole}.") for word in given):
                 raise ConfigError(
-                    f"{group}={option} means {whole}={said[key]}, over which the recipe puts {values[key]}; add "
+                    f"{group}={option} means {whole}={value}, over which the recipe puts {values[key]}; add "
                     f"{whole}=… to say which one it is to be"
                 )
 
