@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vislora.lora.fused import Normalised, Settings, compute_dtype, dropout_mask, low_gradients, masked
+from vislora.lora.fused import Normalised, Settings, compute_dtype, dropout_mask, low_gradients, masked, row_sums
 from vislora.lora.layers import LoraConv2d, LoraLinear
 from vislora.lora.low_rank import TINY, LowRank, row_norms
 from vislora.lora.reads import frozen_weight, summed_weight, transformed, without_autocast
@@ -64,7 +64,7 @@ def _spelled_out(layer: DoraLinear | DoraConv2d, x: Tensor, dtype: torch.dtype, 
     """The formula as it stands, by autograd; `project(x, weight)` is the layer's own operation without bias."""
     low, weight = layer.lora, frozen_weight(layer)
     along = (-1,) + (1,) * (weight.dim() - 2)  # y's axis of channels
-    with without_autocast(x.device.type):
+    with without_autocast(x):
         x, w, a = x.to(dtype), weight.to(dtype), low.lora_A.to(dtype)
         b = low.wide_B(w.shape[0]).to(dtype)
         if weight.dim() == 4:
@@ -115,7 +115,7 @@ class FoldedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, settings, norm):
         dtype = settings.dtype
-        with without_autocast(x.device.type):
+        with without_autocast(x):
             flat = x.to(dtype).reshape(-1, x.shape[-1])
             w = _summed(weight, lora_A, lora_B, settings)
             gain = magnitude / row_norms(w).clamp_min(TINY)
@@ -140,17 +140,17 @@ class FoldedLinear(torch.autograd.Function):
         w, bias, lora_A, lora_B, magnitude, gain, h, y, *kept = ctx.saved_tensors
         settings, dtype = ctx.settings, ctx.settings.dtype
         changed = ctx.witness is not None and ctx.witness._version > 0
-        with without_autocast(y.device.type):
+        with without_autocast(y):
             dy = dy.to(dtype).reshape(-1, dy.shape[-1])
             factor = settings.scale * torch.cat([gain[pair.rows] for pair in settings.pairs])[:, None]
-            dh_t, db = low_gradients(dy, (lora_B * factor).to(dtype), h, settings.pairs)
+            dh, db = low_gradients(dy, (lora_B * factor).to(dtype), h, settings.pairs, 1.0)
             db = db * factor
             if len(kept) == 1:
-                da = dh_t @ kept[0]
+                da = row_sums(dh, kept[0], 1.0)
             elif dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
-                da = Normalised(*kept).product(dh_t)
+                da = Normalised(*kept).row_sums(dh, 1.0)
             else:
-                da = dh_t @ Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1])
+                da = row_sums(dh, Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1]), 1.0)
             if ctx.again and (changed or ctx.needs_input_grad[0]):
                 w = _summed(w, lora_A, lora_B, settings).mul_(gain[:, None]).to(dtype)
             if changed:

@@ -1,5 +1,6 @@
 """LoRA on Linear and Conv2d as one autograd step each, over frozen weights."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from vislora.errors import AdapterError
 from vislora.lora.low_rank import Pair
 from vislora.lora.reads import autocasts, without_autocast
-from vislora.lora.small import summed
+from vislora.lora.small import cast, summed
 
 
 class Settings(NamedTuple):
@@ -22,34 +23,35 @@ class Settings(NamedTuple):
 
 
 class FusedLinear(torch.autograd.Function):
-    """y = x (W0 + s B A)^T + b, with h = s dropout(x) A^T for backward.
+    """y = x (W0 + s B A)^T + b, with h = dropout(x) A^T for backward.
 
     s B A is summed into a passing copy of the weight, in the weight's own precision, and costs no pass over y; with
-    dropout, and with weights stored in 16 bits, y += h B^T is added in place. Kept for backward: h and x, or
-    what x is made from where a LayerNorm keeps that anyway; no other full-size tensor than y and dx is made. Products
-    with the short side r are written transposed ([r, n] instead of [n, r]): BLAS libraries are up to four times faster
-    on them.
+    dropout, and with weights stored in 16 bits, y += s h B^T is added in place. Kept for backward: h and x, or
+    what x is made from where a LayerNorm keeps that anyway; no other full-size tensor than y and dx is made. Nothing
+    is to be switched off for autocast in forward, where all products have its dtype already.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, settings, norm):
-        dtype, pairs = settings.dtype, settings.pairs
-        flat = x.to(dtype).reshape(-1, x.shape[-1])
-        with without_autocast(x.device.type):
-            # in 16 bits the sum would round a small update away
-            fold = not settings.dropout and weight.dtype.itemsize >= 4
-            w = (summed(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
-            y = F.linear(flat, w, None if bias is None else bias.to(dtype))
-            mask, factor = dropout_mask(flat, settings.dropout) if settings.dropout else (None, 1.0)
-            h = masked(flat, mask) @ (lora_A * (settings.scale * factor)).to(dtype).t()
-            if not fold:
-                b = lora_B.to(dtype)
-                for pair in pairs:
-                    y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t())
+        dtype, pairs, scale = settings.dtype, settings.pairs, settings.scale
+        flat = cast(x, dtype).reshape(-1, x.shape[-1])
+        # in 16 bits the sum would round a small update away
+        fold = not settings.dropout and weight.dtype.itemsize >= 4
+        w = cast(summed(weight, lora_A, lora_B, pairs, scale) if fold else weight, dtype)
+        y = F.linear(flat, w, None if bias is None else cast(bias, dtype))
+        mask = None
+        if settings.dropout:
+            mask, factor = dropout_mask(flat, settings.dropout)
+            scale *= factor
+        h = masked(flat, mask) @ cast(lora_A, dtype).t()
+        if not fold:
+            b = cast(lora_B, dtype)
+            for pair in pairs:
+                y[:, pair.rows].addmm_(h[:, pair.a], b[pair.b].t(), alpha=scale)
         # the copy is kept only where a cast copy of the weight would be kept anyway
         ctx.fold, ctx.folded = fold, fold and dtype != weight.dtype
         ctx.save_for_backward(w if ctx.folded or not fold else weight, lora_A, lora_B, h, mask, *(norm or [flat]))
-        ctx.settings, ctx.scale, ctx.x_dtype, ctx.x_shape = settings, settings.scale * factor, x.dtype, x.shape
+        ctx.settings, ctx.scale, ctx.x_dtype, ctx.x_shape = settings, scale, x.dtype, x.shape
         ctx.bias_dtype = None if bias is None else bias.dtype
         # a view to autograd could not be changed in place by what follows, as in nn.ReLU(inplace=True)
         return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], y.shape[-1]))
@@ -58,50 +60,55 @@ class FusedLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         w, lora_A, lora_B, h, mask, *kept = ctx.saved_tensors
-        dtype, pairs = ctx.settings.dtype, ctx.settings.pairs
-        with without_autocast(h.device.type):
-            dy = dy.to(dtype).reshape(-1, dy.shape[-1])
-            dh_t, db = low_gradients(dy, lora_B.to(dtype), h, pairs)
+        dtype, pairs, scale = ctx.settings.dtype, ctx.settings.pairs, ctx.scale
+        with without_autocast(h):
+            dy = cast(dy, dtype).reshape(-1, dy.shape[-1])
+            a, b = cast(lora_A, dtype), cast(lora_B, dtype)
+            dh, db = low_gradients(dy, b, h, pairs, scale)
             if len(kept) == 1:
-                da = dh_t @ masked(kept[0], mask)
+                da = row_sums(dh, masked(kept[0], mask), scale)
             elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
-                da = Normalised(*kept).product(dh_t)
+                da = Normalised(*kept).row_sums(dh, scale)
             else:
-                da = dh_t @ masked(Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1]), mask)
+                x = cast(Normalised(*kept).again(), dtype).reshape(-1, ctx.x_shape[-1])
+                da = row_sums(dh, masked(x, mask), scale)
             dx = None
             if ctx.needs_input_grad[0]:
                 # one more sum of a small weight costs less than a pass over dx
                 anew = ctx.fold and not ctx.folded and 2 * w.numel() <= len(dy) * w.shape[1]
-                dx = dy @ (summed(w, lora_A, lora_B, pairs, ctx.scale) if anew else w)
-                if not (anew or ctx.folded):
-                    a = (lora_A * ctx.scale).to(dtype)
-                    dx = dx.addmm_(dh_t.t(), a) if mask is None else dx.addcmul_(dh_t.t() @ a, mask.to(dtype))
-                dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
+                dx = dy @ (summed(w, lora_A, lora_B, pairs, scale) if anew else w)
+                if mask is not None:
+                    dx.addcmul_(dh @ a, mask.to(dtype), value=scale)
+                elif not (anew or ctx.folded):
+                    dx.addmm_(dh, a, alpha=scale)
+                dx = cast(dx.view(ctx.x_shape), ctx.x_dtype)
             dbias = dy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-        return dx, None, dbias, da.to(lora_A.dtype).mul_(ctx.scale), db.to(lora_B.dtype), None, None
+        return dx, None, dbias, cast(da, lora_A.dtype), cast(db, lora_B.dtype), None, None
 
 
 class FusedConv2d(torch.autograd.Function):
-    """The same for a convolution: h = s conv(dropout(x), A) with the layer's geometry, and B is a 1x1 convolution.
-    With `fold` s B A is summed into the weight, which saves a pass over y and a second convolution on the way to dx.
-    For few pixels it costs more than that, as the weight is the larger part."""
+    """The same for a convolution: h = conv(dropout(x), A) with the layer's geometry, and B is a 1x1 convolution,
+    computed as a product for each sample. With `fold` s B A is summed into the weight, which saves a pass over y and a
+    second convolution on the way to dx. For few pixels it costs more than that, as the weight is the larger part."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, settings, geometry, fold):
-        dtype, pairs = settings.dtype, settings.pairs
-        x_c = x.to(dtype)
-        with without_autocast(x.device.type):
-            w = (summed(weight, lora_A, lora_B, pairs, settings.scale) if fold else weight).to(dtype)
-            y = F.conv2d(x_c, w, None if bias is None else bias.to(dtype), *geometry)
-            mask, factor = dropout_mask(x_c, settings.dropout) if settings.dropout else (None, 1.0)
-            h = F.conv2d(masked(x_c, mask), (lora_A * (settings.scale * factor)).to(dtype), None, *geometry)
-            if not fold:
-                b = lora_B.to(dtype).flatten(1)
-                for pair in pairs:
-                    y[:, pair.rows] += torch.einsum("or,brhw->bohw", b[pair.b], h[:, pair.a])
+        dtype, pairs, scale = settings.dtype, settings.pairs, settings.scale
+        x_c = cast(x, dtype)
+        w = cast(summed(weight, lora_A, lora_B, pairs, scale) if fold else weight, dtype)
+        y = F.conv2d(x_c, w, None if bias is None else cast(bias, dtype), *geometry)
+        mask = None
+        if settings.dropout:
+            mask, factor = dropout_mask(x_c, settings.dropout)
+            scale *= factor
+        h = F.conv2d(masked(x_c, mask), cast(lora_A, dtype), None, *geometry)
+        if not fold:
+            b, pixels = cast(lora_B, dtype).flatten(1).expand(x.shape[0], -1, -1), y.view(*y.shape[:2], -1)
+            for pair in pairs:
+                pixels[:, pair.rows].baddbmm_(b[:, pair.b], h.flatten(2)[:, pair.a], alpha=scale)
         ctx.fold, ctx.folded = fold, fold and dtype != weight.dtype
         ctx.save_for_backward(w if ctx.folded or not fold else weight, lora_A, lora_B, h, mask, x_c)
-        ctx.settings, ctx.scale, ctx.geometry, ctx.x_dtype = settings, settings.scale * factor, geometry, x.dtype
+        ctx.settings, ctx.scale, ctx.geometry, ctx.x_dtype = settings, scale, geometry, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
@@ -109,27 +116,25 @@ class FusedConv2d(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         w, lora_A, lora_B, h, mask, x = ctx.saved_tensors
-        dtype, pairs = ctx.settings.dtype, ctx.settings.pairs
-        dy = dy.to(dtype)
-        b = lora_B.to(dtype).flatten(1)
-        with without_autocast(x.device.type):
-            db = torch.empty_like(lora_B)
-            dh = torch.empty_like(h)
+        dtype, pairs, scale = ctx.settings.dtype, ctx.settings.pairs, ctx.scale
+        with without_autocast(x):
+            dy, a, b_t = cast(dy, dtype), cast(lora_A, dtype), cast(lora_B, dtype).flatten(1).t()
+            pixels, dh, db = dy.flatten(2), [], []
             for pair in pairs:
-                part = dy[:, pair.rows]
-                dh[:, pair.a] = torch.einsum("or,bohw->brhw", b[pair.b], part)
-                db[pair.b] = torch.einsum("bohw,brhw->or", part, h[:, pair.a]).to(db.dtype)[:, :, None, None]
+                part = pixels[:, pair.rows]
+                dh.append(torch.bmm(b_t[:, pair.b].expand(dy.shape[0], -1, -1), part))
+                db.append(torch.bmm(h.flatten(2)[:, pair.a], part.mT).sum(0).mul_(scale).t())
+            dh, db = torch.cat(dh, 1).view(h.shape), torch.cat(db).view(lora_B.shape)
             dbias = dy.sum((0, 2, 3)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
             want_dx = ctx.needs_input_grad[0]
-            a = (lora_A * ctx.scale).to(dtype)
             dx_low, da = _conv_grads(dh, masked(x, mask), a, ctx.geometry, want_dx and not ctx.fold, True)
             dx = None
             if want_dx:
                 anew = ctx.fold and not ctx.folded
-                w = summed(w, lora_A, lora_B, pairs, ctx.scale) if anew else w
+                w = summed(w, lora_A, lora_B, pairs, scale) if anew else w
                 dx, _ = _conv_grads(dy, x, w, ctx.geometry, True, False)
-                dx = (dx if ctx.fold else dx.add_(masked(dx_low, mask))).to(ctx.x_dtype)
-        return dx, None, dbias, da.to(lora_A.dtype).mul_(ctx.scale), db, None, None, None
+                dx = cast(dx if ctx.fold else dx.add_(masked(dx_low, mask), alpha=scale), ctx.x_dtype)
+        return dx, None, dbias, cast(da, lora_A.dtype).mul_(scale), cast(db, lora_B.dtype), None, None, None
 
 
 class Normalised(NamedTuple):
@@ -153,7 +158,7 @@ class Normalised(NamedTuple):
         if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return None
         node = x.grad_fn
-        if node is None or node.name() != "NativeLayerNormBackward0" or len(node._saved_normalized_shape) != 1:
+        if node is None or type(node).__name__ != "NativeLayerNormBackward0" or len(node._saved_normalized_shape) != 1:
             return None
         if x._version:  # changed since, unseen by autograd
             return None
@@ -164,13 +169,14 @@ class Normalised(NamedTuple):
             node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
         )
 
-    def product(self, left: Tensor) -> Tensor:
-        """left [r, n] @ x [n, in], the normalisation applied to the short side instead of to x."""
-        scaled, source = left * self.rstd.view(-1), self.source.reshape(-1, self.source.shape[-1])
-        y = torch.addmm(scaled @ self.mean.view(-1, 1), scaled, source, beta=-1)
+    def row_sums(self, left: Tensor, scale: float) -> Tensor:
+        """scale * left^T x, [r, in], for left [n, r]; the normalisation is applied to left instead of to x."""
+        scaled = left * self.rstd.view(-1, 1)
+        y = row_sums(scaled, self.source.reshape(-1, self.source.shape[-1]), scale)
+        y -= (scaled.t() @ self.mean.view(-1, 1)).mul_(scale)
         if self.weight is not None:
             y *= self.weight
-        return y if self.bias is None else y.addr_(left.sum(1), self.bias)
+        return y if self.bias is None else y.addr_(left.sum(0), self.bias, alpha=scale)
 
     def again(self) -> Tensor:
         """x itself, in three passes."""
@@ -192,7 +198,7 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
             f"the {list(weight.shape)} weight of an adapted layer requires a gradient, which isn't computed "
             "beside an adapter; freeze it, or train the layer in full instead of adapting it"
         )
-    if autocasts(x.device.type) and weight.dtype != torch.float64:
+    if autocasts(x) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     if x.dtype != weight.dtype:
         raise RuntimeError(f"the input is {x.dtype}, the frozen weight {weight.dtype}; cast one, or use autocast")
@@ -223,19 +229,36 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask.to(x.dtype)
 
 
-def low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
-    """(dy b)^T, [pairs * r, n], and dy^T h, [sum of rows, r], pair by pair, from dy [n, out], b [sum of rows, r] and
-    h [n, pairs * r]."""
-    dh_t, db = [], []
-    for pair in pairs:
-        part, its_b, its_h_t = dy[:, pair.rows], b[pair.b], h[:, pair.a].t()
-        if dy.device.type == "cpu" and dy.dtype.itemsize >= 4:  # BLAS libraries want the short operands by rows
-            dh_t.append(F.linear(part, its_b.t().contiguous()).t().contiguous())
-            db.append((its_h_t.contiguous() @ part).t())
-        else:
-            dh_t.append(its_b.t() @ part.t())
-            db.append((its_h_t @ part).t())
-    return (dh_t[0], db[0]) if len(pairs) == 1 else (torch.cat(dh_t), torch.cat(db))
+def low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[Pair], scale: float) -> tuple[Tensor, Tensor]:
+    """dy b, [n, pairs * r], and scale * dy^T h, [sum of rows, r], pair by pair, from dy [n, out], b [sum of rows, r]
+    and h [n, pairs * r]."""
+    if len(pairs) == 1 and len(b) == dy.shape[1]:
+        return _short(dy, b), row_sums(h, dy, scale).t()
+    dh = [_short(dy[:, pair.rows], b[pair.b]) for pair in pairs]
+    db = [row_sums(h[:, pair.a], dy[:, pair.rows], scale).t() for pair in pairs]
+    return torch.cat(dh, 1), torch.cat(db)
+
+
+def _short(dy: Tensor, b: Tensor) -> Tensor:
+    """dy b, [n, r]."""
+    if dy.is_cpu and dy.dtype.itemsize >= 4:  # BLAS libraries are up to three times faster with b by rows
+        return F.linear(dy, b.t().contiguous())
+    return dy @ b
+
+
+def row_sums(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale * left^T right, [r, m], for left [n, r] and right [n, m].
+
+    BLAS libraries have one thread of a CPU compute what is so narrow, unless they get it in slices.
+    """
+    slices = 1
+    if right.is_cpu and right.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+        threads = torch.get_num_threads()
+        slices = math.gcd(len(right), 2 * threads) if threads > 1 else 1
+    if slices == 1:
+        return (left.t() @ right).mul_(scale)
+    parts = torch.bmm(left.unflatten(0, (slices, -1)).mT, right.unflatten(0, (slices, -1)))
+    return parts.sum(0).mul_(scale)
 
 
 def explicit_padding(layer: nn.Conv2d) -> tuple[int, ...]:

@@ -137,7 +137,7 @@ class MixedLowRank(nn.Module):
         if all(low is None or low.magnitude is None for low in self._by_name):
             return None
         ones = torch.ones(weight.shape[0], device=weight.device)
-        with without_autocast(weight.device.type):
+        with without_autocast(weight):
             return torch.stack(
                 [ones if low is None or low.magnitude is None else row_gain(low, weight) for low in self._by_name]
             )
@@ -199,7 +199,7 @@ class MixedConv2d(nn.Conv2d):
         index = mixed.assignment.rows(input, mixed.path)
         a, b = mixed.stacked(weight)
         gains = mixed.gains(weight)
-        with without_autocast(input.device.type):
+        with without_autocast(input):
             x = input.to(dtype)
             dropped = mixed.dropped(x, index) if mixed.drops() else x
             y = self._frozen(x)
@@ -267,7 +267,7 @@ def _spelled_out(
     dtype: torch.dtype,
 ) -> Tensor:
     """The formula with dropout, by autograd, without bias: W0 x + (g - 1) W0 dropout(x) + g s B A dropout(x)."""
-    with without_autocast(x.device.type):
+    with without_autocast(x):
         x, w = x.to(dtype), weight.to(dtype)
         dropped = mixed.dropped(x, index)
         y, update = F.linear(x, w), dropped @ a.to(dtype).mT @ b.to(dtype).mT
@@ -283,7 +283,7 @@ class _MixedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, dtype):
-        with without_autocast(x.device.type):
+        with without_autocast(x):
             x_c, w, b_c = x.to(dtype), weight.to(dtype), b.to(dtype)
             y = F.linear(x_c, w, None if bias is None else bias.to(dtype))
             h_t = torch.bmm(a.to(dtype), x_c.mT)
@@ -296,7 +296,7 @@ class _MixedProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, w, a, b, h_t = ctx.saved_tensors
-        with without_autocast(x.device.type):
+        with without_autocast(x):
             dy = dy.to(ctx.dtype)
             dh_t = torch.bmm(b.to(ctx.dtype).mT, dy.mT)
             da, db = torch.bmm(dh_t, x).to(a.dtype), torch.bmm(h_t, dy).mT.to(b.dtype)

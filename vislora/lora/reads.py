@@ -124,7 +124,7 @@ def summed_weight(layer: nn.Module) -> Tensor:
             f"dropout={low.dropout} can't act on a {type(layer).__name__} whose weight is read as a whole, as "
             "torch.compile has it with every weight that is read, and torch.func with all; set it to 0"
         )
-    with without_autocast(frozen.device.type):
+    with without_autocast(frozen):
         return low.merged(frozen).to(frozen.dtype)
 
 
@@ -139,11 +139,13 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def autocasts(device: str) -> bool:
-    # the meta device, on which shapes alone are computed, has no autocast, and torch raises where it is asked for it
-    return device != "meta" and torch.is_autocast_enabled(device)
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x."""
+    # In this order because, with caches as cold as between two large products, looking up a device's name takes 20
+    # microseconds. The meta device, on which shapes alone are computed, has no autocast, and torch raises if asked.
+    return torch._C._is_any_autocast_enabled() and not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
-def without_autocast(device: str) -> AbstractContextManager:
+def without_autocast(x: Tensor) -> AbstractContextManager:
     # to enter torch.autocast takes longer than a small product
-    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()

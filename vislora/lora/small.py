@@ -36,14 +36,17 @@ def is_short(x: Tensor, weight: Tensor) -> bool:
 
 def summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, pairs: Sequence[Pair], scale: float) -> Tensor:
     """W0 + s B A in W0's dtype and form, differentiable; a convolution's as well."""
-    a, b = lora_A.to(weight.dtype).flatten(1), lora_B.to(weight.dtype).flatten(1)
+    a, b = cast(lora_A, weight.dtype), cast(lora_B, weight.dtype)
+    w = weight.clone(memory_format=torch.contiguous_format)
+    if weight.dim() > 2:
+        a, b, w = a.flatten(1), b.flatten(1), w.flatten(1)
     # in place, because autocast leaves that as it is: it would take torch.addmm to 16 bits
-    w = weight.detach().clone(memory_format=torch.contiguous_format).flatten(1)
     if len(pairs) == 1 and len(b) == len(w):
-        return w.addmm_(b, a, alpha=scale).view_as(weight)
-    for rows, of_a, of_b in pairs:
-        w[rows].addmm_(b[of_b], a[of_a], alpha=scale)
-    return w.view_as(weight)
+        w.addmm_(b, a, alpha=scale)
+    else:
+        for rows, of_a, of_b in pairs:
+            w[rows].addmm_(b[of_b], a[of_a], alpha=scale)
+    return w.view(weight.shape)
 
 
 def added(
@@ -57,3 +60,9 @@ def added(
     for rows, of_a, of_b in pairs:
         y[:, rows].addmm_(h[:, of_a], b[of_b].t(), alpha=scale)
     return y
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), but at once where there is nothing to do: torch takes ten microseconds to find that out with cold
+    caches, as between two large products."""
+    return x if x.dtype == dtype else x.to(dtype)
