@@ -63,8 +63,7 @@ class FusedLinear(torch.autograd.Function):
         dtype, pairs, scale = ctx.settings.dtype, ctx.settings.pairs, ctx.scale
         with without_autocast(h):
             dy = cast(dy, dtype).reshape(-1, dy.shape[-1])
-            a, b = cast(lora_A, dtype), cast(lora_B, dtype)
-            dh, db = low_gradients(dy, b, h, pairs, scale)
+            dh, db = low_gradients(dy, cast(lora_B, dtype), h, pairs, scale)
             if len(kept) == 1:
                 da = row_sums(dh, masked(kept[0], mask), scale)
             elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
@@ -78,9 +77,9 @@ class FusedLinear(torch.autograd.Function):
                 anew = ctx.fold and not ctx.folded and 2 * w.numel() <= len(dy) * w.shape[1]
                 dx = dy @ (summed(w, lora_A, lora_B, pairs, scale) if anew else w)
                 if mask is not None:
-                    dx.addcmul_(dh @ a, mask.to(dtype), value=scale)
+                    dx.addcmul_(dh @ cast(lora_A, dtype), mask, value=scale)
                 elif not (anew or ctx.folded):
-                    dx.addmm_(dh, a, alpha=scale)
+                    dx.addmm_(dh, cast(lora_A, dtype), alpha=scale)
                 dx = cast(dx.view(ctx.x_shape), ctx.x_dtype)
             dbias = dy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         return dx, None, dbias, cast(da, lora_A.dtype), cast(db, lora_B.dtype), None, None
@@ -218,15 +217,15 @@ def dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     else:
         words = torch.empty(count, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     noise = words.view(torch.uint8)[: x.numel()].view(x.shape)
-    rows = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device)
-    threshold = (256 * p + rows).to(torch.uint8)
-    # straight into int8, which becomes a float mask faster than bool does
+    rows = torch.empty(x.shape[0], *[1] * (x.dim() - 1), device=x.device)
+    threshold = rows.uniform_(256 * p, 256 * p + 1).to(torch.uint8)
+    # straight into int8, by which floats are multiplied faster than by bool
     return torch.ge(noise, threshold, out=torch.empty_like(noise, dtype=torch.int8)), 1.0 / (1.0 - p)
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """x with the dropped elements at zero; the factor that makes up for them is the caller's."""
-    return x if mask is None else x * mask.to(x.dtype)
+    return x if mask is None else x * mask
 
 
 def low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[Pair], scale: float) -> tuple[Tensor, Tensor]:
