@@ -102,7 +102,8 @@ class FusedConv2d(torch.autograd.Function):
             scale *= factor
         h = F.conv2d(masked(x_c, mask), cast(lora_A, dtype), None, *geometry)
         if not fold:
-            b, pixels = cast(lora_B, dtype).flatten(1).expand(x.shape[0], -1, -1), y.view(*y.shape[:2], -1)
+            b = cast(lora_B, dtype).flatten(1).expand(x.shape[0], -1, -1)
+            pixels = y.flatten(2)  # a view, also where channels come last
             for pair in pairs:
                 pixels[:, pair.rows].baddbmm_(b[:, pair.b], h.flatten(2)[:, pair.a], alpha=scale)
         ctx.fold, ctx.folded = fold, fold and dtype != weight.dtype
@@ -256,8 +257,8 @@ def row_sums(left: Tensor, right: Tensor, scale: float) -> Tensor:
         slices = math.gcd(len(right), 2 * threads) if threads > 1 else 1
     if slices == 1:
         return (left.t() @ right).mul_(scale)
-    parts = torch.bmm(left.unflatten(0, (slices, -1)).mT, right.unflatten(0, (slices, -1)))
-    return parts.sum(0).mul_(scale)
+    left, right = (m.unflatten(0, (slices, len(m) // slices)) for m in (left, right))
+    return torch.bmm(left.mT, right).sum(0).mul_(scale)
 
 
 def explicit_padding(layer: nn.Conv2d) -> tuple[int, ...]:

@@ -278,8 +278,8 @@ def _spelled_out(
 
 
 class _MixedProduct(torch.autograd.Function):
-    """y_i = x_i W0^T + b + (x_i A_i^T) B_i^T for x [B, n, in], A [B, R, in], B [B, out, R]; short sides written first,
-    as in `FusedLinear`."""
+    """y_i = x_i W0^T + b + (x_i A_i^T) B_i^T for x [B, n, in], A [B, R, in], B [B, out, R]; short sides are written
+    first, as BLAS libraries are faster on them."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, dtype):

@@ -54,7 +54,7 @@ def added(
 ) -> Tensor:
     """x W0^T + b + s (x A^T) B^T for x [n, in], in the dtype of x."""
     y = F.linear(x, weight, bias)
-    h, b = F.linear(x, lora_A.to(x.dtype)), lora_B.to(x.dtype)
+    h, b = F.linear(x, cast(lora_A, x.dtype)), cast(lora_B, x.dtype)
     if len(pairs) == 1 and len(b) == y.shape[1]:
         return y.addmm_(h, b.t(), alpha=scale)
     for rows, of_a, of_b in pairs:
