@@ -1,8 +1,10 @@
 """Putting adapters in, switching, merging and taking them out leaves nothing behind and loses nothing."""
 
 import copy
+import re
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import timm
@@ -1028,3 +1030,16 @@ def test_bias_of_another_model_or_of_none_is_refused(images):
 def test_biases_are_asked_for_in_one_of_three_words():
     with pytest.raises(ValueError, match="bias is 'lora-only', expected one of none, lora_only, all"):
         LoraSettings(2, 2.0, bias="lora-only")
+
+
+@pytest.mark.parametrize("wrapper", [partial(torch.compile, backend="eager"), nn.DataParallel])
+def test_wrapper_is_refused_with_what_to_adapt_instead(wrapper):
+    model = nn.Sequential(nn.Linear(8, 8))
+    wrapped = wrapper(model)
+    with pytest.raises(AdapterError, match=r"adapt its \.(_orig_mod|module), ") as refused:
+        Adapters(wrapped)
+    inner = re.search(r"its \.(\w+),", str(refused.value)).group(1)
+    Adapters(getattr(wrapped, inner)).add("it", [TargetLayer("0")], LoraSettings(2, 2.0))
+    x = torch.randn(3, 8)
+    nn.init.normal_(model[0].lora.lora_B)
+    torch.testing.assert_close(wrapped(x), model(x))

@@ -36,6 +36,9 @@ class Adapters:
     The base model is frozen while adapters are there. Only the active adapter's parameters are part of the model (and
     of `model.parameters()`); switching moves references, nothing is rebuilt. With none left, the model is what it
     was: the same module objects, classes, parameters and `requires_grad` flags.
+
+    Raises:
+        AdapterError: the model has adapters of another object, or is a wrapper, as torch.compile makes it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,6 +49,12 @@ class Adapters:
         self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
         self._mixing = False  # each sample has its own adapter
         self._flags: dict[str, bool] = {}  # requires_grad of the model's parameters without adapters
+        parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        if inner := "module" if parallel else "_orig_mod" if "_orig_mod" in model._modules else None:
+            raise AdapterError(
+                f"a {type(model).__name__} is around the model, and the names of its layers begin with {inner}; adapt "
+                f"its .{inner}, " + ("and wrap it afterwards" if parallel else "which is compiled again by itself")
+            )
         if any(isinstance(module, LowRank) for module in model.modules()):
             raise AdapterError("the model holds adapters already; use the Adapters object that put them there")
 
