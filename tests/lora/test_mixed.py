@@ -492,3 +492,35 @@ def test_a_blend_takes_the_head_that_is_named():
         adapters.blend("both", {"lora": 0.5, "pissa": 0.5})
     adapters.blend("both", {"lora": 0.5, "pissa": 0.5}, head="pissa")
     assert adapters.model(torch.randn(2, 3, 32, 32)).shape == (2, 8)
+
+
+class Tower(nn.Module):
+    """A block of a CLIP tower, images [B, 4, 8] -> [B, 4, 8], which may put the sequence first inside."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.mlp = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.attn.batch_first else x.transpose(0, 1)
+        x = self.mlp(x + self.attn(x, x, x, need_weights=False)[0])
+        return x if self.attn.batch_first else x.transpose(0, 1)
+
+
+def test_sequence_before_the_batch_is_refused():
+    for batch_first in (True, False):
+        model = Tower(batch_first)
+        adapters = Adapters(model)
+        for name in ("one", "two"):
+            adapters.add(name, [TargetLayer("mlp")], LoraSettings(2, 4))
+            fill(model)
+        images = torch.randn(2, 4, 8)  # a sequence of 4, which would divide into 2 samples
+        if batch_first:
+            with adapters.per_sample(["one", "two"]):
+                outputs = model(images)
+            torch.testing.assert_close(outputs, torch.cat(alone(adapters, ["one", "two"], images)))
+        else:
+            with pytest.raises(AdapterError, match="attn has batch_first=False"), adapters.per_sample(["one", "two"]):
+                pass
+            assert adapters.active == "two"

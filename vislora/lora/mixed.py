@@ -91,6 +91,13 @@ def mixed(
             f"{', '.join(odd)} ({kind}) can't have an adapter for each sample; only Linear and Conv2d can, and none "
             "that is quantised"
         )
+    attentions = {path: part for path, part in model.named_modules() if isinstance(part, nn.MultiheadAttention)}
+    if first := [path for path, part in attentions.items() if not part.batch_first]:
+        # a sequence that the batch divides would pass for samples with as many rows each
+        raise AdapterError(
+            f"{first[0]} has batch_first=False: there the sequence comes before the batch, and one adapter per sample "
+            "needs the samples first; activate each adapter for its own samples instead"
+        )
     handle = model.register_forward_pre_hook(assignment.check, with_kwargs=True)
     for path, held in layers.items():
         layer = bases[path]
