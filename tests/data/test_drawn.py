@@ -90,6 +90,7 @@ def test_size_style_and_difficulty_are_those_asked_for():
         ({"train_per_species": 0}, "train_per_species=0: expected 1 or more"),
         ({"test_per_species": -1}, "test_per_species=-1: expected 0 or more"),
         ({"invented": -1}, "invented=-1: expected 0 or more"),
+        ({"invented": 2, "species": ["mallard"]}, "data.invented draws others instead; leave one of them out"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

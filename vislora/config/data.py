@@ -145,6 +145,8 @@ class BirdsData(DataConfig):
         counts = ("invented", "val_per_species", "test_per_species")
         check_ranges(self, "data.", train_per_species=(1, math.inf), **dict.fromkeys(counts, (0, math.inf)))
         check_ranges(self, "data.", difficulty=(0, 1), size=_DRAWN_SIZES)
+        if self.invented and self.species is not None:
+            raise ConfigError("data.species names birds, and data.invented draws others instead; leave one of them out")
 
 
 @dataclass
