@@ -198,3 +198,16 @@ def test_a_pipeline_without_a_tokenizer_tells_nothing_of_what_it_reads(folder, t
     index = json.loads((bare / "model_index.json").read_text())
     (bare / "model_index.json").write_text(json.dumps(index | {"tokenizer": [None, None]}))
     assert readers_of(PipelineConfig(str(bare))) == []
+
+
+@pytest.mark.parametrize("make", [tiny.stable_diffusion, tiny.stable_diffusion_xl])
+def test_a_scheduler_that_the_pipeline_can_not_draw_with_is_refused(make, tmp_path):
+    pipe = make(tmp_path / "words")
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(AttributeError, match="init_noise_sigma"):
+        tiny.draw(pipe)
+    pipe.save_pretrained(tmp_path / "pipe")
+    with pytest.raises(
+        ModelError, match=r"FlowMatchEulerDiscreteScheduler, with which StableDiffusion\w*Pipeline can't"
+    ):
+        load_pipeline(PipelineConfig(str(tmp_path / "pipe")))

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import tiny_diffusion as tiny
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import vislora.data.splits
 from vislora.compose import configure
 from vislora.config.training import Precision
 from vislora.data.buckets import bucket_sizes, nearest
-from vislora.errors import ConfigError, ModelError
+from vislora.errors import ConfigError
 from vislora.tasks.diffusion import prepare
 from vislora.tasks.task import FILES, PICTURES, Task
 
@@ -136,19 +135,6 @@ def test_weighting_that_a_flow_does_not_have_is_refused_before_weights_are_looke
         weights.unlink()
     with pytest.raises(ConfigError, match=r"flow matching: set objective\.min_snr_gamma=null"):
         prepared(tmp_path / "pipe", photos, "data.size=64")
-
-
-@pytest.mark.parametrize("build", [tiny.stable_diffusion, tiny.stable_diffusion_xl])
-def test_a_scheduler_that_the_pipeline_can_not_draw_with_is_refused_before_the_training(build, photos, tmp_path):
-    pipe = build(tmp_path / "words")
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(AttributeError, match="init_noise_sigma"):
-        tiny.draw(pipe)
-    pipe.save_pretrained(tmp_path / "pipe")
-    with pytest.raises(
-        ModelError, match=r"FlowMatchEulerDiscreteScheduler, with which StableDiffusion\w*Pipeline can't"
-    ):
-        prepared(tmp_path / "pipe", photos, "data.size=64", "objective.min_snr_gamma=null")
 
 
 def test_more_steps_of_a_preview_than_the_scheduler_has_are_refused_before_the_training(base, photos):

@@ -34,7 +34,8 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
     the feature extractor, whose class in older pipelines is gone from transformers.
 
     Raises:
-        ModelError: no such folder or model, one that diffusers can't open, or one that lacks weights.
+        ModelError: no such folder or model, one that diffusers can't open, one that lacks weights, or a scheduler that
+            its pipeline can't draw with.
     """
     with quiet_imports():
         from diffusers import DiffusionPipeline
@@ -49,6 +50,7 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
         return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype, **models, **left_out)
 
     pipe = _opened(config, opening)
+    _check_scheduler(config, pipe)
     pipe.set_progress_bar_config(disable=True)
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
@@ -56,6 +58,16 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
     if config.gradient_checkpointing:
         getattr(pipe, family_of(pipe).component).enable_gradient_checkpointing()
     return pipe
+
+
+def _check_scheduler(config: PipelineConfig, pipe: Any) -> None:
+    of_stable_diffusion = type(pipe).__name__.startswith("StableDiffusion") and hasattr(pipe, "unet")
+    if of_stable_diffusion and not hasattr(pipe.scheduler, "init_noise_sigma"):
+        raise ModelError(
+            f"{config.name} has {type(pipe.scheduler).__name__}, with which {type(pipe).__name__} can't draw: it "
+            "scales its first noise by init_noise_sigma, which schedulers for flow matching don't have; put the "
+            "scheduler that the pipeline was trained with into scheduler/"
+        )
 
 
 def pipeline_class(config: PipelineConfig) -> type:

@@ -23,7 +23,7 @@ from vislora.data.order import MicroBatches, Order, SampleKey, batch_loader
 from vislora.data.preflight import captioned_rows_of, look_through
 from vislora.data.prompts import noise_seed
 from vislora.drawing import Sampling, draw
-from vislora.errors import ConfigError, ModelError
+from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
@@ -39,7 +39,7 @@ from vislora.models.diffusion import (
 )
 from vislora.models.families import family_of
 from vislora.objectives.diffusion import Diffusion
-from vislora.objectives.schedules import Flow, schedule
+from vislora.objectives.schedules import schedule
 from vislora.precision import CastOnce, autocast_dtype
 from vislora.report.before_after import write_pairs
 from vislora.report.sheets import save_grid
@@ -63,12 +63,6 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
     pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
     noises = schedule(pipe.scheduler, device)
-    if isinstance(noises, Flow) and family_of(pipe).component == "unet":
-        raise ModelError(
-            f"{config.model.name} has {type(pipe.scheduler).__name__}, with which {type(pipe).__name__} can't draw: "
-            "diffusers scales its first noise by init_noise_sigma, which schedulers for flow matching don't have; put "
-            "the scheduler that the pipeline was trained with into scheduler/"
-        )
     most, asked = pipe.scheduler.config.num_train_timesteps, config.objective.preview_steps
     if asked > most:  # most schedulers would refuse it at the first preview, and none has use for it
         raise ConfigError(f"objective.preview_steps={asked}: expected 1 to {most}, the steps that the scheduler has")
