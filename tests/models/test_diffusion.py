@@ -211,3 +211,12 @@ def test_a_scheduler_that_the_pipeline_can_not_draw_with_is_refused(make, tmp_pa
         ModelError, match=r"FlowMatchEulerDiscreteScheduler, with which StableDiffusion\w*Pipeline can't"
     ):
         load_pipeline(PipelineConfig(str(tmp_path / "pipe")))
+
+
+def test_such_a_scheduler_is_refused_by_the_denoisers_class(tmp_path):
+    components = tiny.stable_diffusion(tmp_path / "words").components
+    components["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.LatentConsistencyModelPipeline(**components, requires_safety_checker=False)
+    pipe.save_pretrained(tmp_path / "pipe")
+    with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler, with which LatentConsistencyModelPipeline"):
+        load_pipeline(PipelineConfig(str(tmp_path / "pipe")))

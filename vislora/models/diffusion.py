@@ -61,8 +61,9 @@ def load_pipeline(config: PipelineConfig, dtype: torch.dtype = torch.float32) ->
 
 
 def _check_scheduler(config: PipelineConfig, pipe: Any) -> None:
-    of_stable_diffusion = type(pipe).__name__.startswith("StableDiffusion") and hasattr(pipe, "unet")
-    if of_stable_diffusion and not hasattr(pipe.scheduler, "init_noise_sigma"):
+    # by the denoiser's class: DreamLite's pipelines have a unet of another one, and draw by flow matching
+    denoiser = type(getattr(pipe, "unet", None)).__name__
+    if denoiser == "UNet2DConditionModel" and not hasattr(pipe.scheduler, "init_noise_sigma"):
         raise ModelError(
             f"{config.name} has {type(pipe.scheduler).__name__}, with which {type(pipe).__name__} can't draw: it "
             "scales its first noise by init_noise_sigma, which schedulers for flow matching don't have; put the "
