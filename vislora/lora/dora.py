@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from vislora.lora.fused import Normalised, Settings, compute_dtype, dropout_mask, low_gradients, masked, row_sums
+from vislora.lora.fused import Normalised, Settings, compute_dtype, dropout_mask, gradient_of_A, low_gradients, masked
 from vislora.lora.layers import LoraConv2d, LoraLinear
 from vislora.lora.low_rank import TINY, LowRank, row_norms
 from vislora.lora.reads import frozen_weight, summed_weight, transformed, without_autocast
@@ -145,12 +145,7 @@ class FoldedLinear(torch.autograd.Function):
             factor = settings.scale * torch.cat([gain[pair.rows] for pair in settings.pairs])[:, None]
             dh, db = low_gradients(dy, (lora_B * factor).to(dtype), h, settings.pairs, 1.0)
             db = db * factor
-            if len(kept) == 1:
-                da = row_sums(dh, kept[0], 1.0)
-            elif dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
-                da = Normalised(*kept).row_sums(dh, 1.0)
-            else:
-                da = row_sums(dh, Normalised(*kept).again().to(dtype).reshape(-1, ctx.x_shape[-1]), 1.0)
+            da = gradient_of_A(dh, kept, None, 1.0)
             if ctx.again and (changed or ctx.needs_input_grad[0]):
                 w = _summed(w, lora_A, lora_B, settings).mul_(gain[:, None]).to(dtype)
             if changed:

@@ -64,13 +64,7 @@ class FusedLinear(torch.autograd.Function):
         with without_autocast(h):
             dy = cast(dy, dtype).reshape(-1, dy.shape[-1])
             dh, db = low_gradients(dy, cast(lora_B, dtype), h, pairs, scale)
-            if len(kept) == 1:
-                da = row_sums(dh, masked(kept[0], mask), scale)
-            elif mask is None and dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
-                da = Normalised(*kept).row_sums(dh, scale)
-            else:
-                x = cast(Normalised(*kept).again(), dtype).reshape(-1, ctx.x_shape[-1])
-                da = row_sums(dh, masked(x, mask), scale)
+            da = gradient_of_A(dh, kept, mask, scale)
             dx = None
             if ctx.needs_input_grad[0]:
                 # one more sum of a small weight costs less than a pass over dx
@@ -227,6 +221,17 @@ def dropout_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """x with the dropped elements at zero; the factor that makes up for them is the caller's."""
     return x if mask is None else x * mask
+
+
+def gradient_of_A(dh: Tensor, kept: list[Tensor], mask: Tensor | None, scale: float) -> Tensor:
+    """scale * dh^T dropout(x), [r, in], from dh [n, r] and what is kept of x: itself, [n, in], or a `Normalised`'s."""
+    if len(kept) == 1:
+        return row_sums(dh, masked(kept[0], mask), scale)
+    norm = Normalised(*kept)
+    if mask is None and dh.dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
+        return norm.row_sums(dh, scale)
+    x = cast(norm.again(), dh.dtype)
+    return row_sums(dh, masked(x.reshape(-1, x.shape[-1]), mask), scale)
 
 
 def low_gradients(dy: Tensor, b: Tensor, h: Tensor, pairs: list[Pair], scale: float) -> tuple[Tensor, Tensor]:
