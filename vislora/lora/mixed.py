@@ -91,8 +91,8 @@ def mixed(
             f"{', '.join(odd)} ({kind}) can't have an adapter for each sample; only Linear and Conv2d can, and none "
             "that is quantised"
         )
-    attentions = {path: part for path, part in model.named_modules() if isinstance(part, nn.MultiheadAttention)}
-    if first := [path for path, part in attentions.items() if not part.batch_first]:
+    named = model.named_modules()
+    if first := [path for path, part in named if isinstance(part, nn.MultiheadAttention) and not part.batch_first]:
         # a sequence that the batch divides would pass for samples with as many rows each
         raise AdapterError(
             f"{first[0]} has batch_first=False: there the sequence comes before the batch, and one adapter per sample "
