@@ -357,6 +357,21 @@ def test_gradients_behind_a_float32_norm_of_a_bfloat16_model_are_near_those_in_f
         assert relative_error(mine, exact) < 0.03
 
 
+def test_gradients_behind_a_norm_under_autocast_are_near_those_in_float64():
+    torch.manual_seed(1)
+    x = 30 + torch.randn(200, IN)
+    model = nn.Sequential(nn.LayerNorm(IN), *adapted(nn.Linear(IN, OUT))[0])
+    low, found = model[1].lora, []
+    for dtype in (torch.float64, torch.float32):
+        model.to(dtype).zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            y = model(x.to(dtype))
+        y.double().square().sum().backward()
+        found.append([low.lora_A.grad.clone(), low.lora_B.grad.clone(), low.magnitude.grad.clone()])
+    for exact, mine in zip(*found, strict=True):
+        assert relative_error(mine, exact) < 0.03
+
+
 # --- Inside PyTorch's own machinery -----------------------------------------------------------------------------------
 
 

@@ -39,10 +39,9 @@ class DoraLinear(LoraLinear):
         if low.dropout and self.training:
             y = _spelled_out(self, x.reshape(-1, x.shape[-1]), dtype, F.linear)
             return y.view(*x.shape[:-1], y.shape[-1])
-        norm = Normalised.behind(x) if x.dtype == dtype else None
-        settings = Settings(low.scale, low.pairs, 0.0, dtype)
+        settings, magnitude = Settings(low.scale, low.pairs, 0.0, dtype), low.acting_magnitudes(weight)
         return FoldedLinear.apply(
-            x, weight, self.bias, low.lora_A, low.lora_B, low.acting_magnitudes(weight), settings, norm
+            x, weight, self.bias, low.lora_A, low.lora_B, magnitude, settings, Normalised.behind(x)
         )
 
 

@@ -228,8 +228,8 @@ def gradient_of_A(dh: Tensor, kept: list[Tensor], mask: Tensor | None, scale: fl
     if len(kept) == 1:
         return row_sums(dh, masked(kept[0], mask), scale)
     norm = Normalised(*kept)
-    if mask is None and dh.dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
-        return norm.row_sums(dh, scale)
+    if mask is None and norm.source.dtype.itemsize >= 4:  # in fewer bits the difference of two sums would be lost
+        return norm.row_sums(cast(dh, norm.source.dtype), scale)
     x = cast(norm.again(), dh.dtype)
     return row_sums(dh, masked(x.reshape(-1, x.shape[-1]), mask), scale)
 
