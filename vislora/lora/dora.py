@@ -24,7 +24,7 @@ from vislora.lora.fused import Normalised, Settings, compute_dtype, dropout_mask
 from vislora.lora.layers import LoraConv2d, LoraLinear
 from vislora.lora.low_rank import TINY, LowRank, row_norms
 from vislora.lora.reads import frozen_weight, summed_weight, transformed, without_autocast
-from vislora.lora.small import summed
+from vislora.lora.small import cast, summed
 
 
 class DoraLinear(LoraLinear):
@@ -114,13 +114,12 @@ class FoldedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, settings, norm):
         dtype = settings.dtype
-        with without_autocast(x):
-            flat = x.to(dtype).reshape(-1, x.shape[-1])
-            w = _summed(weight, lora_A, lora_B, settings)
-            gain = magnitude / row_norms(w).clamp_min(TINY)
-            w = w.mul_(gain[:, None]).to(dtype)
-            y = F.linear(flat, w, None if bias is None else bias.to(dtype))
-            h = flat @ lora_A.to(dtype).t()
+        flat = cast(x, dtype).reshape(-1, x.shape[-1])
+        w = _summed(weight, lora_A, lora_B, settings)
+        gain = magnitude / row_norms(w).clamp_min(TINY)
+        w = cast(w.mul_(gain[:, None]), dtype)
+        y = F.linear(flat, w, None if bias is None else cast(bias, dtype))
+        h = flat @ cast(lora_A, dtype).t()
         # W is kept only where a cast copy of the frozen weight would be kept anyway; else it is made again
         ctx.again = dtype == weight.dtype
         ctx.save_for_backward(
@@ -140,21 +139,21 @@ class FoldedLinear(torch.autograd.Function):
         settings, dtype = ctx.settings, ctx.settings.dtype
         changed = ctx.witness is not None and ctx.witness._version > 0
         with without_autocast(y):
-            dy = dy.to(dtype).reshape(-1, dy.shape[-1])
+            dy = cast(dy, dtype).reshape(-1, dy.shape[-1])
             factor = settings.scale * torch.cat([gain[pair.rows] for pair in settings.pairs])[:, None]
-            dh, db = low_gradients(dy, (lora_B * factor).to(dtype), h, settings.pairs, 1.0)
+            dh, db = low_gradients(dy, cast(lora_B * factor, dtype), h, settings.pairs, 1.0)
             db = db * factor
             da = gradient_of_A(dh, kept, None, 1.0)
             if ctx.again and (changed or ctx.needs_input_grad[0]):
-                w = _summed(w, lora_A, lora_B, settings).mul_(gain[:, None]).to(dtype)
+                w = cast(_summed(w, lora_A, lora_B, settings).mul_(gain[:, None]), dtype)
             if changed:
-                x = kept[0] if len(kept) == 1 else Normalised(*kept).again().to(dtype)
-                y = F.linear(x.reshape(-1, ctx.x_shape[-1]), w, None if bias is None else bias.to(dtype))
+                x = kept[0] if len(kept) == 1 else cast(Normalised(*kept).again(), dtype)
+                y = F.linear(x.reshape(-1, ctx.x_shape[-1]), w, None if bias is None else cast(bias, dtype))
             dm = _column_products(dy, y, bias, gain.dtype)
             dm = torch.where(magnitude == 0, 0.0, dm / magnitude)
             dbias = dy.sum(0).to(bias.dtype) if ctx.needs_input_grad[2] else None
-            dx = (dy @ w).view(ctx.x_shape).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
-        return dx, None, dbias, da.to(lora_A.dtype), db, dm, None, None
+            dx = cast((dy @ w).view(ctx.x_shape), ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        return dx, None, dbias, cast(da, lora_A.dtype), db, dm, None, None
 
 
 def _witness(y: Tensor) -> Tensor:
@@ -166,7 +165,7 @@ def _witness(y: Tensor) -> Tensor:
 
 def _summed(weight: Tensor, lora_A: Tensor, lora_B: Tensor, settings: Settings) -> Tensor:
     """W0 + s B A, a new tensor in float32 or wider."""
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    wide = cast(weight, torch.promote_types(weight.dtype, torch.float32))
     return summed(wide, lora_A, lora_B, settings.pairs, settings.scale)
 
 
