@@ -314,10 +314,38 @@ def test_what_was_held_out_of_a_folder_that_has_grown_is_refused(photos, runs, t
     adapter = train(configure("train", words), tmp_path / "run").artifact
     held_out = configure("evaluate", [f"adapter={adapter}", "split=val", "precision=fp32", "resamples=10"])
     assert evaluate(held_out)[0].evaluation.count == 9
+    own = [f"adapter={adapter}", "split=val", "precision=fp32", "data=imagefolder", f"data.root={root}"]
+    refusal = r"have changed since .* held out now it learned in part"
+    with pytest.raises(ConfigError, match=refusal):  # of which some were trained on
+        evaluate(configure("evaluate", [*own, "data.val_fraction=0.6"]))
+    red = {i: (root / "red" / f"{i}.png").read_bytes() for i in range(8)}
+    for i, picture in red.items():  # other pictures under the same names
+        (root / "red" / f"{(i + 1) % 8}.png").write_bytes(picture)
+    with pytest.raises(ConfigError, match=refusal):
+        evaluate(held_out)
+    for i, picture in red.items():
+        (root / "red" / f"{i}.png").write_bytes(picture)
+    assert evaluate(configure("evaluate", [*own, "data.val_fraction=0.4"]))[0].evaluation.count == 9
     shutil.copyfile(root / "red" / "0.png", root / "red" / "00.png")
     for config in (held_out, replace(held_out, split="train", calibrate=True)):
-        with pytest.raises(ConfigError, match=r"have changed since .* holds out now it learned in part"):
+        with pytest.raises(ConfigError, match=refusal):
             evaluate(config)
+
+
+def test_nothing_is_held_out_of_what_was_learned_as_a_whole(photos, runs, tmp_path):
+    root = shutil.copytree(photos, tmp_path / "photos", ignore=lambda folder, names: {"val"} & {*names})
+    words = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "data=imagefolder", f"data.root={root}"]
+    adapter = train(configure("train", [*words, "trainer.epochs=1", "logger.trackers=[]"]), tmp_path / "run").artifact
+    own = [f"adapter={adapter}", "precision=fp32", "resamples=10"]
+    with pytest.raises(ConfigError, match=r"no validation split; train with data\.val_fraction, or give pictures"):
+        evaluate(configure("evaluate", [*own, "calibrate=true"]))
+    again = [*own, "data=imagefolder", f"data.root={root}", "data.val_fraction=0.5"]
+    for more in ("calibrate=true", "split=val"):
+        with pytest.raises(ConfigError, match=r"learned all pictures of train, and those that data\.val_fraction"):
+            evaluate(configure("evaluate", [*again, more]))
+    assert evaluate(configure("evaluate", again))[0].evaluation.count == 21
+    others = [*own, "data=imagefolder", f"data.root={photos / 'test'}", "data.val_fraction=0.4"]
+    assert evaluate(configure("evaluate", [*others, "split=val"]))[0].evaluation.count == 9
 
 
 def test_data_of_one_name_are_those_of_their_settings_and_divided_by_their_seed(photos):

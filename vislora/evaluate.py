@@ -156,11 +156,14 @@ def _labelled_sets(
     found = []
     for title, data in _data_sets(config, folder, about):
         splits = _load(title, data, about.get("seed", 0), loaded, accelerator)
-        if config.data is None and not config.sets and (config.split == "val" or config.calibrate):
-            _check_held_out(folder, about, splits)
         split = _split(splits, config.split)
         if config.calibrate and splits.val is None:
-            raise ConfigError(f"calibrate=true: {title} has no validation split; give data.val_fraction")
+            raise ConfigError(
+                f"calibrate=true: {title} has no validation split; train with data.val_fraction, or give pictures that "
+                "weren't learned, with data=… and data.val_fraction"
+            )
+        if config.split == "val" or config.calibrate:
+            _check_held_out(folder, about, data, splits)
         labels_among(about["classes"], split)
         found.append((title, data, splits, split))
     return found
@@ -177,16 +180,24 @@ def _load(title: str, data: DataConfig, seed: int, loaded: dict[str, Splits], ac
     return loaded[key]
 
 
-def _check_held_out(folder: str, about: dict[str, Any], splits: Splits) -> None:
+def _check_held_out(folder: str, about: dict[str, Any], data: DataConfig, splits: Splits) -> None:
     """What is held out of the training's data now is what was held out then, or an error."""
-    from vislora.data.cache import content_key
-
-    then = about.get("held_out")
-    if then is not None and then != content_key(*splits.val.names):
+    own = {key: value for key, value in _pictures(data).items() if key != "val_fraction"}
+    if own.get("root") is not None:
+        own["root"] = str(user_path(own["root"]).absolute())
+    trained = about["data"] if isinstance(about["data"], dict) else {}
+    now = splits.held_out_key
+    if own != {key: trained.get(key) for key in own} or about.get("held_out_key", now) == now:
+        return
+    if about["held_out_key"] is None:
         raise ConfigError(
-            f"the data have changed since {folder} was trained, and what data.val_fraction holds out now it learned in "
-            "part; give it pictures that it hasn't seen, with data=… and split=…"
+            f"{folder} learned all pictures of train, and those that data.val_fraction would hold out as well; train "
+            "with data.val_fraction, or give it pictures that it hasn't seen, with data=…"
         )
+    raise ConfigError(
+        f"the data, or data.val_fraction, have changed since {folder} was trained, and what is held out now it learned "
+        "in part; give it pictures that it hasn't seen, with data=… and split=…"
+    )
 
 
 def _pictures(data: DataConfig) -> dict[str, Any]:

@@ -94,3 +94,26 @@ def test_a_hub_out_of_reach_is_told_at_once_and_what_to_do(monkeypatch, caplog):
     with pytest.raises(DataError, match=r"data\.name=cifar10 can't be loaded: .*; without the hub it has to be in the"):
         load_splits(HfData(name="cifar10"), 0)
     assert "Retrying" not in caplog.text
+
+
+@pytest.mark.parametrize("embedded", [False, True], ids=["files", "parquet"])
+def test_other_pictures_in_the_same_rows_make_it_another_set(folder, tmp_path, embedded):
+    def loaded():
+        if not embedded:
+            return load_splits(HfData(name=str(folder), val_fraction=0.2), 0)
+        parts, table = datasets.load_dataset(str(folder)), tmp_path / f"table{len([*tmp_path.glob('table*')])}"
+        for split, part in parts.items():
+            table.mkdir(exist_ok=True)
+            part.to_parquet(table / f"{split}.parquet")
+        return load_splits(HfData(name=str(table), val_fraction=0.2), 0)
+
+    before, again = loaded(), loaded()
+    assert before.elsewhere == again.elsewhere
+    assert before.held_out_key == again.held_out_key
+    ant, bee = (folder / "train" / name / "3.png" for name in ("ant", "bee"))
+    was = ant.read_bytes()
+    ant.write_bytes(bee.read_bytes())
+    bee.write_bytes(was)
+    after = loaded()
+    assert after.elsewhere != before.elsewhere
+    assert after.held_out_key != before.held_out_key

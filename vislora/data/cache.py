@@ -66,11 +66,16 @@ def adapter_key(adapter: Path) -> str:
     return content_key(*(part for path in files for part in (path.name, sha256(path))))
 
 
-def pictures_key(names: Iterable[str], facts: Mapping[str, Facts]) -> str:
+def pictures_key(names: Iterable[str], facts: Mapping[str, Facts], elsewhere: str | None = None) -> str:
     """A hash of pictures by what is known of those that lie in files, their sizes and thumbnails: another picture under
-    an old name changes it."""
+    an old name changes it.
+
+    Args:
+        elsewhere: a hash of those that don't lie in files.
+    """
     known = (facts[name] for name in names if name in facts)
-    return content_key(*(f"{fact.width} {fact.height} {fact.thumbnail.hex()}" for fact in known))
+    parts = [f"{fact.width} {fact.height} {fact.thumbnail.hex()}" for fact in known]
+    return content_key(*parts, *([] if elsewhere is None else [elsewhere]))
 
 
 def weights_key(modules: Iterable[nn.Module]) -> str:

@@ -14,10 +14,12 @@ from PIL import Image
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from vislora.config.data import Cub200Data, HfData, TorchvisionData
+from vislora.data.cache import content_key
 from vislora.data.images import Problem, upright_rgb
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, ImageSplit, Splits, splits_of_files
 from vislora.errors import DataError
+from vislora.files import sha256
 from vislora.hub import offline_if_unreachable
 from vislora.paths import cache_dir, user_path
 
@@ -139,7 +141,8 @@ def hub_set(config: HfData) -> Splits:
     problems += [Problem(Path(name), f"{name} isn't read", usable=False, kinds=("split",)) for name in others]
     if "train" not in splits:
         raise DataError(f"{config.name} has no labelled train split; it has {', '.join(parts)}")
-    return Splits(**splits, problems=problems)
+    stored = content_key(*(_digest(part, config.image_column) for name, part in parts.items() if name not in others))
+    return Splits(**splits, problems=problems, elsewhere=stored)
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,25 @@ class _Rows:
         if picture is None:
             raise ValueError("the row holds no picture")
         return upright_rgb(picture)
+
+
+def _digest(part: Any, column: str) -> str:
+    """A hash of the pictures as they are stored: of all, or of one or two thousand from a set that has more."""
+    import datasets
+
+    if not isinstance(part.features.get(column), datasets.Image):
+        return ""  # what else it is will be told when it is to be decoded
+    stored = part.cast_column(column, datasets.Image(decode=False))
+    cells = (stored[row][column] for row in range(0, len(part), max(1, len(part) // 1000)))
+    return content_key(*(None if cell is None else cell["bytes"] or _file_digest(cell["path"]) for cell in cells))
+
+
+def _file_digest(path: str | None) -> str | None:
+    """None where it can't be read, which is told when it is to be decoded."""
+    try:
+        return None if path is None else sha256(Path(path))
+    except OSError:
+        return None
 
 
 def _hub_split(part: Any, title: str, config: HfData) -> tuple[ImageSplit, list[str]]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from vislora.data.cache import content_key, pictures_key
 from vislora.data.images import Facts, Place, Problem, read_image
 from vislora.data.inspection import inspect_files
 from vislora.errors import DataError, first_three
@@ -104,6 +105,7 @@ class Splits:
         held_out: whether val was held out of train.
         problems: files that were left out or need a look.
         facts: what is known about the pictures that lie in files, by name.
+        elsewhere: a hash of those that don't.
     """
 
     train: ImageSplit
@@ -111,11 +113,19 @@ class Splits:
     test: ImageSplit | None = None
     problems: list[Problem] = field(default_factory=list)
     facts: Mapping[str, Facts] = field(default_factory=dict)
+    elsewhere: str | None = None
     held_out: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
+
+    @property
+    def held_out_key(self) -> str | None:
+        """A hash of the pictures, and their names, that were held out of train; None where none were."""
+        if not self.held_out:
+            return None
+        return content_key(*self.val.names, pictures_key(self.val.names, self.facts, self.elsewhere))
 
 
 def splits_of_files(

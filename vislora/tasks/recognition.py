@@ -107,7 +107,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         about=f"{len(splits.train)} images, {len(splits.classes)} classes{_unmeasured(splits)}",
         contents={
             FILES: content_key(*(repr((s.classes, [*s.names], [*s.labels])) for s in learned)),
-            PICTURES: pictures_key((name for s in learned for name in s.names), splits.facts),
+            PICTURES: pictures_key((name for s in learned for name in s.names), splits.facts, splits.elsewhere),
         },
         preflight=look_through(rows_of(splits), splits.problems, images.size),
         finish=finish,
@@ -224,7 +224,7 @@ def _about(config: TrainConfig, base_sha256: str | None, images: Preprocessing, 
         "classes": list(splits.classes),
         "data": data_to_dict(config.data),
         "seed": config.seed,  # which decides what was held out, and random weights
-        "held_out": content_key(*splits.val.names) if splits.held_out else None,
+        "held_out_key": splits.held_out_key,
     }
 
 
