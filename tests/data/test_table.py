@@ -41,6 +41,16 @@ def test_columns_are_parted_by_what_stands_outside_of_quotes(root):
     assert load(root, 'image;label;"a, b, c, d"\n0.png;a;1\n1.png;b;2\n').classes == ("a", "b")
 
 
+def test_labels_that_are_numbers_are_in_their_order(root):
+    rows = "".join(f"{i % 4}.png,{label}\n" for i, label in enumerate((10, 9, 2, 0)))
+    assert load(root, f"image,label\n{rows}").classes == ("0", "2", "9", "10")
+
+
+def test_a_table_without_rows_to_train_on_tells_how_to_evaluate_on_it(root):
+    with pytest.raises(DataError, match=r"has no row of train, .* call that split train, and give split=train"):
+        load(root, "image,label,split\n0.png,a,test\n1.png,b,test\n")
+
+
 def test_splits_go_by_the_names_that_folders_may_have_and_paths_may_be_windows_own(root):
     (root / "sub").mkdir()
     for i in range(4):

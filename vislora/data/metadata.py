@@ -13,7 +13,7 @@ from typing import Any
 from vislora.config.data import MetadataData
 from vislora.data.folder import files_below, lost_links, pictures_aside, split_folders
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.rows import check_faults, csv_table, json_lines
+from vislora.data.rows import by_number, check_faults, csv_table, json_lines
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -30,7 +30,7 @@ def metadata_folder(config: MetadataData) -> Splits:
             isn't in train.
     """
     files = list_metadata(config)
-    classes = tuple(sorted({label for _, label in files["train"]}, key=_by_number))
+    classes = tuple(sorted({label for _, label in files["train"]}, key=by_number))
     if not classes:
         raise DataError(f"{config.root} has a metadata table without a row; list the pictures and their labels in it")
     root = user_path(config.root)
@@ -94,7 +94,3 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
             raise DataError(f"{where}: {folder / name} is missing")
         yield where, folder / name, row
     check_faults(table, faults)
-
-
-def _by_number(label: str) -> tuple[int, str]:
-    return (int(label) if label.isascii() and label.isdigit() else -1, label)

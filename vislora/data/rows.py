@@ -91,3 +91,8 @@ def text_lines(file: Path) -> list[str]:
         raise DataError(f"{file} is missing") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file} isn't text in UTF-8: {error}") from None
+
+
+def by_number(label: str) -> tuple[int, str]:
+    """What labels are ordered by: those that are numbers by their value, others before them."""
+    return (int(label) if label.isascii() and label.isdigit() else -1, label)

@@ -14,6 +14,7 @@ from vislora.config.data import ShardsData
 from vislora.data.folder import SUFFIXES
 from vislora.data.images import Place, Problem
 from vislora.data.quarantine import leave_out
+from vislora.data.rows import by_number
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -39,7 +40,7 @@ def image_shards(config: ShardsData) -> Splits:
     root = user_path(config.root)
     samples, unread = _listed(config, root)
     labels = {sample.label for sample in samples["train"]}
-    listed = tuple(sorted(labels, key=int if all(map(_is_number, labels)) else str))
+    listed = tuple(sorted(labels, key=by_number))
     if config.classes is not None:
         count = len(config.classes)
         if odd := [label for label in listed if not (_is_number(label) and int(label) < count)]:

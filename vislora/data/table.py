@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vislora.config.data import CsvData
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.rows import check_faults, csv_table
+from vislora.data.rows import by_number, check_faults, csv_table
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -23,7 +23,12 @@ def image_table(config: CsvData) -> Splits:
     """
     root = user_path(config.root)
     files, table = list_table(config), root / config.table
-    classes = tuple(sorted({label for _, label in files.get("train", [])}))
+    classes = tuple(sorted({label for _, label in files.get("train", [])}, key=by_number))
+    if not classes:
+        raise DataError(
+            f"{table} has no row of train, from which the classes are told; to evaluate on all of it call that split "
+            "train, and give split=train"
+        )
     if len(classes) < 2:
         raise DataError(f"{table} has {len(classes)} classes to train on, and at least two are needed")
     files, left_out = leave_out(files, config.quarantine, root)
