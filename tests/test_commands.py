@@ -425,6 +425,16 @@ def test_a_run_goes_on_only_with_the_pictures_that_it_began_with(photos, tmp_pat
     assert (tmp_path / "run" / "data.json").read_text() == before
 
 
+def test_a_run_goes_on_only_in_its_precision_from_wherever_its_folder_is_told(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos}", "trainer.epochs=1"]
+    train(configure("train", words), tmp_path / "run")
+    resumed = configure("train", [*words, "trainer.precision=bf16"])
+    resumed.trainer.resume = "~/run"  # as from a recipe, which no shell has seen
+    with pytest.raises(ConfigError, match="precision was 'fp32' and is now 'bf16'"):
+        train(resumed, tmp_path / "other")
+
+
 def test_patience_without_validation_and_another_runs_folder_are_refused(run, photos, tmp_path):
     words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos / 'train'}"]
     with pytest.raises(ConfigError, match=r"trainer\.patience=2 goes by validations, and there is nothing"):
@@ -441,6 +451,27 @@ def search(*words: str, folder: Path, **environment: str) -> subprocess.Complete
     words = [*BASE, *TINY, *RUN, *SEARCH, "logger.trackers=[]", "hydra.sweep.dir=search", *words]
     command = [sys.executable, "-m", "vislora.train", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | environment)
+
+
+def test_a_sweep_goes_on_after_settings_that_can_not_be_run(photos, weights, tmp_path):
+    words = [f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "logger.trackers=[]"]
+    words += ["trainer.epochs=1", "--multirun", "hydra.sweep.dir=sweep", "adapter.blocks=last:99,last:1"]
+    command = [sys.executable, "-m", "vislora.train", *BASE, *TINY, *RUN, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.match(r"vislora: \S+sweep/0: .*last:99", done.stderr)
+    assert "Traceback" not in done.stderr
+    with (tmp_path / "sweep" / "results.csv").open(newline="") as table:
+        assert [row["run"] for row in csv.DictReader(table)] == ["1"]
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(photos, weights, tmp_path):
+    words = [f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "logger.trackers=[]"]
+    command = [sys.executable, "-m", "vislora.train", *BASE, *TINY, *RUN, *words, "trainer.epochs=1"]
+    now = {"cwd": tmp_path, "stdout": subprocess.DEVNULL}
+    both = [subprocess.Popen([*command, f"seed={seed}"], **now) for seed in (0, 1)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len([*tmp_path.glob("runs/train/*/adapter")]) == 2
 
 
 def test_a_sweep_leaves_a_table_of_its_runs(photos, weights, tmp_path):

@@ -34,7 +34,7 @@ from yaml import YAMLError
 from vislora.config.commands import UsedAdapters
 from vislora.config.schemas import SCHEMAS, WITH_GROUP
 from vislora.config.values import literal
-from vislora.errors import ConfigError, TrainingError, VisloraError
+from vislora.errors import ConfigError, SweepError, VisloraError
 from vislora.files import holds_checkpoint
 from vislora.mistakes import explained, format_warning, is_of_files, is_of_hydra, unknown_key
 from vislora.paths import CONF, RECIPES
@@ -69,13 +69,11 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
             own = [Path(source.path) / "recipe" for source in sources if source.schema == "file"]
             _check_chosen(config, HydraConfig.get().overrides.task, [*own, RECIPES])
             return body(_typed(config, adapter, name), out)
-        except TrainingError as error:
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                _refuse(error)
-            print(f"vislora: {out}: {error}", file=sys.stderr)
-            raise  # to the sweeper: other settings may do
         except VisloraError as error:
-            _refuse(error)
+            if HydraConfig.get().mode is not RunMode.MULTIRUN or isinstance(error, SweepError):
+                _refuse(error)
+            print(f"vislora: {out}: {_told(error)}", file=sys.stderr)
+            raise  # to the sweeper: other settings may do
         except OSError as error:
             if not is_of_files(error):
                 _end_if_unread(error)
@@ -96,7 +94,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
             with initialize_config_dir(str(CONF), job_name=name, **_BASE):
                 GlobalHydra.instance().hydra.run(name, run, sys.argv[1:])
         sys.stdout.flush()  # here, where an error is told; Python does it later
-    except (ConfigError, TrainingError) as error:
+    except VisloraError as error:
         _refuse(error)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _refuse(explained(error, name))
@@ -319,10 +317,14 @@ def _check_keys(config: DictConfig, prefix: str, name: str) -> None:
 
 
 def _refuse(error: VisloraError) -> None:
-    # of what a DataLoader's worker raises torch makes an error of that class, whose text is a traceback
-    told = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
-    print(f"vislora: {told}", file=sys.stderr)
+    print(f"vislora: {_told(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _told(error: VisloraError) -> str:
+    """What it says: of what a DataLoader's worker raises torch makes an error of that class, whose text is a
+    traceback."""
+    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
 def _stop(more: str = "") -> None:

@@ -11,6 +11,10 @@ class ConfigError(VisloraError):
     """A setting, or a combination of settings, that can't be run."""
 
 
+class SweepError(ConfigError):
+    """What holds for every run of a sweep; any other mistake may be that of one run's settings."""
+
+
 class DataError(VisloraError):
     """Images, labels or splits that are missing, unreadable or inconsistent."""
 

@@ -27,7 +27,7 @@ from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.schemas import options_of
 from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
 from vislora.config.values import to_dict
-from vislora.errors import ConfigError
+from vislora.errors import ConfigError, SweepError
 from vislora.files import SETTINGS, check_unused, holds_checkpoint, naming
 from vislora.names import printable
 from vislora.paths import user_path
@@ -142,7 +142,7 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
         resumed.check(run)
     if task.validation is None and (validated or config.trainer.patience is not None):
         wish = "a search" if validated else f"trainer.patience={config.trainer.patience}"
-        raise ConfigError(
+        raise (SweepError if validated else ConfigError)(
             f"{wish} goes by validations, and there is nothing to validate on; give data.val_fraction, or data with a "
             "val split"
         )
@@ -269,7 +269,7 @@ def _make_paths_absolute(config: TrainConfig) -> None:
         model.name = f"local-dir:{_absolute(model.name.removeprefix('local-dir:'))}"
     if isinstance(model, PipelineConfig) and model.name != "embedded" and Path(model.name).is_dir():
         model.name = _absolute(model.name)
-    for group, name in ((data, "root"), (data, "quarantine"), (config.adapter, "start")):
+    for group, name in ((data, "root"), (data, "quarantine"), (config.adapter, "start"), (config.trainer, "resume")):
         if getattr(group, name, None) is not None:
             setattr(group, name, _absolute(getattr(group, name)))
     if isinstance(data, CaptionedData) and data.prior.images is not None:
@@ -324,19 +324,19 @@ def _goes_by_results(config: TrainConfig, hydra: DictConfig) -> bool:
     """Whether the sweeper searches for the best settings.
 
     Raises:
-        ConfigError: it would search for the worst, or every process for its own.
+        SweepError: it would search for the worst, or every process for its own.
     """
     if hydra.sweeper._target_.endswith(".BasicSweeper"):
         return False
     wanted, given = kind_of(config).direction, hydra.sweeper.get("direction")
     given = getattr(given, "name", given)  # Optuna's default is a member of its own enumeration
     if given != wanted:
-        raise ConfigError(
+        raise SweepError(
             f"hydra.sweeper.direction={given}: to find the best settings and not the worst, it has to be {wanted}; of "
             "sweepers that go by results, Optuna's alone is known"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and hydra.sweeper.get("sampler", {}).get("seed") is None:
-        raise ConfigError(
+        raise SweepError(
             "every process would try settings of its own; give hydra.sweeper.sampler.seed=0, or search with one process"
         )
     return True
