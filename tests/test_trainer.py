@@ -433,9 +433,10 @@ def test_loader_workers_change_nothing(split, tmp_path):
     assert_same_bits(parameters(helped), parameters(alone))
 
 
-def test_the_first_step_is_adamw_on_the_mean_loss(split, tmp_path):
+@pytest.mark.parametrize("clip_norm", [0.5, None])
+def test_the_first_step_is_adamw_on_the_mean_loss(split, tmp_path, clip_norm):
     """Against a step written out by hand: plain PyTorch, no accelerate, no fused LoRA bookkeeping in between."""
-    optim = OptimConfig(lr=1e-2, head_lr=1e-3, weight_decay=0.1, clip_norm=0.5, warmup=0.0)
+    optim = OptimConfig(lr=1e-2, head_lr=1e-3, weight_decay=0.1, clip_norm=clip_norm, warmup=0.0)
     trainer = make_trainer(split, tmp_path, adapter=LoraAdapter(), optim=optim, epochs=1, batch_size=22, keep=Keep.last)
     model = trainer.model
     before = parameters(trainer)
@@ -446,7 +447,7 @@ def test_the_first_step_is_adamw_on_the_mean_loss(split, tmp_path):
     trainer.fit()
     norm = math.sqrt(sum(g.square().sum().item() for g in grads.values()))
     for name, p in parameters(trainer).items():
-        g = grads[name] * min(1.0, 0.5 / norm)
+        g = grads[name] * min(1.0, (clip_norm or math.inf) / norm)
         lr = 1e-3 if name.startswith("head.") else 1e-2
         decay = 0.1 if before[name].dim() == 2 else 0.0
         expected = before[name] * (1 - lr * decay) - lr * g / (g.abs() + 1e-8)  # AdamW's first step
