@@ -22,7 +22,7 @@ from vislora.export import export
 from vislora.extract import extract
 from vislora.formats.diffusers import read_diffusers, write_diffusers
 from vislora.formats.kohya import write_kohya
-from vislora.formats.peft import read_peft
+from vislora.formats.peft import read_peft, write_peft
 from vislora.lora import Adapter, LowRankWeights
 from vislora.models.vit import build_vit, save_vit, weights_hash
 from vislora.recognizer import load_recognizer
@@ -209,6 +209,28 @@ def test_adapters_of_pipelines_stay_in_files_that_diffusers_opens(tmp_path):
     for path in (tmp_path / "both" / "pytorch_lora_weights.safetensors", tmp_path / "small.safetensors"):
         (found,) = read_diffusers(path).layers.values()
         torch.testing.assert_close(found.scale * found.lora_B @ found.lora_A, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_unet_and_a_text_encoder_blended_are_a_pipelines_adapter(tmp_path):
+    low = LowRankWeights(torch.randn(2, 8), torch.randn(8, 2), 2, 2.0, 8)
+    names = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "encoder.layers.0.self_attn.q_proj"]
+    for name in names:
+        write_peft(Adapter({name: low}), tmp_path / name.partition(".")[0])
+    folders = [str(tmp_path / "down_blocks"), str(tmp_path / "encoder")]
+    blend(BlendConfig(adapter=folders, weights=[1.0, 1.0], how=Blending.cat, out=str(tmp_path / "both")))
+    layers = read_diffusers(tmp_path / "both").layers
+    assert {*layers} == {f"unet.{names[0]}", f"text_encoder.text_model.{names[1]}"}
+
+
+def test_a_checkpoint_in_stabilitys_names_is_refused_at_once(tmp_path):
+    key = "model.diffusion_model.input_blocks.1.1.proj_in.weight"
+    for name in ("base", "tuned"):
+        save_file({key: torch.randn(8, 8)}, tmp_path / f"{name}.safetensors")
+    words = {name: str(tmp_path / f"{name}.safetensors") for name in ("base", "tuned")}
+    with pytest.raises(ConfigError, match=r"is a whole checkpoint, with model\.diffusion_model.* save it and the base"):
+        extract(ExtractConfig(**words, rank=2, out=str(tmp_path / "out")))
+    with pytest.raises(AdapterError, match="a whole checkpoint can't be read"):
+        read_diffusers(tmp_path / "tuned.safetensors")
 
 
 def test_adapters_of_different_base_models_are_not_blended(birds, cats, tmp_path):

@@ -26,13 +26,14 @@ def blend(config: BlendConfig) -> Computed:
     Raises:
         VisloraError: a mistake in the settings, adapters that don't go together, or a place that is taken.
     """
-    from vislora.formats.components import is_pipelines, named_by_component
+    from vislora.formats.components import is_pipelines, named_by_component, only_component
     from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
 
     out = free(config.out)
     adapters = [read_adapter(folder) for folder in config.adapter]
-    if any(map(is_pipelines, adapters)):
+    # two models of a pipeline have no folder of PEFT's together: it would open in either, and half of it be dropped
+    if any(map(is_pipelines, adapters)) or len({only_component(adapter.layers) for adapter in adapters}) > 1:
         if config.head is not None:
             raise ConfigError(f"head={config.head}: adapters of pipelines have no heads; leave it out")
         adapters = [named_by_component(adapter) for adapter in adapters]

@@ -74,6 +74,13 @@ def _from_files(config: ExtractConfig) -> Computed:
     if config.base is None:
         raise ConfigError(f"tuned={config.tuned} is no folder that names its base weights; give them with base=FILE")
     base, tuned = _weights("base", config.base), _weights("tuned", config.tuned)
+    whole = ("model.diffusion_model.", "cond_stage_model.")
+    if strange := next((name for name in tuned if name.startswith(whole)), None):
+        raise ConfigError(
+            f"tuned={config.tuned} is a whole checkpoint, with {strange}, in whose names no program reads an adapter; "
+            "save it and the base as folders, by diffusers' from_single_file(FILE).save_pretrained(FOLDER), and give "
+            "FOLDER/unet/….safetensors of both"
+        )
     return extraction.extract(base, tuned, config.rank, config.energy, config.trained, config.ignore)
 
 

@@ -119,7 +119,9 @@ class Applied:
 
     def _put(self, adapter: Source | Sequence[Source], scale: float, weights: Sequence[float] | None) -> None:
         kind = type(self._pipe)
-        fitting = fitted(_read(adapter, weights, kind), self.models, kind.__name__)
+        # the layers of a model alone, as PEFT's folders have them, are its denoiser's unless they can't be
+        denoiser = next((name for name in ("transformer", "unet") if name in self.models), None)
+        fitting = fitted(_read(adapter, weights, kind, denoiser), self.models, kind.__name__)
         old = self._adapters.active
         self._adapters.load("second" if old == "first" else "first", fitting)
         if old is not None:
@@ -153,13 +155,16 @@ def _at_work(pipe: Any) -> Adapters | None:
     return None if adapters is None or adapters.active is None else adapters
 
 
-def _read(adapter: Source | Sequence[Source], weights: Sequence[float] | None, kind: type) -> Adapter:
+def _read(
+    adapter: Source | Sequence[Source], weights: Sequence[float] | None, kind: type, denoiser: str | None
+) -> Adapter:
     sources = [adapter] if isinstance(adapter, Source) else list(adapter)
     if not sources:
         raise AdapterError("adapter=[] names no adapter; give one or more")
     if len(sources) == 1 and weights is not None:
         raise AdapterError("weights are for several adapters; give one adapter a scale")
-    adapters = [named_by_component(one if isinstance(one, Adapter) else read_adapter(one, kind)) for one in sources]
+    read = [one if isinstance(one, Adapter) else read_adapter(one, kind) for one in sources]
+    adapters = [named_by_component(one, denoiser) for one in read]
     if len(adapters) == 1:
         return adapters[0]
     factors = [1.0] * len(adapters) if weights is None else [_number("weights", weight) for weight in weights]

@@ -34,15 +34,15 @@ def is_pipelines(adapter: Adapter) -> bool:
     return all(name.partition(".")[0] in COMPONENTS for name in adapter.layers)
 
 
-def named_by_component(adapter: Adapter) -> Adapter:
+def named_by_component(adapter: Adapter, otherwise: str | None = None) -> Adapter:
     """The adapter with the names of files, which begin with a component; a single model's gets the one that some of its
-    layers can only belong to.
+    layers can only belong to, or else `otherwise`.
 
     Raises:
         AdapterError: a name that tells no component, or a layer that is there by two names.
     """
     named: dict[str, dict] = {"layers": {}, "trained": {}, "biases": {}}
-    otherwise = only_component(adapter.layers)
+    otherwise = only_component(adapter.layers) or otherwise
     for kind, found in named.items():
         for name, value in getattr(adapter, kind).items():
             if found.setdefault(own := with_component(name, otherwise), value) is not value:
@@ -53,7 +53,8 @@ def named_by_component(adapter: Adapter) -> Adapter:
 def only_component(names: Iterable[str]) -> str | None:
     """The component that a single model's layers belong to, told by those that can belong to one alone; None where they
     tell none, or several."""
-    told = {_BARE[first] for name in names if (first := name.partition(".")[0]) in _BARE}
+    told = {_BARE.get(name.partition(".")[0], "text_encoder" if _CLIP.match(name) else None) for name in names}
+    told.discard(None)
     return told.pop() if len(told) == 1 else None
 
 

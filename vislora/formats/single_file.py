@@ -35,6 +35,8 @@ _FOREIGN = {
     "lycoris_": "LyCORIS' names",
 }
 _REFUSED = {
+    "model.diffusion_model.": "a whole checkpoint",
+    "cond_stage_model.": "a whole checkpoint",
     "hada_": "LoHa",
     "lokr_": "LoKr",
     "oft_": "OFT",
