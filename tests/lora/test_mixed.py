@@ -486,6 +486,43 @@ def test_blending_adds_an_adapter_that_acts_like_the_weighted_sum():
         adapters.blend("more", {"one": 1, "two": 1}, head="three")
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "beit_base_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_block_trained_in_full_gets_what_else_its_model_gives_it(name):  # positions, biases, masks by keyword
+    torch.manual_seed(0)
+    swin = name.startswith("swin")
+    size = {"depths": (2, 2), "embed_dim": 24, "num_heads": (2, 2)} if swin else {"depth": 2, "embed_dim": 48}
+    size |= {} if swin else {"num_heads": 3}
+    model = timm.create_model(name, num_classes=5, img_size=56 if swin else 32, **size).eval()
+    block = "layers.0.blocks.1.attn" if swin else "blocks.1"
+    adapters = Adapters(model)
+    for task in ("a", "b"):
+        targets = [one for one in find_targets(model, ["q", "v"]) if not one.name.startswith(block)]
+        adapters.add(task, targets, LoraSettings(2, 4.0), [block])
+        fill(model)
+    names, images = ["a", "b", "b", None, "a"], torch.randn(5, 3, *(2 * [56 if swin else 32]))
+    wanted = torch.cat(alone(adapters, names, images))
+    with adapters.per_sample(names), torch.no_grad():
+        torch.testing.assert_close(model(images), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_tensor_that_may_hold_samples_is_refused():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.both = nn.Linear(4, 4), nn.Bilinear(4, 4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.both(self.first(x), x)
+
+    adapters = Adapters(Two())
+    for task in ("a", "b"):
+        adapters.add(task, [TargetLayer("first")], LoraSettings(2, 4.0), ["both"])
+    with adapters.per_sample(["a", "a"]):
+        adapters.model(torch.randn(2, 4))
+    with adapters.per_sample(["a", "b"]), pytest.raises(AdapterError, match="both gets a second tensor of 2 rows"):
+        adapters.model(torch.randn(2, 4))
+
+
 def test_a_blend_takes_the_head_that_is_named():
     adapters = four_tasks()
     with pytest.raises(AdapterError, match="different fully trained modules"):

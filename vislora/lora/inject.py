@@ -53,7 +53,9 @@ class Adapters:
         if inner := "module" if parallel else "_orig_mod" if "_orig_mod" in model._modules else None:
             raise AdapterError(
                 f"a {type(model).__name__} is around the model, and the names of its layers begin with {inner}; adapt "
-                f"its .{inner}, " + ("and wrap it afterwards" if parallel else "which is compiled again by itself")
+                f"its .{inner}, "
+                # DataParallel's replicas hold plain tensors, which adapted layers don't compute with
+                + ("and wrap it in DistributedDataParallel" if parallel else "which is compiled again by itself")
             )
         if any(isinstance(module, LowRank) for module in model.modules()):
             raise AdapterError("the model holds adapters already; use the Adapters object that put them there")

@@ -235,12 +235,19 @@ class MixedModule(nn.Module):
         self.assignment, self.path = assignment, path
         self.each = nn.ModuleList(modules)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input: [B, …], or [B * windows, …]. Logits [B, K] have the widest head's K, -inf beyond a sample's own."""
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """input: [B, …], or [B * windows, …]; the rest, as masks and positions, goes to all. Logits [B, K] have the
+        widest head's K, -inf beyond a sample's own."""
+        rest = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
+        if len(self.each) > 1 and any(len(value) == len(input) for value in rest):
+            raise AdapterError(
+                f"{self.path} gets a second tensor of {len(input)} rows, and it can't be told whether they are the "
+                "samples'; run each adapter's samples apart"
+            )
         index = self.assignment.rows(input, self.path)
         order, parts = index.argsort(stable=True), []
         for group, module in enumerate(self.each):
-            parts.append(module(input[index == group]))
+            parts.append(module(input[index == group], *args, **kwargs))
         if len({part.shape[1:] for part in parts}) > 1:
             if any(part.dim() != 2 for part in parts):
                 shapes = [list(part.shape) for part in parts]
