@@ -1,9 +1,16 @@
 """find_targets names the layers and rows that hold the projections, and refuses what it doesn't know."""
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 from timm.layers import Attention
+from timm.layers.halo_attn import HaloAttn
+from timm.layers.lambda_layer import LambdaLayer
+from timm.models.efficientformer import Attention as EfficientFormerAttention
+from timm.models.maxxvit import Attention2d, AttentionCl
+from timm.models.tiny_vit import Attention as TinyVitAttention
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -292,3 +299,46 @@ def test_attention_without_one_plain_weight_is_left_to_the_error_that_tells_why(
     targets = find_targets(model, projections)
     with pytest.raises(AdapterError, match="computes its weight" if how == "pruned" else "separate weights"):
         Adapters(model).add("it", targets, LoraSettings(2, 4.0))
+
+
+ATTENTION_OF_THEIR_OWN = {
+    "HaloNet": (lambda: HaloAttn(16, feat_size=(8, 8), num_heads=2, block_size=4, halo_size=1, qk_ratio=0.5), 4),
+    "LambdaNet": (lambda: LambdaLayer(16, feat_size=(8, 8), num_heads=2, dim_head=8, qk_ratio=0.5), 4),
+    "MaxViT": (lambda: Attention2d(16, dim_head=8, head_first=True), 4),
+    "CoAtNet": (lambda: Attention2d(16, dim_head=8, head_first=False), 4),
+    "MaxViT, channels last": (lambda: AttentionCl(16, dim_head=8, head_first=True), 3),
+    "CoAtNet, channels last": (lambda: AttentionCl(16, dim_head=8, head_first=False), 3),
+    "EfficientFormer": (lambda: EfficientFormerAttention(16, key_dim=4, num_heads=2, resolution=8), 3),
+    "TinyViT": (lambda: TinyVitAttention(16, key_dim=4, num_heads=2, attn_ratio=2, resolution=(8, 8)), 3),
+}
+
+
+@pytest.mark.parametrize(("build", "dims"), ATTENTION_OF_THEIR_OWN.values(), ids=ATTENTION_OF_THEIR_OWN)
+def test_rows_of_v_are_those_that_attention_is_linear_in(build, dims):
+    torch.manual_seed(0)
+    attention = build().double()
+    attention.eval()  # which returns nothing in two of these classes
+    for weight in attention.parameters():
+        nn.init.normal_(weight, std=0.3)
+    x = torch.randn((2, 16, 8, 8) if dims == 4 else (2, 64, 16), dtype=torch.double)
+    model = nn.Sequential(attention)
+
+    @torch.no_grad()
+    def bends(projection: str, rows: Callable[[list[int]], list[list[int]]]) -> list[float]:
+        """How far the output is from linear in parts of the projection's rows, as a share of how far it moves."""
+        (target,) = find_targets(model, [projection])
+        weight, found = model.get_submodule(target.name).weight, []
+        own = [row for start, stop in target.rows or ((0, len(weight)),) for row in range(start, stop)]
+        before, noise = weight.clone(), torch.randn_like(weight)
+        for part in rows(own):
+            outputs = []
+            for size in (0, 1, 2):
+                weight[part] = before[part] + size * noise[part]
+                outputs.append(model(x))
+            weight.copy_(before)
+            plain, once, twice = outputs
+            found.append(((twice - 2 * once + plain).norm() / (twice - plain).norm()).item())
+        return found
+
+    assert bends("v", lambda rows: [rows])[0] < 1e-12
+    assert min(bends("k", lambda rows: [[row] for row in rows])) > 1e-5
