@@ -163,6 +163,15 @@ def test_the_report_shows_the_same_noise_before_and_after(sd, photos, tmp_path):
     assert len(pixels(preview)) == 2 * (2 * 64 + 6) + 15 + 6  # two rows of the learned size, enlarged; and captions
 
 
+def test_a_run_in_bfloat16_draws_previews_with_the_weights_as_they_were(sd, photos, tmp_path):
+    words = ["trainer.precision=bf16", "trainer.preview_every=1", "trainer.stop_at=2", "objective.before_after=0"]
+    run(sd, photos, tmp_path / "drawing", *words)  # in float32, and then goes on in bfloat16
+    run(sd, photos, tmp_path / "not", *words, "trainer.preview_every=null")
+    assert len([*(tmp_path / "drawing" / "previews").iterdir()]) == 2
+    with_and_without = (read_adapter(tmp_path / name / "adapter") for name in ("drawing", "not"))
+    assert next(with_and_without).equals(next(with_and_without))
+
+
 @pytest.mark.parametrize("ema", [pytest.param("null", marks=pytest.mark.slow), "0.9"])
 def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(sd, photos, tmp_path, monkeypatch, ema):
     words = ["data.hflip=0.5", "objective.noise_offset=0.1", f"trainer.ema={ema}", "trainer.checkpoint_every=2"]
