@@ -49,9 +49,7 @@ class LoraLinear(nn.Linear):
         forward_alone = not (dropout or torch.is_grad_enabled())  # h is for backward
         if narrow or (forward_alone and weight.dtype.itemsize >= 4):
             return F.linear(x, summed(weight, a, b, low.pairs, low.scale), self.bias)
-        # with dropout x has to be there itself: a half-size copy is cheaper than making it again
-        norm = None if dropout and x.dtype != settings.dtype else Normalised.behind(x)
-        return FusedLinear.apply(x, weight, self.bias, a, b, settings, norm)
+        return FusedLinear.apply(x, weight, self.bias, a, b, settings, Normalised.behind(x))
 
 
 class LoraConv2d(nn.Conv2d):
