@@ -95,4 +95,9 @@ def text_lines(file: Path) -> list[str]:
 
 def by_number(label: str) -> tuple[int, str]:
     """What labels are ordered by: those that are numbers by their value, others before them."""
-    return (int(label) if label.isascii() and label.isdigit() else -1, label)
+    return (int(label) if is_number(label) else -1, label)
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is a whole number in digits, as an index of a class is."""
+    return label.isascii() and label.isdigit()

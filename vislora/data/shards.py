@@ -14,7 +14,7 @@ from vislora.config.data import ShardsData
 from vislora.data.folder import SUFFIXES
 from vislora.data.images import Place, Problem
 from vislora.data.quarantine import leave_out
-from vislora.data.rows import by_number
+from vislora.data.rows import by_number, is_number
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -43,7 +43,7 @@ def image_shards(config: ShardsData) -> Splits:
     listed = tuple(sorted(labels, key=by_number))
     if config.classes is not None:
         count = len(config.classes)
-        if odd := [label for label in listed if not (_is_number(label) and int(label) < count)]:
+        if odd := [label for label in listed if not (is_number(label) and int(label) < count)]:
             raise DataError(
                 f"data.classes names {count} classes, for labels from 0 on, and the shards have label {odd[0]!r}; name "
                 "one for each label, or leave data.classes out"
@@ -157,10 +157,6 @@ def _goes_on(archive: tarfile.TarFile) -> bool:
     """Whether anything but zeros follows what has been read."""
     archive.fileobj.seek(archive.offset)
     return any(block.strip(b"\0") for block in iter(lambda: archive.fileobj.read(1 << 20), b""))
-
-
-def _is_number(label: str) -> bool:
-    return label.isascii() and label.isdigit()
 
 
 def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:
