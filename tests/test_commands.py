@@ -459,7 +459,7 @@ def test_a_sweep_goes_on_after_settings_that_can_not_be_run(photos, weights, tmp
     command = [sys.executable, "-m", "vislora.train", *BASE, *TINY, *RUN, *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert re.match(r"vislora: \S+sweep/0: .*last:99", done.stderr)
+    assert re.search(r"^vislora: \S+sweep/0: .*last:99", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
     with (tmp_path / "sweep" / "results.csv").open(newline="") as table:
         assert [row["run"] for row in csv.DictReader(table)] == ["1"]
