@@ -92,11 +92,20 @@ def test_an_option_in_place_of_a_recipes_own_keeps_its_values(tmp_path):
     ("override", "message"),
     [
         ("trainer.epoch=3", "unknown key trainer.epoch; did you mean trainer.epochs"),
-        ("data.root=x", "unknown key data.root, which the chosen data doesn't have"),
+        ("data.root=x", "unknown key data.root, which the chosen data doesn't have; choose .* data=…: captions, csv, "),
         ("data.augment.hflp=1", "did you mean data.augment.hflip"),
         ("+trainer.sped=1", "unknown key trainer.sped"),
         ("+trainer.epochs=3", r"trainer.epochs is there already; write trainer.epochs=… without the \+"),
-        ("+recipe=vit_birds", r"recipe is chosen already; write recipe=… without the \+"),
+        ("+recipe=vit_birds", r"recipe is chosen already; to change it write recipe=… without the \+"),
+        ("recipe=vit_birds,vit_cub", "recipe=vit_birds,vit_cub are several; choose one, or add --multirun"),
+        ("vit_birds", "vit_birds is no setting; did you mean recipe=vit_birds?"),
+        ("rank=3", "unknown key rank; did you mean adapter.rank?"),
+        ("optim.learning_rate=3", r"did you mean optim\.lr\?"),  # as PEFT's and diffusers' scripts have it
+        ("adapter.r=3", r"did you mean adapter\.rank\?"),
+        ("trainer.bs=3", r"did you mean trainer\.batch_size\?"),
+        ("model.pretrained=true", r"did you mean model\.weights\?"),
+        ("trainer.dropout=0.1", r"did you mean adapter\.dropout\?"),  # which is called so elsewhere
+        ("trainer.nope=3", "unknown key trainer.nope; `--cfg job` prints"),  # and not its like in no letter but two
         ("output_dir=runs/mine", r"unknown key output_dir; the folder of the run is hydra\.run\.dir=FOLDER"),
         ("out=runs/mine", r"unknown key out; the folder of the run is hydra\.run\.dir=FOLDER"),
         ("split=test", "unknown key split; `--cfg job` prints"),  # that evaluation has it is of no help
@@ -339,6 +348,13 @@ def test_an_option_that_a_recipe_would_overrule_is_refused(words, told, tmp_path
     assert "trainer.resume=nowhere: there is no such file" in done.stderr
 
 
+def test_only_settings_of_the_command_are_meant():
+    with pytest.raises(ConfigError, match="unknown key lr; `--cfg job` prints"):
+        configure("predict", ["adapter=x", "images=[a]", "lr=1"])
+    with pytest.raises(ConfigError, match=r"unknown key data\.rot; did you mean data\.root\?"):
+        configure("evaluate", ["adapter=x", "data=csv", "data.rot=1"])
+
+
 def test_options_stand_anywhere_among_the_overrides(tmp_path):
     words = ["recipe=vit_birds", "--cfg", "job", "optim.lr=0.125"]
     done = subprocess.run([sys.executable, "-m", "vislora.train", *words], capture_output=True, text=True, cwd=tmp_path)
@@ -354,6 +370,15 @@ def test_options_stand_anywhere_among_the_overrides(tmp_path):
         ),
         ("trainer:\n  epochs: 1\n", "has to begin with the line `# @package _global_`"),
         ("defaults:\n  - override /data: csv\n", "overrides data has to begin with the line `# @package _global_`"),
+        (
+            "# @package _global_\ndefaults:\n  - /data: imagefolder\n",
+            "data is chosen already; to change it write data=… without the +, and in a recipe `- override /data: …`",
+        ),
+        (
+            "# @package _global_\noptim: {lr: 1}\ndata: {root: pictures}\n",
+            "leave out data=…, or choose one that has it (captions, csv, cub200, imagefolder, metadata, shards, "
+            "torchvision), in a recipe by `- override /data: captions`",
+        ),
         ("# @package _global_\ntrainer: [1\n", "mine.yaml"),
         (
             "# @package _global_\nseed: 1  # größer\n".encode("latin-1"),
@@ -544,7 +569,7 @@ def test_a_list_of_very_many_images_in_one_word_is_read(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(predict.__file__, run_name="__main__")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("vislora: nowhere")
+    assert capsys.readouterr().err.startswith("vislora: adapter=nowhere: there is no such")
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,53 @@
 import errno
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from vislora.config.schemas import known_keys
+from vislora.config.schemas import known_keys, options_of
 from vislora.errors import ConfigError
-from vislora.paths import PACKAGE, cache_dir
+from vislora.paths import CONF, PACKAGE, RECIPES, cache_dir
 
 _PYTHONS_FORMAT = warnings.formatwarning
 
 # Where a user's path leads, or what is left of the disk, at any time
 _OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _OF_DISKS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG)
+
+_ELSEWHERE = {  # what PEFT, timm, accelerate and diffusers' scripts call what is here
+    "learning_rate": "lr",
+    "r": "rank",
+    "network_dim": "rank",
+    "lora_alpha": "alpha",
+    "network_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
+    "modules_to_save": "trained",
+    "bs": "batch_size",
+    "train_batch_size": "batch_size",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "mixed_precision": "precision",
+    "resume_from_checkpoint": "resume",
+    "max_grad_norm": "clip_norm",
+    "wd": "weight_decay",
+    "num_workers": "workers",
+    "pretrained": "weights",
+    "checkpoint_path": "weights",
+    "snr_gamma": "min_snr_gamma",
+    "train_data_dir": "root",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+}
 
 
 def explained(error: Exception, name: str) -> ConfigError:
@@ -36,7 +67,10 @@ def explained(error: Exception, name: str) -> ConfigError:
     if found := re.search(r"An item is already at '([^']+)'", text):
         return ConfigError(f"{found[1]} is there already; write {found[1]}=… without the + to change it")
     if found := re.search(r"Multiple values for (\w+)\. To override", text):
-        return ConfigError(f"{found[1]} is chosen already; write {found[1]}=… without the + to change it")
+        return ConfigError(
+            f"{found[1]} is chosen already; to change it write {found[1]}=… without the +, and in a recipe "
+            f"`- override /{found[1]}: …`"
+        )
     if found := re.search(r"Could not override '(\w+)@recipe\.", text):
         return ConfigError(f"a recipe that overrides {found[1]} has to begin with the line `# @package _global_`")
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -45,8 +79,11 @@ def explained(error: Exception, name: str) -> ConfigError:
         return unknown_key(found[1], name)
     if found := re.search(r"Ambiguous value for argument '(.+?)'\n", text):
         key = found[1].partition("=")[0]
+        if key == "recipe" or (CONF / key).is_dir():
+            return ConfigError(f"{found[1]} are several; choose one, or add --multirun to run with each in turn")
         return ConfigError(
-            f"{found[1]!r} has commas: put a text in quotes, '{key}=\"…\"', or a list in brackets, '{key}=[…]'"
+            f"{found[1]!r} has commas: put a text in quotes, '{key}=\"…\"', or a list in brackets, '{key}=[…]'; "
+            "--multirun runs with each in turn"
         )
     if found := re.search(r"Error merging override (.+)", text):
         if "is not a ListConfig" in str(error.__cause__):
@@ -62,9 +99,10 @@ def explained(error: Exception, name: str) -> ConfigError:
             return ConfigError(f"recipe={found[1]} has to begin with the line `# @package _global_`")
         if found[3] not in known_keys(name):
             return ConfigError(f"recipe={found[1]} sets an {unknown_key(found[3], name)}")
+        having = _options_with(found[3])
         return ConfigError(
-            f"recipe={found[1]} sets {found[3]}, which the chosen {group} doesn't have; leave out {group}=…, or take "
-            "another recipe"
+            f"recipe={found[1]} sets {found[3]}, which the chosen {group} doesn't have; leave out {group}=…, or choose "
+            f"one that has it ({', '.join(having)}), in a recipe by `- override /{group}: {having[0]}`"
         )
     if found := re.search(r"In 'recipe/([^']+)': .*config:\s+(.+?)\s+full_key: (\w\S*)", text):
         return ConfigError(f"recipe={found[1]} sets {found[3]} to what can't be there: {found[2]}")
@@ -75,9 +113,12 @@ def explained(error: Exception, name: str) -> ConfigError:
         options = [o for o in error.options or [] if not o.endswith("schema")]
         return ConfigError(f"{group}={option} is not known; {group} can be: {', '.join(options) or 'nothing here'}")
     if "LexerNoViableAlt" in repr(error) or isinstance(error, OverrideParseException):
+        word = str(getattr(error, "override", None))
+        if re.fullmatch(r"\w+", word) and (RECIPES / f"{word}.yaml").is_file():
+            return ConfigError(f"{word} is no setting; did you mean recipe={word}?")
         return ConfigError(
-            f"can't read the override {getattr(error, 'override', None)!r}; write key=value, and in lists quote what "
-            "isn't in plain letters, as ['grün']"
+            f"can't read the override {word!r}; write key=value, and in lists quote what isn't in plain letters, as "
+            "['grün']"
         )
     return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip()))
 
@@ -85,15 +126,43 @@ def explained(error: Exception, name: str) -> ConfigError:
 def unknown_key(key: str, name: str) -> ConfigError:
     """That the command `name` has no such setting, and which one may have been meant."""
     known = known_keys(name)
-    near = get_close_matches(key, known, n=1)
+    if key in known:
+        group = key.partition(".")[0]
+        return ConfigError(
+            f"unknown key {key}, which the chosen {group} doesn't have; choose one that does with {group}=…: "
+            + ", ".join(_options_with(key))
+        )
     if "out" not in known and re.fullmatch(r"out(put)?(_?(dir|folder))?", key):
         hint = "the folder of the run is hydra.run.dir=FOLDER"  # a name that nobody guesses
-    elif near and near[0] != key:
-        hint = f"did you mean {near[0]}?"
+    elif (near := _meant(key, known)) is not None:
+        hint = f"did you mean {near}?"
     else:
         hint = "`--cfg job` prints the keys there are"
-    elsewhere = f", which the chosen {key.partition('.')[0]} doesn't have" if key in known else ""
-    return ConfigError(f"unknown key {key}{elsewhere}; {hint}")
+    return ConfigError(f"unknown key {key}; {hint}")
+
+
+def _meant(key: str, known: Sequence[str]) -> str | None:
+    """The setting that a wrong name is likely to be for: one that other programs call so, one that is called so in
+    another group, or one that is written nearly alike."""
+    group, _, last = key.rpartition(".")
+    settings = [other for other in known if not any(further.startswith(f"{other}.") for further in known)]
+    for wanted in (_ELSEWHERE.get(last), last):
+        called = [other for other in settings if other.rpartition(".")[2] == wanted]
+        called = [other for other in called if other.rpartition(".")[0] == group] or called
+        if len(called) == 1:
+            return called[0]
+    beside = [other.rpartition(".")[2] for other in settings if other.rpartition(".")[0] == group]
+    if group and beside:
+        near = [f"{group}.{other}" for other in get_close_matches(last, beside, n=1)]
+    else:
+        near = get_close_matches(key, settings, n=1)
+    return near[0] if near else None
+
+
+def _options_with(key: str) -> list[str]:
+    """The options of a setting's group that have it."""
+    group, setting = key.split(".")[:2]
+    return options_of(group, lambda schema: setting in {field.name for field in fields(schema)})
 
 
 def is_of_files(error: Exception) -> bool:

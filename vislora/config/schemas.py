@@ -66,14 +66,17 @@ def options_of(group: str, fits: Callable[[type], bool]) -> list[str]:
 
 
 def known_keys(name: str) -> list[str]:
-    """The settings of a command, and as GROUP.KEY those of the groups' options, chosen or not."""
-    own = "train_schema" if name in WITH_GROUP else f"{name}_schema"
-    keys = []
+    """The settings of a command, and as GROUP.KEY those of the options of its groups, chosen or not."""
+    own = "train" if name in WITH_GROUP else name
+    defaults = OmegaConf.load(CONF / f"{own}.yaml").defaults
+    groups = {group for entry in defaults if not isinstance(entry, str) for group in entry}
+    keys: dict[str, None] = {}  # options of a group have settings in common
     for group, option, schema in SCHEMAS:
-        if group is None and option != own:
+        if group not in groups and option != f"{own}_schema":
             continue
         for f in fields(schema):
             key = f"{group}.{f.name}" if group else f.name
-            nested = [f"{key}.{g.name}" for g in fields(f.type)] if is_dataclass(f.type) else []
-            keys += [key, *nested]
-    return keys
+            keys[key] = None
+            if is_dataclass(f.type):
+                keys |= {f"{key}.{g.name}": None for g in fields(f.type)}
+    return [*keys]
