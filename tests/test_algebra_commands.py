@@ -233,6 +233,17 @@ def test_a_checkpoint_in_stabilitys_names_is_refused_at_once(tmp_path):
         read_diffusers(tmp_path / "tuned.safetensors")
 
 
+def test_what_recognises_and_what_draws_are_not_blended(birds, tmp_path):
+    _, adapter = birds
+    low = LowRankWeights(torch.randn(2, 8), torch.randn(8, 2), 2, 2.0, 8)
+    style = write_diffusers(Adapter({"unet.mid_block.attn.to_q": low}), tmp_path / "style")
+    write_peft(Adapter({"mid_block.attn.to_q": low}), tmp_path / "unet")
+    for other in (style, tmp_path / "unet"):
+        message = f"{adapter} recognises and {other} draws; only adapters of one model can be blended"
+        with pytest.raises(AdapterError, match=message):
+            blend(BlendConfig(adapter=[str(other), str(adapter)], weights=[1, 1], out=str(tmp_path / "both")))
+
+
 def test_adapters_of_different_base_models_are_not_blended(birds, cats, tmp_path):
     _, adapter = birds
     other = tmp_path / "other"

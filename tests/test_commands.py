@@ -32,7 +32,9 @@ from vislora.errors import AdapterError, ConfigError, DataError, ModelError
 from vislora.evaluate import evaluate
 from vislora.export import export
 from vislora.extract import extract
+from vislora.formats.diffusers import write_diffusers
 from vislora.formats.peft import read_peft
+from vislora.lora import Adapter, LowRankWeights
 from vislora.models.vit import build_vit
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.recognition import Recognition
@@ -305,7 +307,7 @@ def test_base_weights_that_have_moved_are_asked_for_by_the_commands_own_key(run,
 
 def test_an_adapter_that_isnt_there_is_told_of_before_a_folder_is_looked_into(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(AdapterError, match="nowhere isn't a folder"):
+    with pytest.raises(ConfigError, match=r"adapter=.*nowhere: there is no such file or folder"):
         predict(PredictConfig(adapter=str(tmp_path / "nowhere"), images=[str(tmp_path)]))
     assert capsys.readouterr().err == ""
 
@@ -433,6 +435,21 @@ def test_a_run_goes_on_only_in_its_precision_from_wherever_its_folder_is_told(ph
     resumed.trainer.resume = "~/run"  # as from a recipe, which no shell has seen
     with pytest.raises(ConfigError, match="precision was 'fp32' and is now 'bf16'"):
         train(resumed, tmp_path / "other")
+
+
+def test_a_run_says_where_it_goes_on_and_which_step_it_exports(run, photos, tmp_path, capsys):
+    words = [*BASE, *TINY, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos}", "trainer.epochs=2"]
+    words += ["optim.lr=1e-12", "optim.head_lr=1e-12"]  # so that no validation is better than the first
+    train(configure("train", [*words, "trainer.keep=last"]), tmp_path / "run")
+    steps = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert f"at step {steps // 2}; trainer.keep=last exports step {steps}\n" in capsys.readouterr().out
+    train(configure("train", [*words, f"trainer.resume={tmp_path / 'run'}"]), tmp_path / "on")
+    said = capsys.readouterr().out
+    assert f"goes on after step {steps} of {tmp_path / 'run'}\n" in said
+    assert f"at step {steps // 2}\n" in said
+    began = r"and \d+ more; only with the same settings.*; it began as `python -m vislora\.train model=timm .*`$"
+    with pytest.raises(ConfigError, match=began):
+        train(configure("train", [f"trainer.resume={run[0]}"]), tmp_path / "other")
 
 
 def test_patience_without_validation_and_another_runs_folder_are_refused(run, photos, tmp_path):
@@ -618,7 +635,7 @@ def test_an_adapter_on_random_weights_finds_them_again_by_its_seed(photos, tmp_p
 
 def test_a_recognizers_folder_may_be_given_from_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(AdapterError, match=re.escape(f"{tmp_path / 'nothing'} isn't a folder")):
+    with pytest.raises(AdapterError, match=re.escape(f"{tmp_path / 'nothing'} isn't there")):
         load_recognizer("~/nothing")
 
 
@@ -665,8 +682,13 @@ def test_an_adapter_on_other_base_weights_is_refused(run, weights, tmp_path):
 def test_mistakes_of_evaluation_and_prediction_are_explained(run, photos, tmp_path):
     out, _ = run
     adapter = str(out / "adapter")
-    with pytest.raises(AdapterError, match="isn't a folder"):
+    with pytest.raises(AdapterError, match="nowhere isn't there"):
         load_recognizer(tmp_path / "nowhere")
+    layers = {"unet.mid_block.attn.to_q": LowRankWeights(torch.randn(1, 8), torch.randn(8, 1), 1, 1.0, 8)}
+    drawing = write_diffusers(Adapter(layers), tmp_path / "style")
+    for given in (drawing, drawing.parent):
+        with pytest.raises(AdapterError, match=r"recognises nothing; python -m vislora\.generate adapter=.*style"):
+            load_recognizer(given)
     with pytest.raises(ConfigError, match="split=dev: expected train, val or test"):
         evaluate(EvaluateConfig(adapter=[adapter], split="dev"))
     for name in ("red", "violet"):
@@ -674,7 +696,7 @@ def test_mistakes_of_evaluation_and_prediction_are_explained(run, photos, tmp_pa
         Image.new("RGB", (8, 8), name).save(tmp_path / "data" / name / "1.png")
     with pytest.raises(DataError, match="class 'violet' of the data is unknown to the adapter"):
         evaluate(EvaluateConfig(adapter=[adapter], data=ImageFolderData(root=str(tmp_path / "data")), split="train"))
-    with pytest.raises(DataError, match=r"nothing\.jpg"):
+    with pytest.raises(ConfigError, match=r"images=.*nothing\.jpg: there is no such file or folder"):
         predict(PredictConfig(adapter=adapter, images=[str(tmp_path / "nothing.jpg")]))
 
 
@@ -703,7 +725,8 @@ def test_weights_from_a_file_take_the_place_of_a_model_folders_own(run, tmp_path
 
 
 def test_weights_of_another_architecture_are_refused(weights):
-    with pytest.raises(ModelError, match="timm can't build vit_small_patch16_224"):
+    message = r"another model's than vit_small_patch16_224's: \w+ is of shape \[1, 1, 48\] there, and \[1, 1, 384\]"
+    with pytest.raises(ModelError, match=message):
         build_vit(ModelConfig("vit_small_patch16_224", str(weights), 32), 3)
 
 

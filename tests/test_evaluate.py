@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vislora.baselines import linear_probe
 from vislora.compose import configure
 from vislora.config.commands import Corruption, PredictConfig
 from vislora.config.data import ImageFolderData
@@ -222,6 +223,21 @@ def test_a_picture_to_map_that_isnt_there_is_told_of_before_anything_is_scored(r
     words = [f"adapter={runs / 'lora' / 'adapter'}", "map_images=[nowhere.jpg]"]
     with pytest.raises(DataError, match=r"nowhere\.jpg is missing"):
         evaluate(configure("evaluate", words), tmp_path / "out")
+
+
+def test_adapters_of_one_base_share_a_probe_and_others_dont(runs, photos, tmp_path, monkeypatch):
+    shared = [*MODEL, *RUN, "model.weights=random", "data=imagefolder", f"data.root={photos}", "trainer.epochs=1"]
+    other = train(configure("train", [*shared, "logger.trackers=[]"]), tmp_path / "other").artifact
+    folders = [runs / "lora" / "adapter", runs / "full" / "model", other]
+    fitted = []
+    monkeypatch.setattr("vislora.baselines.linear_probe", lambda *given: fitted.append(1) or linear_probe(*given))
+    words = [f"adapter=[{','.join(map(str, folders))}]", "baselines=[probe]", "resamples=10", "precision=fp32"]
+    _, first, _, second, _, third = (
+        row.evaluation.predictions.logits for row in evaluate(configure("evaluate", words))
+    )
+    assert len(fitted) == 2
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
 
 
 def test_a_model_without_an_adapter_to_take_out_is_told_of_before_anything_is_scored(runs, monkeypatch):

@@ -68,6 +68,6 @@ def test_trackers_are_those_that_are_named():
 def test_a_tracker_that_is_named_has_to_be_installed(found, monkeypatch):
     spec = None if found == "nothing" else importlib.machinery.ModuleSpec("wandb", None, is_package=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(ConfigError, match=r"wandb isn't installed; pip install 'vislora\[wandb\]', or leave it out"):
+    with pytest.raises(ConfigError, match=r"wandb isn't installed; pip install wandb, or leave it out"):
         trackers(LoggerConfig(trackers=[Tracker.wandb]))
     assert trackers(LoggerConfig()) == []

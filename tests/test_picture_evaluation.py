@@ -442,7 +442,7 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
     refused(DataError, "3 pictures to draw and 6 of reference: distances need four", "prompts=[a,b,c]", "seeds=[0]")
     refused(DataError, "reference=.*nowhere: there is no such folder", "reference=nowhere")
     refused(ModelError, "clip=./nowhere: there is no such folder", "clip=./nowhere")
-    refused(AdapterError, "nowhere isn't there; give a run's adapter/", adapter="nowhere")
+    refused(ConfigError, "adapter=nowhere: there is no such file or folder", adapter="nowhere")
     refused(ConfigError, "draws and .* recognises; evaluate them one after the other", adapter=f"[{style},{judge}]")
     with pytest.raises(ConfigError, match=r"prompts is not for .*, which recognises"):
         draws(configure("evaluate", [f"adapter={judge}", "prompts=[a]"]))

@@ -32,6 +32,7 @@ def blend(config: BlendConfig) -> Computed:
 
     out = free(config.out)
     adapters = [read_adapter(folder) for folder in config.adapter]
+    _check_kinds(config.adapter, adapters)
     # two models of a pipeline have no folder of PEFT's together: it would open in either, and half of it be dropped
     if any(map(is_pipelines, adapters)) or len({only_component(adapter.layers) for adapter in adapters}) > 1:
         if config.head is not None:
@@ -42,6 +43,17 @@ def blend(config: BlendConfig) -> Computed:
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)
     save_adapter(computed.adapter, out)
     return computed
+
+
+def _check_kinds(files: Sequence[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters that recognise and that draw together."""
+    from vislora.formats.components import is_pipelines, only_component
+
+    told = [*zip(files, adapters, strict=True)]
+    recognise = [file for file, adapter in told if "classes" in adapter.about]
+    draw = [file for file, a in told if is_pipelines(a) or only_component(a.layers) is not None]
+    if recognise and draw:
+        raise AdapterError(f"{recognise[0]} recognises and {draw[0]} draws; only adapters of one model can be blended")
 
 
 def _check_denoisers(files: Sequence[str], adapters: Sequence[Adapter]) -> None:

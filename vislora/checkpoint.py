@@ -180,9 +180,12 @@ class Checkpoint:
         """
         noted = {key: value for key, value in run.items() if key in self.run}  # an older version noted down less
         if changed := [line for key, value in noted.items() for line in _changes(key, self.run[key], value)]:
+            settings = self.run_folder / SETTINGS
+            first = settings.read_text(encoding="utf-8").partition("\n")[0] if settings.is_file() else ""
+            began = f"; it began as `{first.removeprefix('# ')}`" if first.startswith("# python") else ""
             raise ConfigError(
                 f"can't resume {self.folder}: {first_three(changed)}; only with the same settings, those of "
-                f"{self.run_folder / SETTINGS}, does a run go on as if it had not stopped"
+                f"{settings}, does a run go on as if it had not stopped{began}"
             )
 
 

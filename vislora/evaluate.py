@@ -33,7 +33,7 @@ from vislora.config.commands import Baseline, Corruption, EvaluateConfig, Pictur
 from vislora.config.data import AugmentConfig, DataConfig, data_from_dict, data_to_dict
 from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError
-from vislora.files import check_unused
+from vislora.files import check_there, check_unused
 from vislora.names import ends, short_names
 from vislora.paths import user_path
 
@@ -78,11 +78,12 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     sets = [_labelled_sets(config, folder, about, loaded, accelerator) for folder, about in told]  # likewise
     rows: list[Scored] = []
     adapted: list[Adapted] = []
+    probes: dict[Any, Recognizer] = {}
     for name, folder, own in zip(short_names(config.adapter), config.adapter, sets, strict=True):
         recognizer = load_recognizer(folder, config.weights)
         recognizer.model.to(accelerator.device)
         for title, data, splits, split in own:
-            for variant, entered in _variants(name, recognizer, splits, config, inference):
+            for variant, entered in _variants(name, recognizer, splits, config, inference, probes):
                 with entered as scored:
                     rows.append(_score(variant, title, _pictures(data), scored, splits, split, config, inference))
         if out is not None:
@@ -228,16 +229,27 @@ def _split(splits: Splits, wanted: str) -> ImageSplit:
 
 
 def _variants(
-    name: str, recognizer: Recognizer, splits: Splits, config: EvaluateConfig, inference: Inference
+    name: str,
+    recognizer: Recognizer,
+    splits: Splits,
+    config: EvaluateConfig,
+    inference: Inference,
+    probes: dict[Any, Recognizer],
 ) -> Iterator[tuple[str, AbstractContextManager[Recognizer]]]:
-    """The recognizer and its baselines by name, each in the context it is to be run in."""
+    """The recognizer and its baselines by name, each in the context it is to be run in. Of one base, with the same
+    classes and pictures, there is one probe, which is kept in `probes`."""
     from vislora.baselines import linear_probe, without_update
 
     yield name, nullcontext(recognizer)
     if Baseline.zero in config.baselines:
         yield f"{name}, zero adapter", without_update(recognizer)
     if Baseline.probe in config.baselines:
-        yield f"{name}, linear probe", nullcontext(linear_probe(recognizer, splits.train, config.weights, inference))
+        about = recognizer.about
+        base = repr(about["model"]), about.get("weights_sha256"), recognizer.preprocessing
+        key = *base, recognizer.classes, id(splits)
+        if key not in probes:
+            probes[key] = linear_probe(recognizer, splits.train, config.weights, inference)
+        yield f"{name}, linear probe", nullcontext(replace(probes[key], about=about))
 
 
 def _score(
@@ -309,13 +321,13 @@ def draws(config: EvaluateConfig) -> bool:
     """Whether the adapters are of pipelines, and draw; otherwise they recognise.
 
     Raises:
-        AdapterError: one isn't there, or is a run's folder.
-        ConfigError: they are of both kinds, or a setting is for the other kind.
+        AdapterError: one is a run's folder.
+        ConfigError: one isn't there, they are of both kinds, or a setting is for the other kind.
     """
+    check_there(("adapter", file) for file in config.adapter)
+
     from vislora.formats.detect import is_of_a_pipeline
 
-    if absent := [file for file in config.adapter if not user_path(file).exists()]:
-        raise AdapterError(f"{absent[0]} isn't there; give a run's adapter/ or model/ folder, or a pipeline's adapter")
     kinds = [is_of_a_pipeline(user_path(file)) for file in config.adapter]
     if len(set(kinds)) > 1:
         one, other = config.adapter[kinds.index(True)], config.adapter[kinds.index(False)]
@@ -329,9 +341,11 @@ def draws(config: EvaluateConfig) -> bool:
 
 
 def _main(config: EvaluateConfig, out: Path) -> None:
+    are_drawing = draws(config)  # which tells what is missing before this import, which takes seconds
+
     from accelerate import PartialState
 
-    if draws(config):
+    if are_drawing:
         from vislora.picture_evaluation import evaluate_pictures
         from vislora.report.pictures import pictures_table, write_pictures
 

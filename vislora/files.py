@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from vislora.errors import ConfigError
+from vislora.errors import AdapterError, ConfigError
 from vislora.paths import user_path
 
 if TYPE_CHECKING:
@@ -125,6 +125,20 @@ def reserve(path: Path, size: int) -> None:
                     raise
 
 
+def check_there(given: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse files and folders that aren't there, before torch is imported, which takes seconds.
+
+    Args:
+        given: settings and what is given for them, if anything.
+
+    Raises:
+        ConfigError: one isn't there.
+    """
+    for key, path in given:
+        if path is not None and not user_path(path).exists():
+            raise ConfigError(f"{key}={path}: there is no such file or folder")
+
+
 def free(out: str) -> Path:
     """The place to write to; an empty folder is free.
 
@@ -137,9 +151,20 @@ def free(out: str) -> Path:
     return path
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether a training has written into the folder."""
-    return (folder / METRICS).is_file()
+def check_no_run(folder: Path) -> None:
+    """Refuse a run's folder, where what it exported is wanted.
+
+    Raises:
+        AdapterError: a training has written into the folder.
+    """
+    if not (folder / METRICS).is_file():
+        return
+    if parts := [str(path) for name in ("adapter", "model") if (path := folder / name).is_dir()]:
+        raise AdapterError(f"{folder} is a run's folder; give {' or '.join(parts)}")
+    raise AdapterError(
+        f"{folder} is the folder of a run that has exported nothing yet; trainer.resume={folder} trainer.stop_at=1, "
+        "added to its command, exports what it had reached"
+    )
 
 
 def holds_checkpoint(folder: Path) -> bool:

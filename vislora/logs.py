@@ -23,9 +23,7 @@ def trackers(config: LoggerConfig) -> list[str]:
     if config.trackers is not None:
         named = [tracker.value for tracker in config.trackers]
         if absent := [name for name in named if not _installed(name)]:
-            raise ConfigError(
-                f"logger.trackers: {absent[0]} isn't installed; pip install 'vislora[{absent[0]}]', or leave it out"
-            )
+            raise ConfigError(f"logger.trackers: {absent[0]} isn't installed; pip install {absent[0]}, or leave it out")
         return named
     return [Tracker.tensorboard.value] if _installed(Tracker.tensorboard.value) else []
 

@@ -15,6 +15,7 @@ from hydra._internal.utils import get_args_parser
 from vislora.compose import command, quoted
 from vislora.config.commands import PredictConfig
 from vislora.config.training import Precision
+from vislora.files import check_there
 from vislora.names import printable
 from vislora.paths import user_path
 
@@ -27,6 +28,8 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
         VisloraError: a mistake in the settings or the adapter, an image given by its own name that can't be read, or a
             folder with none that can.
     """
+    check_there([("adapter", config.adapter), *(("images", path) for path in config.images)])
+
     from vislora.data.captions import usable_pictures
     from vislora.data.splits import Files, ImageSplit
     from vislora.inference import Inference
@@ -57,10 +60,12 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
 
 
 def _main(config: PredictConfig, _out: Path) -> None:
+    rankings = predict(config)
+
     from accelerate import PartialState
 
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
-    for path, ranking in predict(config).items():
+    for path, ranking in rankings.items():
         PartialState().print(printable(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking)))
 
 

@@ -15,7 +15,7 @@ from vislora.data.cache import weights_key
 from vislora.data.order import seeded
 from vislora.data.transforms import Preprocessing, eval_transform
 from vislora.errors import AdapterError, ConfigError
-from vislora.files import holds_run
+from vislora.formats.detect import is_of_a_pipeline
 from vislora.formats.peft import ABOUT, CONFIG, read_peft
 from vislora.lora import Adapters
 from vislora.models.vit import build_vit, weights_hash
@@ -138,14 +138,17 @@ def read_about(folder: Path) -> dict[str, Any]:
     """What a run noted down beside its adapter or model.
 
     Raises:
-        AdapterError: there is no such folder, or its vislora.json is missing or malformed.
+        AdapterError: there is no such folder, it holds something else, or its vislora.json is missing or malformed.
     """
     path = folder / ABOUT
-    if not folder.is_dir():
-        raise AdapterError(f"{folder} isn't a folder; give a run's adapter/ or model/ folder")
-    if holds_run(folder):
-        raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'} or {folder / 'model'}")
+    if not folder.exists():
+        raise AdapterError(f"{folder} isn't there; give a run's adapter/ or model/ folder")
     if not path.is_file():
+        if is_of_a_pipeline(folder):
+            raise AdapterError(
+                f"{folder} is a pipeline's adapter, which recognises nothing; python -m vislora.generate "
+                f"adapter={folder} draws with it"
+            )
         raise AdapterError(
             f"{path} is missing: it names the base model and the classes. An adapter without it is opened in Python: "
             "Adapters(model).load(name, read_peft(folder))"

@@ -25,10 +25,10 @@ from vislora.config.adapter import FullAdapter, LoraAdapter, PipelineLora, Probe
 from vislora.config.data import AugmentConfig, CaptionedData, DataConfig
 from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.schemas import options_of
-from vislora.config.training import DiffusionObjective, Precision, PrefixCache, RecognitionObjective, TrainConfig
+from vislora.config.training import DiffusionObjective, Keep, Precision, PrefixCache, RecognitionObjective, TrainConfig
 from vislora.config.values import to_dict
 from vislora.errors import ConfigError, SweepError
-from vislora.files import SETTINGS, check_unused, holds_checkpoint, naming
+from vislora.files import SETTINGS, check_there, check_unused, holds_checkpoint, naming
 from vislora.names import printable
 from vislora.paths import user_path
 
@@ -99,7 +99,7 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     kind = kind_of(config)
     _check_rates(config)
     _check_prefix_cache(config)
-    _check_there(config)
+    check_there(_paths(config).items())
 
     from vislora.precision import denormals_as_zero
 
@@ -156,6 +156,8 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
         f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained ({trainable / parameters:.2%}), "
         f"{precision.value} on {accelerator.device}, {last_step:,} steps, {task.about}"
     )
+    if resumed is not None:
+        accelerator.print(f"goes on after step {resumed.progress.step:,} of {resumed.run_folder}")
     if isinstance(config.adapter, ProbeAdapter) and config.optim.head_lr is not None:
         optim = config.optim
         accelerator.print(f"a probe learns at optim.head_lr={optim.head_lr:g}; optim.lr={optim.lr:g} has no effect")
@@ -187,7 +189,9 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
         write_summary(out, config, trainable, parameters, progress.seconds, total_s, precision, accelerator.device)
         write_run_report(out)
     if progress.best is not None:
-        accelerator.print(f"best {task.objective.monitor} {progress.best:.4g} at step {progress.best_step}")
+        last = config.trainer.keep is Keep.last and progress.step != progress.best_step
+        exported = f"; trainer.keep=last exports step {progress.step}" if last else ""
+        accelerator.print(f"best {task.objective.monitor} {progress.best:.4g} at step {progress.best_step}{exported}")
     accelerator.print(f"{outcome.artifact.name}: {outcome.artifact}")
     for tracker in accelerator.trackers:
         tracker.finish()  # not end_training: the next run of a search needs the group of processes
@@ -245,19 +249,16 @@ def _check_prefix_cache(config: TrainConfig) -> None:
         )
 
 
-def _check_there(config: TrainConfig) -> None:
-    """Refuse files and folders that aren't there, before torch is imported, which takes seconds."""
+def _paths(config: TrainConfig) -> dict[str, str | None]:
+    """The files and folders that are given, by their settings."""
     data, weights = config.data, getattr(config.model, "weights", "random")
-    given = {
+    return {
         "data.root": None if hasattr(data, "download") else getattr(data, "root", None),
         "data.quarantine": getattr(data, "quarantine", None),
         "adapter.start": getattr(config.adapter, "start", None),
         "model.weights": None if weights in ("pretrained", "random") else weights,
         "trainer.resume": config.trainer.resume,
     }
-    for key, path in given.items():
-        if path is not None and not user_path(path).exists():
-            raise ConfigError(f"{key}={path}: there is no such file or folder")
 
 
 def _make_paths_absolute(config: TrainConfig) -> None:

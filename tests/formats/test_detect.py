@@ -281,8 +281,13 @@ def test_what_is_no_adapter_is_told(tmp_path):
     run.mkdir()
     (run / "metrics.jsonl").touch()
     for read in (read_adapter, read_about):
-        with pytest.raises(AdapterError, match=r"run is a run's folder; give .*run/adapter"):
+        with pytest.raises(AdapterError, match=r"exported nothing yet; trainer\.resume=.*run trainer\.stop_at=1"):
             read(run)
+    for part, told in (("model", "give .*run/model$"), ("adapter", "give .*run/adapter or .*run/model$")):
+        (run / part).mkdir()
+        for read in (read_adapter, read_about):
+            with pytest.raises(AdapterError, match=f"run is a run's folder; {told}"):
+                read(run)
     with pytest.raises(AdapterError, match="holds none of the files of an adapter"):
         read_adapter(tmp_path)
     for name in "ab":

@@ -115,7 +115,7 @@ def hub_set(config: HfData) -> Splits:
     try:
         import datasets
     except ImportError:
-        raise DataError("data=hf needs the datasets package: pip install 'vislora[hf]'") from None
+        raise DataError("data=hf needs the datasets package: pip install datasets") from None
     if not Path(config.name).is_dir():
         offline_if_unreachable()
         datasets.config.HF_HUB_OFFLINE |= huggingface_hub.constants.HF_HUB_OFFLINE  # of which it has a copy

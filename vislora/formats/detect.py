@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vislora.errors import AdapterError, first_three
-from vislora.files import holds_run
+from vislora.files import check_no_run
 from vislora.formats.components import COMPONENTS, as_in_files, is_pipelines, of_models, only_component
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.formats.foreign import read_foreign
@@ -55,8 +55,7 @@ def is_of_a_pipeline(path: Path) -> bool:
         return only_component(read_peft(folder).layers) is not None
     if path.is_file():
         return True
-    if holds_run(path):
-        raise AdapterError(f"{path} is a run's folder; give {path / 'adapter'} or {path / 'model'}")
+    check_no_run(path)
     if any((path / name).is_file() for name in (ABOUT, "config.json")):
         return False
     return any(path.glob("*.safetensors")) or any(path.glob(f"*/{CONFIG}"))
@@ -109,8 +108,7 @@ def _read_folder(folder: Path, pipeline: type | None) -> Adapter:
         return read_peft(folder)
     if (folder / FILE).is_file():
         return read_adapter(folder / FILE, pipeline)
-    if holds_run(folder):
-        raise AdapterError(f"{folder} is a run's folder; give {folder / 'adapter'}")
+    check_no_run(folder)
     folders = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if other := [part.name for part in folders if part.name not in COMPONENTS]:
         raise AdapterError(

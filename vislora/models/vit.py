@@ -1,5 +1,6 @@
 """timm models: by name or folder, with weights from the hub, a local file, or the one that ships."""
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from vislora.paths import ASSETS, user_path
 
 EMBEDDED = ASSETS / "vit_birds"
 _LOCAL = "local-dir:"
+_MISMATCH = re.compile(  # in torch's words
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\((.+?)\) from checkpoint, the shape in current "
+    r"model is torch\.Size\((.+?)\)"
+)
 
 
 def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -65,6 +70,12 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
         read = f"the weights of {name}" if config.weights == "pretrained" else f"model.weights={config.weights}"
         raise ModelError(f"{read} can't be read as safetensors: {error}; fetch or save the file again") from error
     except Exception as error:  # timm and the hub client document no common class
+        if found := _MISMATCH.search(str(error)):
+            key, read, built = found.groups()
+            raise ModelError(
+                f"model.weights={config.weights} are another model's than {name}'s: {key} is of shape {read} there, "
+                f"and {built} in the model; choose the model.name and model.img_size that they belong to"
+            ) from None
         first = str(error).strip().splitlines()
         raise ModelError(f"timm can't build {name} with {arguments}: {' '.join(first[:3])}") from error
     head = head_names(model)
