@@ -139,10 +139,13 @@ def test_sweep_draws_every_seed_at_every_scale_and_a_sheet(base, style, tmp_path
 def test_sheet_has_the_pictures_in_its_cells(base, tmp_path):
     drawn = run(tmp_path, f"model.name={base}", "prompt=[one,two]", "seeds=[1,2]")
     sheet = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
-    gap, side = 6, 160 + 6
+    gap, side, line = 6, 160 + 6, 15
+    told = [sheet[gap + row * (side + line) + side - 6 :][:line] for row in (0, 1)]
+    assert all((seed < 128).any() for seed in told)
+    assert not np.array_equal(*told)
     for picture in drawn:
         column, row = ["one", "two"].index(picture.settings["prompt"]), picture.settings["seed"] - 1
-        top, left = gap + row * side, gap + column * side
+        top, left = gap + row * (side + line), gap + column * side
         cell = sheet[top : top + 160, left : left + 160]
         enlarged = Image.open(picture.file).resize((160, 160), Image.Resampling.BICUBIC)
         assert np.array_equal(cell, np.asarray(enlarged))

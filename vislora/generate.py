@@ -21,6 +21,7 @@ from vislora.config.commands import GenerateConfig
 from vislora.config.model import PipelineConfig
 from vislora.drawing import Sampling, draw, drawn_in, open_pipeline, pipeline_of, read_adapters, tell_cut_off
 from vislora.errors import ConfigError
+from vislora.files import check_there
 from vislora.paths import user_path
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
     """
     if any(out.glob("*_seed*.png")):
         raise ConfigError(f"{out} holds drawn pictures already; choose another folder, as with hydra.run.dir=FOLDER")
+
+    check_there(("adapter", file) for file in config.adapter.files)
 
     from vislora.pipeline import apply
     from vislora.report.sheets import save_grid
@@ -77,7 +80,8 @@ def generate(config: GenerateConfig, out: Path) -> list[Generated]:
                 _save(image, settings, file)
                 drawn.append(Generated(image, settings, file))
     if len(drawn) > 1:
-        save_grid(*_grid([picture.image for picture in drawn], config, scales), out / "grid.png")
+        rows, captions, names = _grid([picture.image for picture in drawn], config, scales)
+        save_grid(rows, captions, out / "grid.png", names)
     return drawn
 
 
@@ -132,13 +136,16 @@ def _parameters(settings: dict[str, Any]) -> str:
 
 def _grid(
     images: list[Image.Image], config: GenerateConfig, scales: Sequence[float]
-) -> tuple[list[list[Image.Image]], list[str]]:
-    """Rows of pictures and the captions of their columns: scales, or where there is one scale, prompts."""
-    if len(scales) > 1:
-        rows = [images[i : i + len(scales)] for i in range(0, len(images), len(scales))]
-        return rows, [f"scale {scale:g}" for scale in scales]
-    seeds = len(config.seeds)
-    return [images[seed::seeds] for seed in range(seeds)], list(config.prompt)
+) -> tuple[list[list[Image.Image]], list[str], list[str]]:
+    """Rows of pictures, the captions of their columns, which are scales, or where there is one scale, prompts; and what
+    tells the rows apart."""
+    seeds = [f"seed {seed}" for seed in config.seeds] if len(config.seeds) > 1 else [""]
+    if len(scales) == 1:
+        return [images[row :: len(seeds)] for row in range(len(seeds))], list(config.prompt), seeds
+    rows = [images[i : i + len(scales)] for i in range(0, len(images), len(scales))]
+    prompts = config.prompt if len(config.prompt) > 1 else [""]
+    names = [" ".join(filter(None, [seed, prompt])) for prompt in prompts for seed in seeds]
+    return rows, [f"scale {scale:g}" for scale in scales], names
 
 
 def _main(config: GenerateConfig, out: Path) -> None:

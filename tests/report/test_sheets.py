@@ -28,6 +28,25 @@ def test_captions_of_many_words_are_cut_and_rows_are_as_tall_as_their_lines(tmp_
     assert contact_sheet(tiles, 1, 40).height == 3 * (40 + 6) + 4 * 15 + 6
 
 
+def test_rows_have_their_names_under_each_picture_above_the_last_ones_captions(tmp_path):
+    white = Image.new("RGB", (40, 40), "white")
+
+    def sheet(names: list[str]) -> np.ndarray:
+        save_grid([[white] * 2] * 2, ["one", "two"], tmp_path / "sheet.png", names)
+        return np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+
+    plain, named, swapped = sheet([]), sheet(["seed 3", "seed 14"]), sheet(["seed 14", "seed 3"])
+    assert named.shape[0] == plain.shape[0] + 2 * 15
+    row = 160 + 6 + 15
+    for left in (6, 6 + 160 + 6):
+        texts = [picture[row * r + 160 + 6 :][:15, left : left + 160] for picture in (named, swapped) for r in (0, 1)]
+        assert all((text < 128).any() for text in texts)
+        assert np.array_equal(texts[0], texts[3])
+        assert np.array_equal(texts[1], texts[2])
+        assert not np.array_equal(texts[0], texts[1])
+    assert np.array_equal(named[-15 - 6 :], plain[-15 - 6 :])
+
+
 def test_long_names_that_differ_at_one_end_are_told_apart():
     white = Image.new("RGB", (40, 40), "white")
     names = [

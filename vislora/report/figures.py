@@ -24,6 +24,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "axes.linewidth": 0.7,
+    "axes.axisbelow": True,  # a grid behind the bars
     "lines.linewidth": 1.6,
     "grid.linewidth": 0.5,
     "grid.alpha": 0.25,

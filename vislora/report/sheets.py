@@ -41,14 +41,16 @@ def contact_sheet(tiles: Sequence[Tile], columns: int, side: int = 144) -> Image
     return sheet
 
 
-def save_grid(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], file: Path) -> None:
-    """A sheet with a column for each caption, told in up to three lines under the last row; small pictures are
-    enlarged."""
+def save_grid(
+    rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], file: Path, names: Sequence[str] = ()
+) -> None:
+    """A sheet with a column for each caption, told in up to three lines under the last row, and names of the rows, if
+    any, likewise under each of a row's pictures; small pictures are enlarged."""
     side = max(rows[0][0].size)
     side *= max(1, 160 // side)
-    lines = [_wrapped(caption, side, 3) for caption in captions]
-    told = [[()] * len(captions)] * (len(rows) - 1) + [lines]
-    tiles = [Tile(*pair) for row, under in zip(rows, told, strict=True) for pair in zip(row, under, strict=True)]
+    under = [[_wrapped(name, side, 3) if name else ()] * len(captions) for name in names or [""] * len(rows)]
+    under[-1] = [own + _wrapped(caption, side, 3) for own, caption in zip(under[-1], captions, strict=True)]
+    tiles = [Tile(*pair) for row, told in zip(rows, under, strict=True) for pair in zip(row, told, strict=True)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         contact_sheet(tiles, len(captions), side).save(part, format="PNG")

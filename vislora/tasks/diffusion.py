@@ -103,7 +103,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     def preview(file: Path) -> None:
         pipe.to(device)
         with casts.undone():
-            save_grid([draw(pipe, [(p, seed) for p in prompts], sampling) for seed in range(2)], prompts, file)
+            rows = [draw(pipe, [(prompt, seed) for prompt in prompts], sampling) for seed in range(2)]
+        save_grid(rows, prompts, file, ["seed 0", "seed 1"])
         spare()
 
     parts = [part for part in (learned.train, splits.val) if part is not None]
