@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import diffusers
 import pytest
 import tiny_diffusion as tiny
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import vislora
 from vislora.errors import AdapterError
 from vislora.formats.diffusers import FILE, read_diffusers, write_diffusers
 from vislora.lora import Adapter, LowRankWeights
@@ -228,6 +231,25 @@ def test_file_that_a_model_saved_by_itself_reads_as_peft_computes_it(tmp_path, c
     for name, module in adapted.items():
         wanted = module.get_delta_weight("default").detach().flatten(1)
         assert torch.allclose(tiny.delta(layers[f"unet.{name}"]), wanted, atol=1e-6), name
+
+
+def test_file_of_a_transformer_whose_names_tell_no_component_acts_in_its_pipeline(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"in_channels": 4, "out_channels": 4, "text_dim": 16, "ffn_dim": 32, "num_layers": 1}
+    sizes |= {"num_attention_heads": 2, "attention_head_dim": 12, "rope_max_seq_len": 32}
+    model = diffusers.WanTransformer3DModel(**sizes)
+    given = torch.randn(1, 4, 1, 4, 4), torch.tensor([3.0]), torch.randn(1, 5, 16)
+    plain = model(*given).sample
+    theirs = deepcopy(model)
+    targets = ["to_q", "to_out.0", "proj_out"]  # the last one is in other models too
+    theirs.add_adapter(peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False))
+    theirs.save_lora_adapter(tmp_path)
+    pipe = diffusers.WanPipeline(None, None, None, FlowMatchEulerDiscreteScheduler(), model)
+    vislora.apply(pipe, tmp_path)
+    assert (model(*given).sample - plain).abs().max() > 0.01
+    torch.testing.assert_close(model(*given).sample, theirs(*given).sample)
+    with pytest.raises(AdapterError, match=r"^\S+ names no component of a diffusion pipeline"):
+        write_diffusers(read_diffusers(tmp_path), tmp_path / "again")
 
 
 @pytest.mark.parametrize("level", ["", "text_model."], ids=["flat", "as before transformers 5.6"])

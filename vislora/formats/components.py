@@ -58,6 +58,11 @@ def only_component(names: Iterable[str]) -> str | None:
     return told.pop() if len(told) == 1 else None
 
 
+def tell_no_component(names: Iterable[str]) -> bool:
+    """Whether layers are those of a single model, of which no name tells which component of a pipeline it is."""
+    return all(name.partition(".")[0] not in COMPONENTS and only_component([name]) is None for name in names)
+
+
 def with_component(name: str, otherwise: str | None = None) -> str:
     """A layer's name in files: a component before it, its own, the only one that it can belong to, or `otherwise`; and
     CLIP's level.

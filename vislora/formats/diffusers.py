@@ -15,7 +15,13 @@ from torch import Tensor
 
 from vislora.errors import AdapterError
 from vislora.files import write_tensors
-from vislora.formats.components import as_in_files, by_component, only_component, with_component
+from vislora.formats.components import (
+    as_in_files,
+    by_component,
+    only_component,
+    tell_no_component,
+    with_component,
+)
 from vislora.formats.peft import check_readable, with_settings
 from vislora.formats.single_file import (
     ABOUT,
@@ -132,17 +138,20 @@ def _layers(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, dict[s
     its settings are for: CLIP's level isn't in the names of models that lack it."""
     found: dict[str, dict[str, Tensor]] = {}
     modules: dict[str, str] = {}
+    split = {key: _split(key, path) for key in tensors}
     otherwise = only_component(tensors)
+    # as the save_lora_adapter of many transformers has it: what the file is applied to knows which one
+    bare = tell_no_component(spelled for spelled, _ in split.values())
     for key, tensor in tensors.items():
-        spelled, part = _split(key, path)
+        spelled, part = split[key]
         try:
-            name = with_component(spelled, otherwise)
+            name = spelled if bare else with_component(spelled, otherwise)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}") from None
         if part in found.setdefault(name, {}):
             raise AdapterError(f"{path}: {key!r} is a second {part} matrix of {name}; which one counts?")
         found[name][part] = tensor
-        modules[name] = spelled.removeprefix(f"{name.partition('.')[0]}.")
+        modules[name] = spelled if bare else spelled.removeprefix(f"{name.partition('.')[0]}.")
     return found, modules
 
 

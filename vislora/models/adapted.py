@@ -55,7 +55,7 @@ def _targets(pipe: Any, config: PipelineLora, model: Denoiser) -> list[TargetLay
 
 def _started(config: PipelineLora, model: Denoiser, pipeline: type) -> Adapter:
     """The adapter to go on from, in the model's names."""
-    start = named_by_component(read_adapter(config.start, pipeline))
+    start = named_by_component(read_adapter(config.start, pipeline), model.family.component)
     if whole := [*start.trained, *start.biases]:
         raise AdapterError(f"adapter.start={config.start} trains {whole[0]} in full, which pipelines' files can't hold")
     if absent := {name.partition(".")[0] for name in start.layers} - dict(model.named_children()).keys():
