@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from vislora.compose import configure
@@ -130,4 +131,5 @@ def test_the_readmes_python_example_runs(tmp_path):
     (example,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
     quick = example.replace('"recipe=vit_birds"', '"recipe=vit_birds", "trainer.epochs=1", "data.test_per_species=2"')
     assert quick != example
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "bird.jpg")
     run([sys.executable, "-c", quick], tmp_path)
