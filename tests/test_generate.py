@@ -136,6 +136,15 @@ def test_sweep_draws_every_seed_at_every_scale_and_a_sheet(base, style, tmp_path
     assert not np.array_equal(images[1], images[2])
 
 
+def test_rows_of_a_sweep_are_told_by_what_differs(base, style, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("vislora.report.sheets.save_grid", lambda rows, captions, file, names: told.append(names))
+    for words in (["seeds=[1,2]"], ["prompt=[one,two]"], ["prompt=[one,two]", "seeds=[1,2]"], ["seeds=[1]"]):
+        run(tmp_path / str(len(told)), f"adapter={style}", "scales=[0,1]", *words)
+    both = ["seed 1: one", "seed 2: one", "seed 1: two", "seed 2: two"]
+    assert told == [["seed 1", "seed 2"], ["one", "two"], both, [""]]
+
+
 def test_sheet_has_the_pictures_in_its_cells(base, tmp_path):
     drawn = run(tmp_path, f"model.name={base}", "prompt=[one,two]", "seeds=[1,2]")
     sheet = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)

@@ -144,7 +144,7 @@ def _grid(
         return [images[row :: len(seeds)] for row in range(len(seeds))], list(config.prompt), seeds
     rows = [images[i : i + len(scales)] for i in range(0, len(images), len(scales))]
     prompts = config.prompt if len(config.prompt) > 1 else [""]
-    names = [" ".join(filter(None, [seed, prompt])) for prompt in prompts for seed in seeds]
+    names = [": ".join(filter(None, [seed, prompt])) for prompt in prompts for seed in seeds]
     return rows, [f"scale {scale:g}" for scale in scales], names
 
 
