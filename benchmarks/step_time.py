@@ -1,4 +1,4 @@
-"""python benchmarks/step_time.py [--models vit_tiny_patch16_224 vit_small_patch16_224] [--only VARIANT …] [--batch 8]
+"""python benchmarks/step_time.py [--models vit_tiny_patch16_224 vit_small_patch16_224] [--only VARIANT …] [--batch 32]
 [--rounds 15]
 
 What one training step costs: the frozen limit, vislora, PEFT and full fine-tuning, interleaved in one run.
@@ -21,6 +21,7 @@ import torch
 from interleaved import HEADER, LIMIT, compare, machine
 from torch import nn
 
+from vislora.config.training import TrainerConfig
 from vislora.lora import Adapters, LoraSettings
 from vislora.models.vit import preprocessing
 from vislora.precision import cpu_has_bf16
@@ -81,7 +82,7 @@ VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "vit_small_patch16_224"])
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=TrainerConfig().batch_size)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="some of the rows")
     options = parser.parse_args()
