@@ -1,6 +1,7 @@
 """find_targets finds layers that act, in every class that is named, and refuses what it doesn't know by its name."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import diffusers
@@ -8,7 +9,7 @@ import pytest
 import tiny_diffusion as tiny
 import torch
 import transformers
-from diffusers.models.embeddings import HunyuanDiTAttentionPool
+from diffusers.models.embeddings import HunyuanDiTAttentionPool, MochiAttentionPool
 from diffusers.models.transformers.transformer_hunyuanimage import HunyuanImageByT5TextProjection
 from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TransformerDecoderBlock
 from torch import Tensor, nn
@@ -90,6 +91,18 @@ def run_lumina2(model: nn.Module) -> Tensor:
 
 def run_wan(model: nn.Module) -> Tensor:
     return model(draws(1, 4, 2, 8, 8), STEPS[:1], draws(1, 5, 16)).sample
+
+
+def run_mochi(model: nn.Module) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "In CPU autocast, but")  # into float32, which it asks for
+        return model(draws(2, 4, 1, 8, 8), draws(2, 5, 8), STEPS, torch.ones(2, 5).bool()).sample
+
+
+def run_krea(model: nn.Module) -> Tensor:
+    places = torch.zeros(5 + 4, 3)
+    places[5:, 1:] = torch.cartesian_prod(torch.arange(2.0), torch.arange(2.0))
+    return model(draws(2, 4, 4), draws(2, 5, 3, 8), torch.tensor([0.3, 0.6]), places).sample
 
 
 def run_qwen(model: nn.Module) -> Tensor:
@@ -287,10 +300,47 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor], 
         EVERY,
     ),
     "CLIPTextModel": (tiny.clip, run_text, EVERY),
+    "MochiTransformer3DModel": (
+        lambda: diffusers.MochiTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            pooled_projection_dim=8,
+            in_channels=4,
+            text_embed_dim=8,
+            time_embed_dim=8,
+        ),
+        run_mochi,
+        EVERY,
+    ),
     "CLIPTextModelWithProjection": (lambda: tiny.clip(transformers.CLIPTextModelWithProjection), run_text, EVERY),
     "T5EncoderModel": (lambda: tiny.t5("relu"), run_text, EVERY),
     "T5EncoderModel, gated": (tiny.t5, run_text, EVERY),
 }
+
+
+if hasattr(diffusers, "Krea2Transformer2DModel"):
+    MODELS["Krea2Transformer2DModel"] = (
+        lambda: diffusers.Krea2Transformer2DModel(
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=16,
+            timestep_embed_dim=8,
+            text_hidden_dim=8,
+            num_text_layers=3,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 2, 2),
+        ),
+        run_krea,
+        EVERY,
+    )
 
 
 def built(name: str) -> nn.Module:
@@ -420,9 +470,10 @@ def test_experts_that_are_no_layers_are_refused_where_the_mlp_is_asked_for():
     ("word", "part"),
     [
         ("q", lambda: HunyuanDiTAttentionPool(4, 8, 2)),  # reads the weights of its layers
+        ("q", lambda: MochiAttentionPool(2, 8)),
         ("mlp", lambda: HunyuanImageByT5TextProjection(8, 8, 8)),
     ],
-    ids=["pooling", "projection"],
+    ids=["pooling", "Mochi's", "projection"],
 )
 def test_what_makes_the_text_ready_is_no_part_of_the_blocks(word, part):
     unet = tiny.unet()

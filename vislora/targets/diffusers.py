@@ -47,12 +47,16 @@ _MLP: tuple[tuple[str, ...], ...] = (
     ("linear_in", "linear_out"),  # Flux 2
     ("linear_1", "linear_2", "linear_3"),  # Lumina
     ("linear_1", "linear_2", "out_projection"),  # AuraFlow
+    ("gate", "up", "down"),  # Krea 2
+    ("ff_in", "ff_out"),  # MiniMax Music 3
+    ("ffn.0", "ffn.2"),  # Wan Animate 2
     ("proj_mlp",),  # single-stream blocks of Flux and its kin, where `o` is the block's proj_out
     ("to_qkv_mlp_proj",),  # those of Flux 2, in the rows below q, k and v
 )
 _CONV = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks; of down- and upsamplers
-# Pools the text for the time embedding through F.multi_head_attention_forward, which reads weights past the layers.
-_POOLING = ("HunyuanDiTAttentionPool",)
+# Pool the text for the time embedding; the first through F.multi_head_attention_forward, which reads weights past the
+# layers.
+_POOLING = ("HunyuanDiTAttentionPool", "MochiAttentionPool")
 # Attends from pictures to boxes, and isn't called without them.
 _WITH_BOXES = ("GatedSelfAttentionDense",)
 # Joint attention to the last block, after which the text is thrown away, though the block doesn't say so.
