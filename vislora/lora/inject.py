@@ -21,8 +21,8 @@ from vislora.lora.adaptable import (
     unadapted,
 )
 from vislora.lora.adapter import Adapter
+from vislora.lora.adapter_modules import AdapterModules
 from vislora.lora.algebra import blend
-from vislora.lora.held import Held
 from vislora.lora.low_rank import LowRank
 from vislora.lora.mixed import Assignment, mixed
 from vislora.lora.names import inside, module_named, parameter_named, set_parameter
@@ -44,8 +44,10 @@ class Adapters:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.active: str | None = None
-        self._held: dict[str, Held] = {}
-        self._base: Held | None = None  # the base's modules and biases in whose place are the active adapter's own
+        self._held: dict[str, AdapterModules] = {}
+        self._base: AdapterModules | None = (
+            None  # the base's modules and biases in whose place are the active adapter's own
+        )
         self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
         self._mixing = False  # each sample has its own adapter
         self._flags: dict[str, bool] = {}  # requires_grad of the model's parameters without adapters
@@ -81,7 +83,7 @@ class Adapters:
                 or part of one that is trained in full.
         """
         with self._on_the_base():
-            self._hold(name, Held.new(self.model, targets, settings, trained))
+            self._hold(name, AdapterModules.new(self.model, targets, settings, trained))
 
     def load(self, name: str, adapter: Adapter) -> None:
         """Add a trained adapter and make it active.
@@ -90,7 +92,7 @@ class Adapters:
             AdapterError: the name is taken, the adapter is empty, or one of its layers doesn't fit the model.
         """
         with self._on_the_base():
-            self._hold(name, Held.of(self.model, adapter))
+            self._hold(name, AdapterModules.of(self.model, adapter))
 
     def adapter(self, name: str) -> Adapter:
         """A copy, on the CPU, of an adapter's values as trained, whatever `scale` says. Where a model is sharded,
@@ -158,7 +160,7 @@ class Adapters:
         if self._base_weights:
             raise AdapterError(f"adapter {self.active!r} is merged into the weights; unmerge first")
         assignment, back = Assignment.of(names), self.active
-        held = [Held({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
+        held = [AdapterModules({}, {}, {}) if name is None else self._get(name) for name in assignment.names]
         if biased := [name for name, one in zip(assignment.names, held, strict=True) if one.biases]:
             raise AdapterError(f"adapter {biased[0]!r} trains biases, which can't differ within a batch")
         adapted, whole = _all(one.layers for one in held), _all(one.trained for one in held)
@@ -327,7 +329,7 @@ class Adapters:
                     self.merge()
             raise
 
-    def _hold(self, name: str, held: Held) -> None:
+    def _hold(self, name: str, held: AdapterModules) -> None:
         if name in self._held:
             raise AdapterError(f"an adapter named {name!r} is there already; remove it first or choose another name")
         if not held.layers:
@@ -340,11 +342,11 @@ class Adapters:
         self._put_in(name, held)
         self._held[name] = held
 
-    def _put_in(self, name: str, held: Held) -> None:
+    def _put_in(self, name: str, held: AdapterModules) -> None:
         # all that can fail comes first
         layers = {path: unadapted(self.model, path) for path in held.layers}
         held.follow(self.model)
-        self._base = Held(held.layers, {}, {}, held.dtype)
+        self._base = AdapterModules(held.layers, {}, {}, held.dtype)
         with torch.inference_mode():  # as in `_restore_flags`
             self.model.requires_grad_(False)
             for path, low in held.layers.items():
@@ -394,7 +396,7 @@ class Adapters:
         if self._mixing:
             raise AdapterError("each sample has its own adapter: leave per_sample before adding or switching adapters")
 
-    def _get(self, name: str) -> Held:
+    def _get(self, name: str) -> AdapterModules:
         if name not in self._held:
             raise AdapterError(f"no adapter named {name!r}; there is {', '.join(self._held) or 'none'}")
         return self._held[name]

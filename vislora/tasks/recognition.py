@@ -26,7 +26,7 @@ from vislora.formats.detect import read_adapter
 from vislora.formats.peft import write_peft
 from vislora.inference import Inference
 from vislora.lora import Adapter, Adapters
-from vislora.lora.held import chosen_biases
+from vislora.lora.adapter_modules import chosen_biases
 from vislora.lora.names import inside
 from vislora.metrics.updates import layer_updates, weight_updates
 from vislora.models.adapted import lora_settings

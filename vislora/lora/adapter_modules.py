@@ -21,7 +21,7 @@ _APART = ("q_bias", "v_bias")  # of a fused qkv without one, in BEiT, EVA and Sw
 
 
 @dataclass
-class Held:
+class AdapterModules:
     """Low-rank modules, and the adapter's own copies of the fully trained modules and of biases; all by their names in
     the model. `about` is as in `Adapter`."""
 
@@ -34,7 +34,7 @@ class Held:
     @classmethod
     def new(
         cls, model: nn.Module, targets: Iterable[TargetLayer], settings: LoraSettings, trained: Iterable[str]
-    ) -> "Held":
+    ) -> "AdapterModules":
         """An untrained adapter; see `Adapters.add`."""
         layers: dict[str, LowRank] = {}
         for target in targets:
@@ -49,7 +49,7 @@ class Held:
         return cls(layers, copies, _biases(model, settings.bias, layers, copies))
 
     @classmethod
-    def of(cls, model: nn.Module, adapter: Adapter) -> "Held":
+    def of(cls, model: nn.Module, adapter: Adapter) -> "AdapterModules":
         """A trained adapter; see `Adapters.load`."""
         return cls(
             {path: _low_rank(model, path, weights, adapter.dropout) for path, weights in adapter.layers.items()},
