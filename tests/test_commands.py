@@ -707,6 +707,7 @@ def test_mistakes_of_evaluation_and_prediction_are_explained(run, photos, tmp_pa
         ({"name": "local-dir:/nowhere"}, r"config\.json is missing"),
         ({"name": "vit_tiny_patch16_224", "weights": "/nowhere.safetensors"}, "no such file"),
         ({"name": "vit_tiny_patch16_224", "weights": __file__}, r"only \.safetensors is read"),
+        ({"name": "vit_tiny_patch16_224", "args": {"pretrained_cfg_overlay": 3}}, r"_overlay=3: expected a table"),
     ],
 )
 def test_models_that_can_not_be_built_are_explained(settings, message):

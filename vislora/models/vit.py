@@ -42,7 +42,10 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     folder = _folder(config.name)
     name = config.name if folder is None else f"{_LOCAL}{folder}"
     arguments = _arguments(config, num_classes)
-    overlay: dict[str, Any] = dict(arguments.get("pretrained_cfg_overlay") or {})
+    given = arguments.get("pretrained_cfg_overlay") or {}
+    if not isinstance(given, dict):
+        raise ModelError(f"model.args.pretrained_cfg_overlay={given}: expected a table, as {{interpolation: bicubic}}")
+    overlay: dict[str, Any] = dict(given)
     if config.img_size is not None:
         overlay["input_size"] = (3, config.img_size, config.img_size)
     if config.weights not in ("pretrained", "random"):
