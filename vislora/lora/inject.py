@@ -45,9 +45,8 @@ class Adapters:
         self.model = model
         self.active: str | None = None
         self._held: dict[str, AdapterModules] = {}
-        self._base: AdapterModules | None = (
-            None  # the base's modules and biases in whose place are the active adapter's own
-        )
+        # the base's modules and biases in whose place are the active adapter's own
+        self._base: AdapterModules | None = None
         self._base_weights: dict[str, nn.Parameter] = {}  # of merged layers
         self._mixing = False  # each sample has its own adapter
         self._flags: dict[str, bool] = {}  # requires_grad of the model's parameters without adapters
