@@ -74,7 +74,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         reference=judges.source,
         backbone=(judges.backbone.name, judges.backbone.sha256),
         style=judges.style,
-        warnings=judges.warnings(len(base.images)),
+        warnings=judges.warnings(base),
         updates=updates,
         left_out=judges.left_out,
     )
@@ -131,9 +131,9 @@ class _Judges:
     ) -> PictureScores:
         """Score pictures against the base model's and the reference."""
         seeds, n = len(self.config.seeds), len(drawn.images)
-        axis: StyleAxis = StyleAxis.between(base.seen.statistics, self.reference_seen.statistics)
-        each = {
-            "style": axis.along(drawn.seen.statistics),
+        axis = self._axis(base)
+        each = {} if axis is None else {"style": axis.along(drawn.seen.statistics)}
+        each |= {
             "content": kept_content(drawn.seen.pooled, base.seen.pooled),
             "drift": 1 - kept_content(drawn.unrelated.pooled, base.unrelated.pooled),
         }
@@ -157,12 +157,22 @@ class _Judges:
         figures["kernel"] = Estimate(kernel, *interval)
         return PictureScores(name, adapter, scale, drawn.images, n, figures, each)
 
-    def warnings(self, drawn: int) -> list[str]:
-        warning = sample_warning(drawn, len(self.reference), self.reference_seen.pooled.shape[1])
+    def warnings(self, base: _Drawn) -> list[str]:
+        warning = sample_warning(len(base.images), len(self.reference), self.reference_seen.pooled.shape[1])
         warnings = [] if warning is None else [warning]
+        if self._axis(base) is None:
+            warnings.append(
+                "style is left out: by so few pictures the reference can't be told from the base model's; give more "
+                "prompts or reference pictures, or others as reference"
+            )
         if self.left_out:
             warnings.append(f"left out of the reference: {len(self.left_out)} ({first_three(self.left_out)})")
         return warnings
+
+    def _axis(self, base: _Drawn) -> StyleAxis | None:
+        # of a single prompt each picture is one of several
+        seeds = len(self.config.seeds) if len(self.prompts) > 1 else 1
+        return StyleAxis.between(base.seen.statistics, self.reference_seen.statistics, seeds)
 
     def _mean(self, values: Tensor, seeds: int) -> Estimate:
         return mean_estimate(values, seeds, self.config.resamples, self.config.seed)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vislora.errors import DataError
 from vislora.metrics.intervals import mean_interval
 
 TITLES = {  # as they are called in files, and in tables
@@ -42,31 +41,41 @@ class StyleAxis:
     deviations serve as well. Each statistic counts in units of its standard deviation within a set, as in a linear
     discriminant with a diagonal covariance, so that what varies with a picture's content alone counts little.
 
+    The means are those of few pictures, and a picture that has a part in one lies nearer to it than another of its
+    kind would. So for each prompt the way begins at the mean over the others, and what the means' own noise adds to
+    the way's length is taken off: other pictures in the base's style are at 0, and in the reference's at 1, on average.
+
     Attributes:
-        origin: mean statistics of the base model's pictures, [S].
-        direction: [S], such that (statistics - origin) @ direction is 0 for the base's mean, 1 for the reference's.
+        base: statistics of the base model's pictures, [N, S].
+        ways: for each of these, [N, S], such that (statistics - base) @ way is 1 from one mean to the other.
     """
 
-    origin: Tensor
-    direction: Tensor
+    base: Tensor
+    ways: Tensor
 
     @staticmethod
-    def between(base: Tensor, reference: Tensor) -> "StyleAxis":
-        """From statistics of the base model's pictures [N, S] and of the reference's [M, S].
+    def between(base: Tensor, reference: Tensor, seeds: int = 1) -> "StyleAxis | None":
+        """None where the means are no further apart than by chance, to which half of the way's length would be due.
 
-        Raises:
-            DataError: the two have the same mean, so that nothing leads from one to the other.
+        Args:
+            base: statistics of the base model's pictures [P * seeds, S] of P >= 2 prompts, `seeds` each in a row.
+            reference: of the reference's pictures, [M, S], M >= 2.
         """
-        origin, way = base.mean(0), reference.mean(0) - base.mean(0)
         variance = (base.var(0, correction=0) + reference.var(0, correction=0)) / 2
-        weighted = torch.where(variance > 1e-12, way / variance.clamp_min(1e-12), 0.0)
-        if not way @ weighted > 0:
-            raise DataError("the reference pictures have the base model's style; give others as reference")
-        return StyleAxis(origin, weighted / (way @ weighted))
+        weight = torch.where(variance > 1e-12, 1 / variance.clamp_min(1e-12), 0.0)
+        prompts = base.unflatten(0, (-1, seeds)).mean(1)
+        length = (reference.mean(0) - prompts.mean(0)).square() @ weight
+        noise = sum(means.var(0) / len(means) @ weight for means in (prompts, reference))
+        if not noise < length / 2:
+            return None
+        others = (prompts.sum(0) - prompts) / (len(prompts) - 1)
+        ways = (reference.mean(0) - others) * weight / (length - noise)
+        return StyleAxis(base, ways.repeat_interleave(seeds, 0))
 
     def along(self, statistics: Tensor) -> Tensor:
-        """How far pictures with statistics [N, S] have come: 0 the base model's style, 1 the reference's; [N]."""
-        return (statistics - self.origin) @ self.direction
+        """How far pictures with statistics [N, S], of the base's prompts and noise, have come: 0 the base model's
+        style, 1 the reference's; [N]."""
+        return ((statistics - self.base) * self.ways).sum(1)
 
 
 def kept_content(pooled: Tensor, base: Tensor) -> Tensor:
