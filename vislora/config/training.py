@@ -70,9 +70,10 @@ class DiffusionObjective(ObjectiveConfig):
             self, "objective.", caption_dropout=(0, 1), preview_steps=(1, math.inf), before_after=(0, math.inf)
         )
         check_ranges(self, "objective.", noise_offset=(0, math.inf), timestep_shift=(0.01, 100))
+        check_ranges(self, "objective.", guidance=(-math.inf, math.inf))
         if self.prompts is not None and not self.prompts:
             raise ConfigError("objective.prompts is empty; give at least one, or null for captions of the data")
-        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0.0:
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0.0:
             raise ConfigError(f"objective.min_snr_gamma={self.min_snr_gamma}: expected more than 0, or null")
 
 
