@@ -15,7 +15,7 @@ from vislora.data.encoded import Gallery, LatentSet, PixelSet, encode
 from vislora.data.order import SampleKey
 from vislora.data.splits import Pixels
 from vislora.errors import DataError
-from vislora.models.diffusion import PipelineEncoder
+from vislora.models.diffusion import PipelineEncoder, model_key
 
 CPU = torch.device("cpu")
 
@@ -135,13 +135,16 @@ def test_a_picture_is_mirrored_from_left_to_right():
 
 
 @torch.no_grad()
-def test_an_autoencoder_that_overflows_in_half_precision_is_computed_in_single(tmp_path):
-    vae = tiny.stable_diffusion_xl(tmp_path / "words").vae.half()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_autoencoder_in_half_precision_computes_in_single(tmp_path, dtype):
+    vae = tiny.stable_diffusion_xl(tmp_path / "words").vae.to(dtype)
     images = 2 * torch.rand(1, 3, 16, 16) - 1
     expected = copy.deepcopy(vae).float().encode(images).latent_dist.mean * vae.config.scaling_factor
-    found = PipelineEncoder(SimpleNamespace(vae=vae), CPU).images(images)
-    torch.testing.assert_close(found, expected)
-    assert vae.dtype == torch.float16
+    before = copy.deepcopy(vae.state_dict())
+    encoder = PipelineEncoder(SimpleNamespace(vae=vae), CPU)
+    torch.testing.assert_close(encoder.images(images), expected)
+    assert all(torch.equal(now, before[name]) and now.dtype == dtype for name, now in vae.state_dict().items())
+    assert encoder.image_key != model_key([vae])  # as which other versions kept what half precision gave
 
 
 def test_showings_are_mirrored_one_by_one_as_often_as_is_set():

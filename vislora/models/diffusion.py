@@ -224,6 +224,8 @@ class PipelineEncoder:
         encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
         self._encoders = encoders
         self.image_key, self.text_key = model_key([pipe.vae]), model_key(encoders)
+        if pipe.vae.dtype != torch.float32:  # other latents than what those weights give in their own dtype
+            self.image_key = content_key(self.image_key, "float32")
         for module in (pipe.vae, *encoders):
             module.to(device)
 
@@ -234,12 +236,10 @@ class PipelineEncoder:
 
     def images(self, images: Tensor) -> Tensor:
         vae, together = self.pipe.vae, max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
-        upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-        if upcast:
-            vae.float()  # SDXL's overflows in fp16
+        dtype = vae.dtype
+        vae.float()  # SDXL's overflows in fp16, and bf16 would leave eight bits of what is learned from
         latents = torch.cat([encode_images(vae, part.to(self.device)) for part in images.split(together)])
-        if upcast:
-            vae.half()
+        vae.to(dtype)
         return latents
 
     def tokens(self, captions: list[str]) -> dict[str, Tensor]:
