@@ -27,6 +27,12 @@ from vislora.files import SETTINGS, write_json, write_tensors
 _ENDS = 1024  # numbers of each end of a weight that `frozen_key` looks at
 
 
+_NO_STEP = (  # settings that change what is drawn on the way, or how much memory it takes, and no step
+    *(f"objective.{name}" for name in ("prompts", "preview_steps", "guidance", "before_after")),
+    "model.gradient_checkpointing",
+)
+
+
 @dataclass
 class Progress:
     """How far a run is.
@@ -191,6 +197,8 @@ class Checkpoint:
 
 def _changes(key: str, old: Any, new: Any) -> list[str]:
     """What of a setting, or of those below it, has another value."""
+    if key in _NO_STEP:
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for k in {**old, **new} for line in _changes(f"{key}.{k}", old.get(k), new.get(k))]
     return [f"{key} was {old!r} and is now {new!r}"] if old != new else []

@@ -217,5 +217,5 @@ def test_sets_that_are_not_there_are_explained(tmp_path):
 
 def test_hub_sets_need_their_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # as where it isn't installed
-    with pytest.raises(DataError, match=r"pip install 'vislora\[hf\]'"):
+    with pytest.raises(DataError, match=r"the datasets package: pip install datasets"):
         load_splits(HfData(name="beans"), 0)

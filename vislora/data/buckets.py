@@ -38,7 +38,10 @@ def bucket_sizes(side: int, step: int = 64, longest: float = 2.0) -> list[Size]:
         ConfigError: the side is no multiple of the step, or so small that the square is the only size.
     """
     if side % step or side < step:
-        raise ConfigError(f"data.size={side}: expected a multiple of {step} pixels")
+        raise ConfigError(
+            f"pictures of {side} pixels have no buckets, which go in steps of {step}: give data.size as a multiple of "
+            f"that from {3 * step} on, or data.buckets=false"
+        )
     sizes = set()
     for width in range(step, math.floor(side * math.sqrt(longest)) + 1, step):
         height = side * side // width // step * step
