@@ -6,7 +6,7 @@ import pytest
 import tiny_diffusion as tiny
 import torch
 
-from vislora.drawing import Sampling, draw
+from vislora.drawing import Sampling, check_steps, draw
 from vislora.errors import ConfigError
 
 
@@ -48,6 +48,41 @@ def test_pipeline_without_an_autoencoder_draws(tmp_path):  # DeepFloyd's IF, whi
     pipe.set_progress_bar_config(disable=True)
     (image,) = draw(pipe, [("a bird", 0)], Sampling(steps=2, guidance=3.0, size=16))
     assert image.size == (16, 16)
+
+
+OLD_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of some schedulers
+
+
+@OLD_NUMPY
+@pytest.mark.parametrize(
+    ("scheduler", "settings", "steps"),
+    [
+        (diffusers.DDIMScheduler, {"steps_offset": 1}, 1000),  # raises IndexError
+        (diffusers.LCMScheduler, {}, 60),  # ValueError
+        (diffusers.EulerAncestralDiscreteScheduler, {"prediction_type": "sample"}, 2),  # NotImplementedError
+    ],
+)
+def test_what_a_scheduler_cant_draw_is_told_before_and_as_it_draws(tmp_path, scheduler, settings, steps):
+    pipe = tiny.stable_diffusion(tmp_path)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **settings)
+    with pytest.raises(ConfigError, match=rf"^steps={steps}: {scheduler.__name__}, of 1000 times, can't draw so: "):
+        check_steps(pipe.scheduler, steps, "steps")
+    pipe.unet.forward = lambda sample, *_, **__: (sample,)
+    with pytest.raises(ConfigError, match=r"^StableDiffusionPipeline can't draw that: "):
+        draw(pipe, [("a", 0)], Sampling(steps, 1.0, 16))
+
+
+@OLD_NUMPY
+@pytest.mark.parametrize("name", ["DDPM", "PNDM", "EulerAncestralDiscrete", "HeunDiscrete", "UniPCMultistep", "LCM"])
+def test_what_a_scheduler_can_draw_is_not_refused_and_draws_no_number(tmp_path, name):
+    pipe = tiny.stable_diffusion(tmp_path)
+    pipe.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipe.scheduler.config)
+    before, made_for = torch.get_rng_state(), pipe.scheduler.num_inference_steps
+    for steps in (4, 25):
+        check_steps(pipe.scheduler, steps, "steps")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert pipe.scheduler.num_inference_steps == made_for  # another one was tried
+    check_steps(tiny.flux(tmp_path / "flux").scheduler, 25, "steps")
 
 
 def test_pipeline_that_wants_a_picture_besides_says_so(tmp_path):

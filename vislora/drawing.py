@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from vislora.lora import Adapter
 
+_REFUSALS = (TypeError, ValueError, IndexError, NotImplementedError, AssertionError)  # of check_inputs and schedulers
 _ASKED = ("prompt", "num_inference_steps", "guidance_scale", "generator", "height", "width")
 
 
@@ -129,6 +130,36 @@ class Sampling:
     negative_prompt: str | None = None
 
 
+def check_steps(scheduler: Any, steps: int, setting: str) -> None:
+    """Refuse a number of sampling steps that a scheduler can't go through, before there is anything to draw.
+
+    Schedulers have limits of their own, and tell of them at the first step or at the last.
+
+    Args:
+        setting: what the steps are called, for the message.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    import torch
+
+    trial, nothing = type(scheduler).from_config(scheduler.config), torch.zeros(1, 4, 8, 8)
+    shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting", False) else {}  # any: a pipeline takes its own
+    try:
+        with torch.random.fork_rng([]):
+            trial.set_timesteps(steps, **shift)
+            for time in trial.timesteps:
+                if hasattr(trial, "scale_model_input"):  # not in flow matching
+                    trial.scale_model_input(nothing, time)
+                trial.step(nothing, time, nothing)
+    except _REFUSALS as error:
+        why = " ".join((str(error) or type(error).__name__).split())
+        raise ConfigError(
+            f"{setting}={steps}: {type(scheduler).__name__}, of {scheduler.config.num_train_timesteps} times, can't "
+            f"draw so: {why}; give another number of steps, or a pipeline with another scheduler"
+        ) from error
+
+
 def draw(
     pipe: Any,
     jobs: Sequence[tuple[str, int]],
@@ -167,8 +198,9 @@ def draw(
                     width=sampling.size,
                     **told,
                 )
-        except (TypeError, ValueError) as error:  # what its check_inputs raises
-            raise ConfigError(f"{type(pipe).__name__} can't draw that: {' '.join(str(error).split())}") from error
+        except _REFUSALS as error:
+            why = " ".join((str(error) or type(error).__name__).split())
+            raise ConfigError(f"{type(pipe).__name__} can't draw that: {why}") from error
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
     return [image for _, images in batches for image in images]

@@ -137,10 +137,18 @@ def test_weighting_that_a_flow_does_not_have_is_refused_before_weights_are_looke
         prepared(tmp_path / "pipe", photos, "data.size=64")
 
 
-def test_more_steps_of_a_preview_than_the_scheduler_has_are_refused_before_the_training(base, photos):
-    prepared(base, photos, "data.size=64", "objective.preview_steps=1000")
-    with pytest.raises(ConfigError, match=r"objective\.preview_steps=1001: expected 1 to 1000, the steps that"):
-        prepared(base, photos, "data.size=64", "objective.preview_steps=1001")
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (1000, r"=1000: DDIMScheduler, of 1000 times, can't draw so: index 1000 is out of bounds"),  # with its offset
+        (1001, r"=1001: DDIMScheduler, of 1000 times, can't draw so: .*1001 cannot be larger than"),
+    ],
+)
+def test_steps_of_a_preview_that_the_scheduler_hasnt_are_refused_before_the_training(base, photos, steps, message):
+    words = ["data.size=64", f"objective.preview_steps={steps}"]
+    with pytest.raises(ConfigError, match=rf"^objective\.preview_steps{message}"):
+        prepared(base, photos, *words)
+    prepared(base, photos, *words, "objective.before_after=0", "trainer.preview_every=null")  # where nothing is drawn
 
 
 @pytest.mark.parametrize(
@@ -151,6 +159,7 @@ def test_more_steps_of_a_preview_than_the_scheduler_has_are_refused_before_the_t
         ("data.prior.weight=-1", "data.prior.weight=-1.0: expected 0 or more"),
         ("data.prior.images=there", r"data\.prior\.images needs data\.prior\.prompt"),
         ("data.prior.weight=0.5", r"data\.prior\.weight needs data\.prior\.prompt"),
+        ("data.prior={prompt: a, images: b, count: 7}", r"count=7 is how many to draw, and data\.prior\.images gives"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_loaded(word, message):

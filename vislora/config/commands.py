@@ -69,7 +69,7 @@ class PictureFigures:
     """What is asked about adapters that draw."""
 
     # a file with a prompt a line (`prompt`, `prompt | label`, or `# a remark`; .jsonl: {"prompt": …, "label": …}), or a
-    # list of prompts; the captions held out from the adapter's training by default
+    # list of prompts; by default the captions held out from the adapter's training, or where none were all of its own
     prompts: Any = None
     unrelated: Any = None  # such a file or list, of prompts that the adapter should leave alone; a few by default
     seeds: list[int] = field(default_factory=lambda: [0, 1])

@@ -60,6 +60,11 @@ class PriorConfig:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if self.prompt is None and given:
             raise ConfigError(f"data.prior.{given[0]} needs data.prior.prompt, the caption of those pictures")
+        if self.images is not None and "count" in given:
+            raise ConfigError(
+                f"data.prior.count={self.count} is how many to draw, and data.prior.images gives a folder of them; "
+                "leave one of the two out"
+            )
 
 
 @dataclass

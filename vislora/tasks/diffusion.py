@@ -22,7 +22,7 @@ from vislora.data.load import load_captions
 from vislora.data.order import MicroBatches, Order, SampleKey, batch_loader
 from vislora.data.preflight import captioned_rows_of, look_through
 from vislora.data.prompts import noise_seed
-from vislora.drawing import Sampling, draw
+from vislora.drawing import Sampling, check_steps, draw
 from vislora.errors import ConfigError
 from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
@@ -63,9 +63,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         raise ConfigError(f"{config.model.name} is trained by flow matching: set objective.min_snr_gamma=null")
     pipe = load_pipeline(config.model, (autocast_dtype(precision) or torch.float32) if on_gpu else torch.float32)
     noises = schedule(pipe.scheduler, device)
-    most, asked = pipe.scheduler.config.num_train_timesteps, config.objective.preview_steps
-    if asked > most:  # most schedulers would refuse it at the first preview, and none has use for it
-        raise ConfigError(f"objective.preview_steps={asked}: expected 1 to {most}, the steps that the scheduler has")
+    if settings.preview_every is not None or config.objective.before_after:
+        check_steps(pipe.scheduler, config.objective.preview_steps, "objective.preview_steps")
     side = _side(pipe, config)
     with accelerator.main_process_first():  # so that one process prepares the caches
         splits = load_captions(data)
@@ -98,12 +97,14 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
     sampling = Sampling(config.objective.preview_steps, config.objective.guidance, side)
+    # no more pictures at once than training has memory for
+    at_once = min(8, max(1, settings.batch_size // settings.accumulation // accelerator.num_processes))
     casts = CastOnce(model, autocast_dtype(precision))
 
     def preview(file: Path) -> None:
         pipe.to(device)
         with casts.undone():
-            rows = [draw(pipe, [(prompt, seed) for prompt in prompts], sampling) for seed in range(2)]
+            rows = [draw(pipe, [(prompt, seed) for prompt in prompts], sampling, at_once) for seed in range(2)]
         save_grid(rows, prompts, file, ["seed 0", "seed 1"])
         spare()
 
@@ -117,7 +118,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             write_diffusers(replace(adapter, about=about), out / "adapter")
             write_updates(layer_updates(adapter, model), out)
             if texts := prompts[: config.objective.before_after]:
-                write_pairs(texts, *_before_and_after(pipe.to(device), adapters, texts, sampling), out)
+                write_pairs(texts, *_before_and_after(pipe.to(device), adapters, texts, sampling, at_once), out)
         return Outcome(out / "adapter")
 
     return Task(
@@ -154,14 +155,14 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
 
 
 def _before_and_after(
-    pipe: Any, adapters: Adapters, prompts: Sequence[str], sampling: Sampling
+    pipe: Any, adapters: Adapters, prompts: Sequence[str], sampling: Sampling, at_once: int
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """The prompts drawn without and with the adapter, from the same noise."""
     adapters.model.eval()
     found = []
     for scale in (0.0, 1.0):
         adapters.scale("default", scale)
-        found.append(draw(pipe, [(prompt, noise_seed(0, prompt)) for prompt in prompts], sampling))
+        found.append(draw(pipe, [(prompt, noise_seed(0, prompt)) for prompt in prompts], sampling, at_once))
     return found[0], found[1]
 
 

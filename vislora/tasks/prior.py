@@ -88,7 +88,8 @@ def _drawn(pipe: Any, prompt: str, data: CaptionedData, device: torch.device) ->
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(device)
-    sampling = Sampling(steps=25, guidance=5.0, size=data.size)
+    steps = min(25, pipe.scheduler.config.num_train_timesteps)
+    sampling = Sampling(steps, guidance=5.0, size=data.size)
     missing: Sequence[int] = [i for i in range(data.prior.count) if not (folder / f"{i:05d}.png").is_file()]
     for start in range(0, len(missing), _AT_ONCE):  # an interrupted run goes on from the last batch
         batch = missing[start : start + _AT_ONCE]
