@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from vislora.errors import AdapterError
-from vislora.lora import Adapters, LoraSettings, TargetLayer
+from vislora.lora import Adapters, LoraSettings, TargetLayer, prove_alive
 from vislora.targets.timm import find_targets
 
 DIM = 48
@@ -234,6 +234,38 @@ def test_convolutions_of_a_model_without_attention():
     model = timm.create_model("resnet18", num_classes=2)
     found = names(find_targets(model, ["conv"]))
     assert found == [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "ends"),
+    [
+        ("convnext_atto", {}, ("fc1", "fc2")),  # convolutions of one pixel
+        ("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (8, 8, 16, 16)}, ("fc1", "fc2")),
+        ("mixer_s32_224", {}, ("fc1", "fc2")),  # over channels, and over patches
+        ("resmlp_12_224", {}, ("fc1", "fc2")),
+    ],
+)
+def test_feed_forward_layers_of_a_model_without_attention_are_alive(name, size, ends):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **size)
+    for module in model.modules():  # LayerScale hides what is behind it at 1e-6
+        if hasattr(module, "gamma") and isinstance(module.gamma, nn.Parameter):
+            nn.init.ones_(module.gamma)
+    found = find_targets(model, ["mlp"])
+    assert names(found) == [
+        n for n, m in model.named_modules() if n.endswith(ends) and isinstance(m, nn.Linear | nn.Conv2d)
+    ]
+    assert not set(names(found)) & set(names(find_targets(model, ["conv"])))
+    last = names(find_targets(model, ["mlp"], "last:1"))
+    assert last == names(found)[-len(last) :]
+    assert len({one.rpartition(".mlp")[0] for one in last}) == 1
+    Adapters(model).add("it", found, LoraSettings(2, 4.0))
+    prove_alive(model, lambda: model(torch.randn(2, 3, 224, 224)))
+
+
+def test_a_model_without_attention_or_feed_forward_layers_has_no_mlp():
+    with pytest.raises(AdapterError, match=r"ResNet has no mlp in the chosen blocks \(no attention\); leave it out"):
+        find_targets(timm.create_model("resnet18", num_classes=2), ["mlp", "conv"])
 
 
 def test_convolutions_are_the_ungrouped_ones_that_are_neither_projections_nor_mlps():

@@ -42,8 +42,8 @@ def find_targets(
     Args:
         model: a timm model, or any with attention of the classes in `vislora.targets.families`.
         projections: any of `PROJECTIONS`.
-        blocks: which of the blocks that hold attention, see `vislora.targets.blocks.Blocks`. Attention outside all
-            blocks (a pooling head) goes with the block before it.
+        blocks: which of the blocks that hold attention (without any: that hold feed-forward modules), see
+            `vislora.targets.blocks.Blocks`. Attention outside all blocks (a pooling head) goes with the block before.
         trained: modules that are trained in full; layers in them are left out.
 
     Raises:
@@ -52,12 +52,15 @@ def find_targets(
     """
     wanted = _checked(projections)
     attentions = _attentions(model)
-    if not attentions and wanted != ["conv"]:
-        raise AdapterError(f"{type(model).__name__} holds no attention to adapt; conv is all it can be adapted in")
-    by_block = _blocks(model, attentions)
+    if not attentions and not set(wanted) <= {"mlp", "conv"}:
+        raise AdapterError(
+            f"{type(model).__name__} holds no attention to adapt; adapt its feed-forward layers and convolutions "
+            "(mlp, conv)"
+        )
+    by_block = _blocks(model, attentions or _mlps(model, "", ()))
     names = list(by_block)
     chosen = [names[index] for index in choose_blocks(blocks, names)]
-    held = {path: attentions[path] for block in chosen for path in by_block[block]}
+    held = {path: attentions[path] for block in chosen for path in by_block[block] if attentions}
     found: list[TargetLayer] = []
     for projection in wanted:
         layers = [_at(path, target) for path, module in held.items() for target in _of_attention(module, projection)]
@@ -65,7 +68,7 @@ def find_targets(
             layers += [TargetLayer(name) for block in chosen for name in _mlp_layers(model, block, attentions)]
         if projection == "conv":
             layers += [TargetLayer(name) for name in _other_convolutions(model, chosen, blocks, by_block, attentions)]
-        if chosen and not layers:
+        if not layers and (chosen or not by_block):
             raise AdapterError(_told_missing(model, projection, held))
         if other := [one.name for one in layers if not isinstance(submodule(model, one.name), _LAYERS)]:
             kind = type(submodule(model, other[0])).__name__
@@ -163,7 +166,7 @@ def _told_missing(model: nn.Module, projection: str, held: dict[str, nn.Module])
     for module in held.values():
         parts = {part for layer in _layout(module) for _ in layer.layers(module) for part in layer.parts}
         there.setdefault(type(module).__name__, set()).update(parts)
-    has = "; ".join(f"{name} has {', '.join(sorted(parts))}" for name, parts in there.items())
+    has = "; ".join(f"{name} has {', '.join(sorted(parts))}" for name, parts in there.items()) or "no attention"
     return f"{type(model).__name__} has no {projection} in the chosen blocks ({has}); leave it out of the targets"
 
 
@@ -201,7 +204,7 @@ def _mlps(model: nn.Module, block: str, attentions: Iterable[str]) -> Iterator[s
     held = [path for path in attentions if inside(path, block)]
     taken: list[str] = []
     for name, module in model.get_submodule(block).named_modules():
-        path = f"{block}.{name}"
+        path = f"{block}.{name}" if block else name
         if not name or any(inside(path, other) for other in [*held, *taken]):
             continue
         if any(inside(attention, path) for attention in held):
