@@ -183,6 +183,20 @@ def test_what_a_smaller_model_leaves_out_of_a_file_is_told(weights):
         build_vit(ModelConfig("test_vit", str(weights), args={"depth": 5}), 3)
 
 
+def test_weights_of_an_architecture_with_more_in_its_blocks_are_refused(weights):
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", init_values=0.1).state_dict(), weights)
+    message = (
+        r"weights\.safetensors has blocks\.0\.ls1\.gamma, .*, which test_vit lacks: .* choose the model\.name that"
+    )
+    with pytest.raises(ModelError, match=message):
+        build_vit(ModelConfig("test_vit", str(weights)), 3)
+    build_vit(ModelConfig("test_vit", str(weights), args={"init_values": 0.1}), 3)
+    save_file(timm.create_model("test_vit").state_dict() | {"blocks.0.attn.attn_mask": torch.ones(2)}, weights)
+    with pytest.warns(UserWarning, match=r"fits; left out of it: blocks\.0\.attn\.attn_mask"):  # a model works it out
+        build_vit(ModelConfig("test_vit", str(weights)), 3)
+
+
 def test_weights_in_the_home_folder_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(EMBEDDED, tmp_path / "birds")

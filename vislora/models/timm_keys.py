@@ -8,9 +8,13 @@ from contextlib import contextmanager
 
 import timm
 import torch
+from torch import nn
 
 from vislora.errors import ModelError, first_three
 from vislora.lora.names import inside
+
+# Buffers that some versions of timm keep in their files, and others work out
+_WORKED_OUT = ("attn_mask", "relative_position_index", "relative_coords_table", "num_batches_tracked")
 
 
 @contextmanager
@@ -39,17 +43,21 @@ def keys_told_by_timm() -> Iterator[dict[str, list[str]]]:
         log.setLevel(level)
 
 
-def check_keys(source: str, name: str, num_classes: int, head: list[str], told: dict[str, list[str]]) -> None:
-    """Refuse a file that lacks weights, and warn of those that settings of the model ask for besides.
+def check_keys(
+    source: str, model: nn.Module, name: str, num_classes: int, head: list[str], told: dict[str, list[str]]
+) -> None:
+    """Refuse a file that lacks weights, or has some that blocks of the model don't; warn of those that settings of the
+    model ask for besides, and of those that nothing of the model is called by.
 
     Args:
         source: where the weights came from, for messages.
+        model: what they were loaded into.
         name, num_classes: what timm made the model of, besides settings.
         head: names of the classifier's modules, which are new; a norm that stands beside one, which models pretrained
             without a classifier lack, starts without effect.
 
     Raises:
-        ModelError: a weight of the architecture as it is by default is in no file.
+        ModelError: a weight of the architecture as it is by default is in no file, or the file's is another one.
     """
     fresh = [key for key in told["Missing"] if not any(inside(key, part) for part in head)]
     unused = [key for key in told["Unexpected"] if not any(inside(key, part) for part in head)]
@@ -63,6 +71,13 @@ def check_keys(source: str, name: str, num_classes: int, head: list[str], told: 
                 f"{source} lacks {first_three(lost)}: it is incomplete, or another architecture's; fetch it again, or "
                 "choose the model.name that it belongs to"
             )
+    blocks = [path for path, _ in model.named_modules() if path.rpartition(".")[2].isdigit()]
+    within = [key for key in unused if not key.endswith(_WORKED_OUT) and any(inside(key, block) for block in blocks)]
+    if within:
+        raise ModelError(
+            f"{source} has {first_three(within)}, which {name} lacks: it is another architecture's, or a setting takes "
+            "them out; choose the model.name that it belongs to"
+        )
     if fresh or unused:
         lacking = f"lacks {first_three(fresh)}, which start untrained" if fresh else "fits"
         left = f"; left out of it: {first_three(unused)}" if unused else ""

@@ -87,7 +87,7 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     if config.img_size is not None:
         _check_size(model, config.img_size)
     source = config.name if config.weights == "pretrained" else config.weights
-    check_keys(source, name, num_classes, head, told)
+    check_keys(source, model, name, num_classes, head, told)
     return model.eval()
 
 
