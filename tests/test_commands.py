@@ -127,7 +127,7 @@ def test_a_run_of_which_no_figure_will_tell_says_so_as_it_begins(photos, tmp_pat
     words += [f"data.root={photos / 'train'}"]
     train(configure("train", words), tmp_path / "none")
     printed = capsys.readouterr().out
-    assert "24 images, 3 classes; none is held out to measure on, as with data.val_fraction=0.2" in printed
+    assert "24 images, 3 classes; nothing to measure on (data.val_fraction=0.2 would hold some out)" in printed
     train(configure("train", [*words, "data.val_fraction=0.2"]), tmp_path / "some")
     printed = capsys.readouterr().out
     assert "18 images, 3 classes\n" in printed
@@ -243,6 +243,23 @@ def test_predictions_are_the_models_probabilities_and_the_command_prints_them(ru
     told = [path.encode(errors="backslashreplace").decode() for path in paths]
     wanted = [f"{name}: {found[p][0][0]} {found[p][0][1]:.1%}" for name, p in zip(told, paths, strict=True)]
     assert done.stdout.splitlines() == wanted
+
+
+def test_predictions_are_written_into_a_file_where_one_is_named(run, photos, tmp_path, capsys):
+    pictures, adapter = [str(photos / "test")], str(run[0] / "adapter")
+    found = predict(PredictConfig(adapter=adapter, images=pictures, top=2))
+    for name in ("a.csv", "a.json"):
+        tell(PredictConfig(adapter=adapter, images=pictures, top=2, out=str(tmp_path / name)), tmp_path)
+        assert capsys.readouterr().out == f"15 pictures: {tmp_path / name}\n"
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = [(row["image"], row["class"], float(row["probability"])) for row in csv.DictReader(file)]
+    assert rows == [(image, *one) for image, ranking in found.items() for one in ranking]
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert {image: [(c["class"], c["probability"]) for c in ranking] for image, ranking in written.items()} == found
+    with pytest.raises(ConfigError, match=r"out=.*a\.csv is there already; choose another place"):
+        tell(PredictConfig(adapter=adapter, images=pictures, out=str(tmp_path / "a.csv")), tmp_path)
+    with pytest.raises(ConfigError, match=r"out=a\.txt: expected the name of a \.csv or a \.json file"):
+        configure("predict", [f"adapter={adapter}", "images=[a]", "out=a.txt"])
 
 
 def test_what_cant_be_read_in_a_folder_is_named_and_the_rest_predicted(run, photos, tmp_path, capsys):
@@ -375,13 +392,14 @@ def test_denormals_count_as_zero_in_training_alone(photos, weights, tmp_path, mo
     assert kept() > 0.0
 
 
-def test_a_training_goes_on_from_an_adapter(run, photos, weights, tmp_path):
+def test_a_training_goes_on_from_an_adapter(run, photos, weights, tmp_path, capsys):
     words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}", "optim.lr=0.0"]
     start = run[0] / "adapter"
     words += [f"adapter.start={start}", "trainer.epochs=1", "adapter.rank=3"]
     train(configure("train", words), tmp_path / "same")
     theirs, mine = read_peft(start), read_peft(tmp_path / "same" / "adapter")
     assert mine.equals(theirs)
+    assert f"adapter.start={start}: layers, ranks and scales are its own, whatever" in capsys.readouterr().out
 
     others = shutil.copytree(photos, tmp_path / "others")
     for split in ("train", "val", "test"):

@@ -1,6 +1,7 @@
-"""python -m vislora.predict adapter=runs/…/adapter IMAGE_OR_FOLDER …
+"""python -m vislora.predict adapter=runs/…/adapter IMAGE_OR_FOLDER … [top=5] [out=FILE.csv]
 
-Prints the most probable classes of each image, and of all in a folder and below it.
+Prints the most probable classes of each image, and of all in a folder and below it, or writes them into a .csv or .json
+file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from vislora.compose import command, quoted
 from vislora.config.commands import PredictConfig
 from vislora.config.training import Precision
-from vislora.files import check_there
+from vislora.files import check_there, free, write_json, write_rows
 from vislora.names import printable
 from vislora.paths import user_path
 
@@ -60,13 +61,30 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
 
 
 def _main(config: PredictConfig, _out: Path) -> None:
+    out = None if config.out is None else free(config.out)
     rankings = predict(config)
 
     from accelerate import PartialState
 
+    if out is not None:
+        if PartialState().is_main_process:
+            _write(rankings, out)
+            print(f"{len(rankings)} pictures: {out}")
+        return
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     for path, ranking in rankings.items():
         PartialState().print(printable(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranking)))
+
+
+def _write(rankings: dict[str, list[tuple[str, float]]], out: Path) -> None:
+    """A row for each class of each image, most probable first; in JSON by image."""
+    if out.suffix == ".json":
+        write_json(
+            {path: [{"class": name, "probability": p} for name, p in top] for path, top in rankings.items()}, out
+        )
+        return
+    rows = [[path, place, *one] for path, top in rankings.items() for place, one in enumerate(top, 1)]
+    write_rows([["image", "place", "class", "probability"], *rows], out)
 
 
 def _divided(words: list[str]) -> tuple[list[str], list[str]]:

@@ -156,6 +156,8 @@ def _train(kind: _Kind, config: TrainConfig, out: Path, validated: bool) -> Trai
         f"{config.model.name}: {trainable:,} of {parameters:,} parameters trained ({trainable / parameters:.2%}), "
         f"{precision.value} on {accelerator.device}, {last_step:,} steps, {task.about}"
     )
+    if start is not None:
+        accelerator.print(f"adapter.start={start}: layers, ranks and scales are its own, whatever other settings say")
     if resumed is not None:
         accelerator.print(f"goes on after step {resumed.progress.step:,} of {resumed.run_folder}")
     if isinstance(config.adapter, ProbeAdapter) and config.optim.head_lr is not None:

@@ -1,6 +1,7 @@
 """Putting adapters in, switching, merging and taking them out leaves nothing behind and loses nothing."""
 
 import copy
+import math
 import re
 import threading
 from dataclasses import replace
@@ -1020,7 +1021,7 @@ def test_bias_of_another_model_or_of_none_is_refused(images):
     adapters = Adapters(model)
     adapters.add("birds", [TargetLayer("0")], LoraSettings(2, 2.0, bias="lora_only"))
     value = adapters.adapter("birds")
-    with pytest.raises(AdapterError, match="another model: 0 has no bias"):
+    with pytest.raises(AdapterError, match="0 has no bias: a wrong name, or another model's adapter"):
         Adapters(nn.Sequential(nn.Linear(4, 4, bias=False))).load("birds", value)
     value.biases["0.bias"] = torch.ones(3)
     with pytest.raises(AdapterError, match=r"0.bias has shape \[3\], the model needs \[4\]"):
@@ -1043,3 +1044,32 @@ def test_wrapper_is_refused_with_what_to_adapt_instead(wrapper):
     x = torch.randn(3, 8)
     nn.init.normal_(model[0].lora.lora_B)
     torch.testing.assert_close(wrapped(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank is 0, expected a whole number from 1 on"),
+        ({"rank": "8"}, "rank is '8', expected a whole number"),
+        ({"alpha": math.nan}, "alpha is nan, expected a finite number"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected a share from 0 to below 1"),
+        ({"rank_pattern": {"0": 2.5}}, "0 is 2.5, expected a whole number"),
+    ],
+)
+def test_settings_that_make_no_pairs_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LoraSettings(**{"rank": 2, "alpha": 4.0} | settings)
+
+
+def test_layers_are_named_in_a_list_and_by_what_the_model_has():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    adapters = Adapters(model)
+    for arguments, message in (
+        (("0", LoraSettings(2, 4.0)), "targets='0': expected names in a list, ['0']"),
+        ((["0"], LoraSettings(2, 4.0), "1"), "trained='1': expected names in a list, ['1']"),
+        ((["0"], LoraSettings(2, 4.0), ["head"]), "Sequential has no module 'head': a wrong name, or another model's"),
+    ):
+        with pytest.raises(AdapterError, match=re.escape(message)):
+            adapters.add("it", *arguments)
+    adapters.add("it", ["1"], LoraSettings(2, 4.0))
+    assert [*adapters.adapter("it").layers] == ["1"]

@@ -263,6 +263,11 @@ def test_feed_forward_layers_of_a_model_without_attention_are_alive(name, size, 
     prove_alive(model, lambda: model(torch.randn(2, 3, 224, 224)))
 
 
+def test_projections_are_a_list():
+    with pytest.raises(AdapterError, match=r"projections='qkv': expected a list, \['qkv'\]"):
+        find_targets(vit(1), "qkv")
+
+
 def test_a_model_without_attention_or_feed_forward_layers_has_no_mlp():
     with pytest.raises(AdapterError, match=r"ResNet has no mlp in the chosen blocks \(no attention\); leave it out"):
         find_targets(timm.create_model("resnet18", num_classes=2), ["mlp", "conv"])

@@ -135,11 +135,14 @@ class PredictConfig:
     weights: str | None = None
     images: list[str] = MISSING
     top: int = 5
+    out: str | None = None  # a .csv or .json file to write to, in place of the terminal
     batch_size: int = 64
     precision: Precision = Precision.fp32
 
     def __post_init__(self) -> None:
         check_ranges(self, top=(1, math.inf), batch_size=(1, math.inf))
+        if self.out is not None and not self.out.endswith((".csv", ".json")):
+            raise ConfigError(f"out={self.out}: expected the name of a .csv or a .json file")
         if not self.images:
             raise ConfigError("images=[]: expected at least one picture or folder")
 

@@ -89,13 +89,13 @@ class Facts:
         return self.problem is None or self.problem.usable
 
 
-def read_image(path: Path, place: Place | None = None) -> Image.Image:
+def read_image(path: Path | str, place: Place | None = None) -> Image.Image:
     """A picture as `upright_rgb` makes it; where it lies in a larger file, `path` is but its name.
 
     Raises:
         DataError: the file is missing, empty, truncated, too large or no image.
     """
-    with no_warnings(), _opened(path, place) as picture:
+    with no_warnings(), _opened(Path(path), place) as picture:
         return upright_rgb(picture)
 
 

@@ -19,6 +19,7 @@ from vislora.formats.peft_attention import as_units, is_part, own_name, peft_nam
 from vislora.formats.single_file import layer, magnitude_of, read_tensors
 from vislora.lora import Adapter, LowRankWeights
 from vislora.lora.names import fits
+from vislora.paths import user_path
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -46,7 +47,7 @@ _UNSUPPORTED = [
 ]
 
 
-def write_peft(adapter: Adapter, folder: Path) -> None:
+def write_peft(adapter: Adapter, folder: Path | str) -> None:
     """Write an adapter folder that `peft.PeftModel.from_pretrained` opens; then read it back and compare. Where that
     fails, the tensors are removed.
 
@@ -58,6 +59,7 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         AdapterError: the adapter has no low-rank layers, mixes LoRA, rsLoRA and DoRA, or reads back differently.
     """
     check_holdable(adapter)
+    folder = user_path(folder)
     wide = replace(adapter, layers=as_units({name: w.as_one_pair() for name, w in adapter.layers.items()}))
     tensors: dict[str, Tensor] = {}
     for name, weights in wide.layers.items():

@@ -33,11 +33,14 @@ class AdapterModules:
 
     @classmethod
     def new(
-        cls, model: nn.Module, targets: Iterable[TargetLayer], settings: LoraSettings, trained: Iterable[str]
+        cls, model: nn.Module, targets: Iterable[TargetLayer | str], settings: LoraSettings, trained: Iterable[str]
     ) -> "AdapterModules":
         """An untrained adapter; see `Adapters.add`."""
+        for what, given in (("targets", targets), ("trained", trained)):
+            if isinstance(given, str):  # whose letters would be looked for
+                raise AdapterError(f"{what}={given!r}: expected names in a list, [{given!r}]")
         layers: dict[str, LowRank] = {}
-        for target in targets:
+        for target in (TargetLayer(one) if isinstance(one, str) else one for one in targets):
             if target.name in layers:
                 raise AdapterError(f"{target.name} is named twice among the targets")
             numbers = settings.dora or settings.pissa

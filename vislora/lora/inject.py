@@ -66,14 +66,14 @@ class Adapters:
         return list(self._held)
 
     def add(
-        self, name: str, targets: Iterable[TargetLayer], settings: LoraSettings, trained: Iterable[str] = ()
+        self, name: str, targets: Iterable[TargetLayer | str], settings: LoraSettings, trained: Iterable[str] = ()
     ) -> None:
         """Add an untrained adapter and make it active.
 
         Args:
             name: a new name.
-            targets: the layers to adapt, each an nn.Linear (quantised or not), an ungrouped, undilated nn.Conv2d or an
-                nn.MultiheadAttention (its fused q, k and v; its `out_proj` is a layer of its own).
+            targets: the layers to adapt, or their names; each an nn.Linear (quantised or not), an ungrouped, undilated
+                nn.Conv2d or an nn.MultiheadAttention (its fused q, k and v; its `out_proj` is a layer of its own).
             settings: rank, alpha, dropout of all of them.
             trained: names of modules to train in full beside them; the adapter gets its own copies.
 

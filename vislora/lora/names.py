@@ -25,7 +25,7 @@ def module_named(model: nn.Module, path: str) -> nn.Module:
     """
     module = submodule(model, path)
     if module is None:
-        raise AdapterError(f"the adapter belongs to another model: {type(model).__name__} has no module {path!r}")
+        raise AdapterError(f"{type(model).__name__} has no module {path!r}: a wrong name, or another model's adapter")
     return module
 
 
@@ -38,7 +38,7 @@ def parameter_named(model: nn.Module, path: str) -> nn.Parameter:
     module, _, key = path.rpartition(".")
     parameter = module_named(model, module)._parameters.get(key)
     if parameter is None:
-        raise AdapterError(f"the adapter belongs to another model: {module} has no {key}")
+        raise AdapterError(f"{module} has no {key}: a wrong name, or another model's adapter")
     return parameter
 
 

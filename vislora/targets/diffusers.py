@@ -125,6 +125,8 @@ def is_fused(attention: nn.Module) -> bool:
 
 
 def _checked(words: Sequence[str], known: Sequence[str], what: str) -> set[str]:
+    if isinstance(words, str):
+        raise AdapterError(f"{what}={words!r}: expected a list, [{words!r}]")
     if unknown := sorted(set(words) - set(known)):
         raise AdapterError(f"unknown {what} {', '.join(unknown)}; choose from {', '.join(known)}")
     if not words:

@@ -101,6 +101,8 @@ def available(model: nn.Module) -> tuple[str, ...]:
 
 
 def _checked(projections: Sequence[str]) -> list[str]:
+    if isinstance(projections, str):
+        raise AdapterError(f"projections={projections!r}: expected a list, [{projections!r}]")
     wanted = [name for name in PROJECTIONS if name in projections]
     if unknown := sorted(set(projections) - set(PROJECTIONS)):
         raise AdapterError(f"unknown projections {', '.join(unknown)}; choose from {', '.join(PROJECTIONS)}")

@@ -120,7 +120,7 @@ def _unmeasured(splits: Splits) -> str:
     """A hint where no figure will tell what was learned."""
     if splits.val is not None or splits.test is not None:
         return ""
-    return "; none is held out to measure on, as with data.val_fraction=0.2"
+    return "; nothing to measure on (data.val_fraction=0.2 would hold some out)"
 
 
 def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None) -> Adapters | None:
