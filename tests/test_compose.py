@@ -113,8 +113,12 @@ def test_an_option_in_place_of_a_recipes_own_keeps_its_values(tmp_path):
         ("trainer.precision=int8", r"expected one of \[auto, fp32, bf16, fp16\]"),
         (
             "recipe=vit_brids",
-            "recipe=vit_brids is not known; recipe can be: sd15_dreambooth, sd15_style, sdxl_style, sketch_style",
+            r"recipe=vit_brids is not known; did you mean vit_birds\? recipe can be: sd15_dreambooth, sd15_style",
         ),
+        ("recipe=cfg/recipe/mine.yaml", r"^recipe=cfg/recipe/mine.yaml: expected a recipe's name; --config-dir FOLDER"),
+        ("adapter=lroa", r"did you mean lora\? adapter can be: dora, full"),
+        ("recipes=vit_birds", r"unknown key recipes; did you mean recipe=OPTION\?"),
+        (str(Path(__file__).parent), "is no setting; did you mean data=imagefolder data.root=/.*tests"),
         ("recipe=null", "recipe=null: expected the name of an option; leave recipe out"),
         ("data=5", "data=5: expected the name of an option"),
         ("model=resnet", "model can be: diffusers, embedded, sd_embedded, timm"),
@@ -352,6 +356,26 @@ def test_an_option_that_a_recipe_would_overrule_is_refused(words, told, tmp_path
     assert "trainer.resume=nowhere: there is no such file" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        (
+            "train",
+            "--epochs",
+            "there is no option --epochs; settings are given as key=value: did you mean trainer.epochs=…?",
+        ),
+        ("train", "--learning-rate=1", "there is no option --learning-rate; .* did you mean optim.lr=…?"),
+        ("predict", "--adapter", "there is no option --adapter; .* did you mean adapter=…?"),
+        ("train", "--nope", "there is no option --nope; .* --cfg job prints the settings there are"),
+    ],
+)
+def test_an_option_that_there_isnt_is_answered_with_a_setting(name, word, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(name, lambda config, out: None, [word, "3"])
+    assert stopped.value.code == 2
+    assert re.fullmatch(f"vislora: {message}\n".replace("?", r"\?"), capsys.readouterr().err)
+
+
 def test_only_settings_of_the_command_are_meant():
     with pytest.raises(ConfigError, match="unknown key lr; `--cfg job` prints"):
         configure("predict", ["adapter=x", "images=[a]", "lr=1"])
@@ -382,6 +406,12 @@ def test_options_stand_anywhere_among_the_overrides(tmp_path):
             "# @package _global_\noptim: {lr: 1}\ndata: {root: pictures}\n",
             "leave out data=…, or choose one that has it (captions, csv, cub200, imagefolder, metadata, shards, "
             "torchvision), in a recipe by `- override /data: captions`",
+        ),
+        ("# @package _global_\ndefaults:\n  - vit_brids\n", "recipe=vit_brids is not known; did you mean vit_birds?"),
+        ("# @package _global_\ndefaults:\n  - data: csv\n", "a recipe chooses data=csv as `- override /data: csv`"),
+        (
+            "# @package _global_\ndefaults:\n  - override data: csv\n",
+            "a recipe chooses another data with a slash before it: `- override /data: …`",
         ),
         ("# @package _global_\ntrainer: [1\n", "mine.yaml"),
         (

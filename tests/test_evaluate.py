@@ -176,7 +176,7 @@ def test_mistakes_are_explained(runs, photos):
         "evaluate", [f"adapter={lora}", "calibrate=true", "data=imagefolder", f"data.root={photos}/test"]
     )
     with pytest.raises(
-        ConfigError, match=r"split=test: the data has train; give split=train, or train with data\.val_"
+        ConfigError, match=r"split=test: imagefolder has train; give split=train, or train with data\.val_"
     ):
         evaluate(config)
     config.split = "train"
@@ -223,6 +223,16 @@ def test_a_picture_to_map_that_isnt_there_is_told_of_before_anything_is_scored(r
     words = [f"adapter={runs / 'lora' / 'adapter'}", "map_images=[nowhere.jpg]"]
     with pytest.raises(DataError, match=r"nowhere\.jpg is missing"):
         evaluate(configure("evaluate", words), tmp_path / "out")
+
+
+def test_data_of_the_training_that_have_moved_are_asked_for(runs, tmp_path):
+    shutil.copytree(runs / "lora" / "adapter", tmp_path / "adapter")
+    about = json.loads((tmp_path / "adapter" / "vislora.json").read_text())
+    about["data"]["root"] = str(tmp_path / "gone")
+    (tmp_path / "adapter" / "vislora.json").write_text(json.dumps(about))
+    message = r"gone, on which .*adapter was trained, isn't there; give data=imagefolder data\.root=FOLDER, or"
+    with pytest.raises(ConfigError, match=message):
+        evaluate(configure("evaluate", [f"adapter={tmp_path / 'adapter'}"]))
 
 
 def test_adapters_of_one_base_share_a_probe_and_others_dont(runs, photos, tmp_path, monkeypatch):

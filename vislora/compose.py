@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -36,7 +37,7 @@ from vislora.config.schemas import SCHEMAS, WITH_GROUP
 from vislora.config.values import literal
 from vislora.errors import ConfigError, SweepError, VisloraError
 from vislora.files import holds_checkpoint
-from vislora.mistakes import explained, format_warning, is_of_files, is_of_hydra, unknown_key
+from vislora.mistakes import explained, format_warning, is_of_files, is_of_hydra, unknown_key, unknown_word
 from vislora.paths import CONF, RECIPES
 
 _HYDRA = tuple(int(part) for part in hydra_version.split(".")[:2])
@@ -58,8 +59,11 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         tell(_help(name, body.__globals__["__doc__"]))
         return
     rest, adapter = _take_adapter(name, words)
+    parser = get_args_parser()
+    if odd := [word for word in rest if re.match("--?[A-Za-z]", word) and not _is_option(word, parser)]:
+        _refuse(unknown_word(odd[0], name))
     # Hydra's parser gives up on overrides on both sides of an option, as in `recipe=NAME --multirun optim.lr=…`
-    overrides = get_args_parser().parse_intermixed_args(rest).overrides
+    overrides = parser.parse_intermixed_args(rest).overrides
     sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, overrides)]
 
     def run(config: DictConfig) -> object:
@@ -109,6 +113,12 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         _refuse(explained(error, name))
     except KeyboardInterrupt:
         _stop()
+
+
+def _is_option(word: str, parser: ArgumentParser) -> bool:
+    """Whether it is an option of Hydra, with its value or without, or short for one."""
+    known, given = parser._option_string_actions, word.partition("=")[0]
+    return given in known or given[:2] in known or any(one.startswith(given) for one in known if word[:2] == "--")
 
 
 def configure(name: str, overrides: Sequence[str] = ()) -> Any:

@@ -145,6 +145,12 @@ def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> li
         own = data_from_dict(about["data"])
     except ConfigError as error:
         raise ConfigError(f"what {folder} was trained on can't be told: {error}; give data=OPTION") from None
+    root = getattr(own, "root", None)
+    if root is not None and not user_path(root).exists():
+        option = data_to_dict(own)["option"]
+        raise ConfigError(
+            f"{root}, on which {folder} was trained, isn't there; give data={option} data.root=FOLDER, or other data"
+        )
     return [(data_to_dict(own)["option"], own)]
 
 
@@ -157,7 +163,7 @@ def _labelled_sets(
     found = []
     for title, data in _data_sets(config, folder, about):
         splits = _load(title, data, about.get("seed", 0), loaded, accelerator)
-        split = _split(splits, config.split)
+        split = _split(title, splits, config.split)
         if config.calibrate and splits.val is None:
             raise ConfigError(
                 f"calibrate=true: {title} has no validation split; train with data.val_fraction, or give pictures that "
@@ -219,12 +225,12 @@ def _told_apart(rows: list[Scored]) -> list[Scored]:
     return told
 
 
-def _split(splits: Splits, wanted: str) -> ImageSplit:
+def _split(title: str, splits: Splits, wanted: str) -> ImageSplit:
     split = {"train": splits.train, "val": splits.val, "test": splits.test}.get(wanted)
     if split is None:
         there = [name for name in ("train", "val", "test") if getattr(splits, name) is not None]
         more = "" if "val" in there else ", or train with data.val_fraction for a split=val"
-        raise ConfigError(f"split={wanted}: the data has {', '.join(there)}; give split={there[-1]}{more}")
+        raise ConfigError(f"split={wanted}: {title} has {', '.join(there)}; give split={there[-1]}{more}")
     return split
 
 

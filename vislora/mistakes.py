@@ -1,6 +1,7 @@
 """What a user can do about a mistake, in one sentence, where Hydra, OmegaConf and the system tell in several lines."""
 
 import errno
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from traceback import walk_tb
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from vislora.config.schemas import known_keys, options_of
+from vislora.config.schemas import WITH_GROUP, groups_of, known_keys, options_of
 from vislora.errors import ConfigError
 from vislora.paths import CONF, PACKAGE, RECIPES, cache_dir
 
@@ -71,6 +72,8 @@ def explained(error: Exception, name: str) -> ConfigError:
             f"{found[1]} is chosen already; to change it write {found[1]}=… without the +, and in a recipe "
             f"`- override /{found[1]}: …`"
         )
+    if found := re.search(r"Could not override 'recipe/(\w+)@", text):
+        return ConfigError(f"a recipe chooses another {found[1]} with a slash before it: `- override /{found[1]}: …`")
     if found := re.search(r"Could not override '(\w+)@recipe\.", text):
         return ConfigError(f"a recipe that overrides {found[1]} has to begin with the line `# @package _global_`")
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -109,18 +112,46 @@ def explained(error: Exception, name: str) -> ConfigError:
     if found := re.search(r"In '(\w+)/(\w+)_schema': .*Merge error: \w+ is not a subclass of", text, re.DOTALL):
         return ConfigError(f"{found[1]}={found[2]} is not for this command")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = [o for o in error.options or [] if not o.endswith("schema")]
-        return ConfigError(f"{group}={option} is not known; {group} can be: {', '.join(options) or 'nothing here'}")
+        return _unknown_option(str(error.missing_cfg_file), error.options or [])
     if "LexerNoViableAlt" in repr(error) or isinstance(error, OverrideParseException):
         word = str(getattr(error, "override", None))
         if re.fullmatch(r"\w+", word) and (RECIPES / f"{word}.yaml").is_file():
             return ConfigError(f"{word} is no setting; did you mean recipe={word}?")
+        if os.path.exists(word):  # Path's own exists() raises over a very long one
+            meant = f"data=imagefolder data.root={word}" if name in WITH_GROUP else f"adapter={word}"
+            return ConfigError(f"{word} is no setting; did you mean {meant}?")
         return ConfigError(
             f"can't read the override {word!r}; write key=value, and in lists quote what isn't in plain letters, as "
             "['grün']"
         )
     return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _unknown_option(file: str, options: Sequence[str]) -> ConfigError:
+    """That a group has no such option; `file` is GROUP/OPTION."""
+    group, _, option = file.rpartition("/")
+    inner = group.removeprefix("recipe/")
+    if group != inner and (CONF / inner).is_dir():  # which Hydra looks for below the recipe's own group
+        return ConfigError(f"a recipe chooses {inner}={option} as `- override /{inner}: {option}`")
+    if group != inner:
+        return ConfigError(
+            f"recipe={inner}/{option}: expected a recipe's name; --config-dir FOLDER tells the folder that holds "
+            "recipe/NAME.yaml"
+        )
+    known = [one for one in options if not one.endswith("schema")]
+    known = known or sorted(path.stem for path in (RECIPES if group == "recipe" else CONF / group).glob("*.yaml"))
+    near = get_close_matches(option, known, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return ConfigError(f"{group}={option} is not known{meant or ';'} {group} can be: {', '.join(known)}")
+
+
+def unknown_word(word: str, name: str) -> ConfigError:
+    """That the command `name` has no such option, as --epochs, and which setting may have been meant."""
+    key = word.lstrip("-").partition("=")[0].replace("-", "_")
+    known = known_keys(name)
+    meant = key if key in known else _meant(key, known)
+    hint = "--cfg job prints the settings there are" if meant is None else f"did you mean {meant}=…?"
+    return ConfigError(f"there is no option {word.partition('=')[0]}; settings are given as key=value: {hint}")
 
 
 def unknown_key(key: str, name: str) -> ConfigError:
@@ -136,6 +167,8 @@ def unknown_key(key: str, name: str) -> ConfigError:
         hint = "the folder of the run is hydra.run.dir=FOLDER"  # a name that nobody guesses
     elif (near := _meant(key, known)) is not None:
         hint = f"did you mean {near}?"
+    elif "." not in key and (group := get_close_matches(key, groups_of(name), n=1)):
+        hint = f"did you mean {group[0]}=OPTION?"
     else:
         hint = "`--cfg job` prints the keys there are"
     return ConfigError(f"unknown key {key}; {hint}")

@@ -290,6 +290,10 @@ def test_what_is_no_adapter_is_told(tmp_path):
                 read(run)
     with pytest.raises(AdapterError, match="holds none of the files of an adapter"):
         read_adapter(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "run" / "model" / name).touch()
+    with pytest.raises(AdapterError, match=r"model is a whole model; python -m vislora\.extract tuned=.*/model r"):
+        read_adapter(tmp_path / "run" / "model")
     for name in "ab":
         save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(AdapterError, match=r"holds 2 .safetensors files; name one"):

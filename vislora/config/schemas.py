@@ -65,11 +65,15 @@ def options_of(group: str, fits: Callable[[type], bool]) -> list[str]:
     return [file.stem for file in files if fits(schemas[OmegaConf.load(file).defaults[0]])]
 
 
+def groups_of(name: str) -> list[str]:
+    """The groups that a command chooses options of."""
+    defaults = OmegaConf.load(CONF / f"{_composed_as(name)}.yaml").defaults
+    return [group for entry in defaults if not isinstance(entry, str) for group in entry if "/" not in group]
+
+
 def known_keys(name: str) -> list[str]:
     """The settings of a command, and as GROUP.KEY those of the options of its groups, chosen or not."""
-    own = "train" if name in WITH_GROUP else name
-    defaults = OmegaConf.load(CONF / f"{own}.yaml").defaults
-    groups = {group for entry in defaults if not isinstance(entry, str) for group in entry}
+    own, groups = _composed_as(name), groups_of(name)
     keys: dict[str, None] = {}  # options of a group have settings in common
     for group, option, schema in SCHEMAS:
         if group not in groups and option != f"{own}_schema":
@@ -80,3 +84,8 @@ def known_keys(name: str) -> list[str]:
             if is_dataclass(f.type):
                 keys |= {f"{key}.{g.name}": None for g in fields(f.type)}
     return [*keys]
+
+
+def _composed_as(name: str) -> str:
+    """The command whose settings a command takes."""
+    return "train" if name in WITH_GROUP else name

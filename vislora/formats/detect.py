@@ -109,6 +109,11 @@ def _read_folder(folder: Path, pipeline: type | None) -> Adapter:
     if (folder / FILE).is_file():
         return read_adapter(folder / FILE, pipeline)
     check_no_run(folder)
+    if all((folder / name).is_file() for name in ("config.json", "model.safetensors")):
+        raise AdapterError(
+            f"{folder} is a whole model; python -m vislora.extract tuned={folder} rank=16 out=FOLDER makes an adapter "
+            "of what was trained"
+        )
     folders = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if other := [part.name for part in folders if part.name not in COMPONENTS]:
         raise AdapterError(
