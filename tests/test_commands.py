@@ -517,6 +517,7 @@ def test_a_sweep_leaves_a_table_of_its_runs(photos, weights, tmp_path):
     with (tmp_path / "sweep" / "results.csv").open(newline="") as table:
         first, second = csv.DictReader(table)
     assert "run 1: " in done.stdout
+    assert done.stdout.count("the runs so far: sweep/results.csv\n") == 2
     for row, rate in ((first, 1e-9), (second, 5e-3)):
         assert float(row["settings"].rpartition("optim.lr=")[2]) == rate
         metrics = (tmp_path / "sweep" / row["run"] / "metrics.jsonl").read_text().splitlines()

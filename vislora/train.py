@@ -319,7 +319,9 @@ def _main(config: TrainConfig, out: Path) -> float | None:
     result = train(config, out, validated=searches)
     if is_first:
         test = None if result.test is None else result.test.top1
-        _note_result(Path(hydra.sweep.dir) / "results.csv", [hydra.job.num, result.validation, test, words])
+        table = Path(hydra.sweep.dir) / "results.csv"
+        _note_result(table, [hydra.job.num, result.validation, test, words])
+        print(f"the runs so far: {table}")
     return result.validation
 
 
