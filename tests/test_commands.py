@@ -672,7 +672,7 @@ def test_an_interrupted_training_says_how_to_go_on(photos, tmp_path):
     finally:
         running.kill()  # it would go on for days where it ignores the signal, as below a shell's `&`
     assert running.returncode == 130
-    assert said.splitlines()[-1] == f"vislora: stopped; go on with trainer.resume={tmp_path / 'run'}"
+    assert said.splitlines()[-1] == f"vislora: stopped; the same command with trainer.resume={tmp_path / 'run'} goes on"
     assert "Traceback" not in said
 
 

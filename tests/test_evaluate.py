@@ -143,7 +143,7 @@ def test_the_zero_adapter_is_the_base_model_and_leaves_the_adapter_as_it_was(run
     assert not torch.allclose(zero.evaluation.predictions.logits, adapted.evaluation.predictions.logits, atol=1e-3)
 
 
-def test_a_temperature_is_fitted_to_the_pictures_that_the_training_held_out(runs, photos, tmp_path):
+def test_a_temperature_is_fitted_to_the_pictures_that_the_training_held_out(runs, photos, tmp_path, capsys):
     shared = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "data=imagefolder", "data.val_fraction=0.4"]
     words = [*shared, f"data.root={photos / 'train'}", "seed=3", "trainer.epochs=1", "logger.trackers=[]"]
     run = train(configure("train", words), tmp_path)
@@ -152,6 +152,7 @@ def test_a_temperature_is_fitted_to_the_pictures_that_the_training_held_out(runs
     *_, told = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert row.evaluation.calibration.nll == pytest.approx(told["val_loss"], rel=1e-5)
     (learned,) = evaluate(configure("evaluate", [*words, "split=train", "calibrate=true"]))
+    assert "pictures are few to fit a temperature to; with it the calibration may be worse" in capsys.readouterr().out
     held_out = row.evaluation.predictions
     fitted = fit_temperature(held_out.logits, held_out.labels)
     assert learned.evaluation.calibrated.temperature == pytest.approx(fitted)

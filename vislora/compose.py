@@ -84,7 +84,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
                 raise
             _refuse(explained(error, name))
         except KeyboardInterrupt:
-            _stop(f"; go on with trainer.resume={out}" if holds_checkpoint(out) else "")
+            _stop(f"; the same command with trainer.resume={out} goes on" if holds_checkpoint(out) else "")
         finally:
             # Hydra makes the folder at once: it stays empty after a refusal, and in all processes but the first
             if out != Path.cwd() and out.is_dir() and not any(out.iterdir()):

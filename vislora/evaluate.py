@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from vislora.report.scores import Scored
 
 
+_FEW = 100  # pictures to fit a temperature to
+
+
 def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     """Score each of `config.adapter`, which recognise, and their baselines over each data set; write the figures and a
     report into `out` if given.
@@ -280,6 +283,11 @@ def _score(
             temperature = fit_temperature(validation.logits, validation.labels)
         except DataError as error:  # of this row alone
             inference.accelerator.print(f"{name} on {title} isn't calibrated: {error}")
+        if temperature is not None and (count := len(validation.labels)) < _FEW:
+            inference.accelerator.print(
+                f"{name} on {title}: {count} pictures are few to fit a temperature to; with it the calibration may be "
+                "worse than without"
+            )
     predictions = predict_split(recognizer, split, inference)
     evaluation = evaluate_predictions(predictions, temperature, config.resamples, config.seed)
     evaluation = replace(evaluation, mistakes=show_mistakes(predictions, split, config.mistakes))

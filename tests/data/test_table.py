@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vislora.config.data import CsvData
+from vislora.config.data import CsvData, ImageFolderData
 from vislora.data.load import load_splits
 from vislora.errors import DataError
 
@@ -132,3 +132,12 @@ def test_faulty_rows_are_told_together(root):
 def test_another_encoding_is_named(root):
     with pytest.raises(DataError, match="isn't text in UTF-8"):
         load(root, "image,label\n0.png,größe\n", "latin-1")
+
+
+def test_a_file_in_place_of_its_folder_is_told(tmp_path):
+    (tmp_path / "birds.csv").write_text("image,label\n")
+    file = tmp_path / "birds.csv"
+    with pytest.raises(DataError, match=r"csv is a file; give the folder that it is in, and data\.table=birds\.csv$"):
+        load_splits(CsvData(root=str(file)), 0)
+    with pytest.raises(DataError, match=r"birds\.csv is a file; give the folder that it is in$"):
+        load_splits(ImageFolderData(root=str(file)), 0)

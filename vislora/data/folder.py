@@ -43,7 +43,10 @@ def image_folder(config: ImageFolderData) -> Splits:
             raise DataError(f"{child}: class {child.name!r} is unknown to train, which has {', '.join(classes)}")
     files = list_folder(config)
     if empty := set(classes) - {label for _, label in files["train"]}:
-        raise DataError(f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)})")
+        raise DataError(
+            f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)}); put some there, or take the "
+            "folder away"
+        )
     if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
     below = [*files_below(root)]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 
 from vislora.config.data import (
     BaseData,
@@ -31,6 +32,7 @@ from vislora.data.shards import image_shards
 from vislora.data.splits import Splits, hold_out
 from vislora.data.table import image_table, list_table
 from vislora.errors import DataError
+from vislora.paths import user_path
 
 _LOADERS: dict[type[DataConfig], Callable[..., Splits]] = {
     BirdsData: drawn_birds,
@@ -62,6 +64,7 @@ def load_captions(config: CaptionedData) -> CaptionedSplits:
     Raises:
         DataError: what is wrong with the data, and where.
     """
+    _check_root(config)
     return _CAPTIONED[type(config)](config)
 
 
@@ -71,6 +74,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     Raises:
         DataError: what is wrong with the data, and where.
     """
+    _check_root(config)
     splits = _LOADERS[type(config)](config)
     if len(splits.classes) < 2:
         raise DataError(f"the data has {len(splits.classes)} classes, and at least two are needed to tell apart")
@@ -97,4 +101,12 @@ def list_files(config: BaseData) -> Labelled | None:
     Raises:
         DataError: they can't even be listed.
     """
+    _check_root(config)
     return _LISTS[type(config)](config) if type(config) in _LISTS else None
+
+
+def _check_root(config: BaseData) -> None:
+    root = getattr(config, "root", None)
+    if root is not None and user_path(root).is_file():
+        table = f", and data.table={Path(root).name}" if isinstance(config, CsvData) else ""
+        raise DataError(f"data.root={root} is a file; give the folder that it is in{table}")

@@ -90,7 +90,7 @@ def text_lines(file: Path) -> list[str]:
     except FileNotFoundError:
         raise DataError(f"{file} is missing") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} isn't text in UTF-8: {error}") from None
+        raise DataError(f"{file} isn't text in UTF-8, as which it is to be saved: {error}") from None
 
 
 def by_number(label: str) -> tuple[int, str]:
