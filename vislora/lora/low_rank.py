@@ -167,8 +167,10 @@ class LowRank(nn.Module):
 
 
 def _check(weight: Tensor, rank: int, alpha: float, dropout: float, rows: Rows | None, dora: bool, pissa: bool) -> None:
-    if rank < 1 or not 0.0 <= dropout <= _MOST_DROPOUT:
-        raise AdapterError(f"rank={rank}, dropout={dropout}: rank must be at least 1, dropout in [0, {_MOST_DROPOUT}]")
+    if not isinstance(rank, int) or rank < 1 or not 0.0 <= dropout <= _MOST_DROPOUT:
+        raise AdapterError(
+            f"rank={rank!r}, dropout={dropout}: rank must be a whole number from 1 on, dropout in [0, {_MOST_DROPOUT}]"
+        )
     if not math.isfinite(alpha) or (pissa and alpha <= 0):
         raise AdapterError(f"alpha={alpha}: expected a number" + (", with PiSSA above 0" if pissa else ""))
     if any(not 0 <= start < stop <= weight.shape[0] for start, stop in rows or ()):
