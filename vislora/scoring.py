@@ -46,7 +46,7 @@ def labels_among(classes: Sequence[str], split: ImageSplit) -> Tensor:
     if unknown := [name for name in split.classes if name not in column]:
         raise DataError(
             f"class {unknown[0]!r} of the data is unknown to the adapter, whose classes are "
-            f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}"
+            f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}; leave its pictures out, or train with them"
         )
     return torch.tensor([column[split.classes[label]] for label in split.labels])
 

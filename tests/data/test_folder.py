@@ -70,6 +70,15 @@ def test_class_folders_alone_are_held_out_from_by_class(tmp_path):
     assert load_splits(ImageFolderData(root=str(tmp_path)), 0).val is None
 
 
+def test_folders_that_systems_keep_for_themselves_are_no_classes(tree):
+    before = load_splits(ImageFolderData(root=str(tree)), 0)
+    for folder in (".cache", "__MACOSX"):
+        picture(tree / folder / "train" / "cat" / "._a.png")
+        picture(tree / "train" / folder / "b.png")
+    after = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert (after.classes, after.train.names, after.problems) == (before.classes, before.train.names, before.problems)
+
+
 def test_pictures_that_only_other_programs_read_are_left_out_and_named_too(tree):
     for name in ("phone.HEIC", "phone.heif"):
         (tree / "train" / "cat" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))

@@ -109,7 +109,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         yield from (Path(where, name) for name in files)
 
 
@@ -150,11 +150,16 @@ def _give_up(error: OSError) -> NoReturn:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not _is_hidden(child.name))
 
 
 def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
     return [(path, child.name) for child in _subfolders(folder) for path in pictures_below(child)]
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a folder holds what systems keep for themselves, as macOS does in the archives that it makes."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_picture(path: Path) -> bool:
