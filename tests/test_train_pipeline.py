@@ -160,7 +160,7 @@ def test_the_report_shows_the_same_noise_before_and_after(sd, photos, tmp_path):
     run(sd, photos, tmp_path / "without", "objective.before_after=0", "data.size=64", "trainer.preview_every=100")
     assert not (tmp_path / "without" / "before_after").exists()
     (preview,) = (tmp_path / "without" / "previews").iterdir()
-    assert len(pixels(preview)) == 2 * (2 * 64 + 6) + 15 + 6  # two rows of the learned size, enlarged; and captions
+    assert len(pixels(preview)) == 2 * (2 * 64 + 6 + 15) + 15 + 6  # two seeds at the learned size, enlarged; captions
 
 
 def test_a_run_in_bfloat16_draws_previews_with_the_weights_as_they_were(sd, photos, tmp_path):
