@@ -84,12 +84,12 @@ def _drawn(pipe: Any, prompt: str, data: CaptionedData, device: torch.device) ->
     settings = [*settings_of(pipe.config), *settings_of(pipe.scheduler.config)]
     drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, *settings, model_key(modules))
     tokens = [rows.numpy().tobytes() for rows in tokenize(pipe, [prompt, ""]).values()]
-    key = content_key(prompt, *tokens, data.size, *drawn_by)
+    steps = min(25, pipe.scheduler.config.num_train_timesteps)
+    sampling = Sampling(steps, guidance=5.0, size=data.size)
+    key = content_key(prompt, *tokens, repr(sampling), *drawn_by)
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(device)
-    steps = min(25, pipe.scheduler.config.num_train_timesteps)
-    sampling = Sampling(steps, guidance=5.0, size=data.size)
     missing: Sequence[int] = [i for i in range(data.prior.count) if not (folder / f"{i:05d}.png").is_file()]
     for start in range(0, len(missing), _AT_ONCE):  # an interrupted run goes on from the last batch
         batch = missing[start : start + _AT_ONCE]
