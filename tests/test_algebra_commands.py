@@ -242,6 +242,10 @@ def test_what_recognises_and_what_draws_are_not_blended(birds, tmp_path):
         message = f"{adapter} recognises and {other} draws; only adapters of one model can be blended"
         with pytest.raises(AdapterError, match=message):
             blend(BlendConfig(adapter=[str(other), str(adapter)], weights=[1, 1], out=str(tmp_path / "both")))
+    for name in "ab":  # a recogniser's layers may be called as a UNet's are
+        write_peft(Adapter({"conv_in": low}, about={"classes": ["x", "y"]}), tmp_path / name)
+    both = [str(tmp_path / name) for name in "ab"]
+    blend(BlendConfig(adapter=both, weights=[1, 1], how=Blending.cat, out=str(tmp_path / "both")))
 
 
 def test_adapters_of_different_base_models_are_not_blended(birds, cats, tmp_path):

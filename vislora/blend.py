@@ -47,11 +47,11 @@ def blend(config: BlendConfig) -> Computed:
 
 def _check_kinds(files: Sequence[str], adapters: Sequence[Adapter]) -> None:
     """Refuse adapters that recognise and that draw together."""
-    from vislora.formats.components import is_pipelines, only_component
+    from vislora.formats.components import tell_no_component
 
     told = [*zip(files, adapters, strict=True)]
     recognise = [file for file, adapter in told if "classes" in adapter.about]
-    draw = [file for file, a in told if is_pipelines(a) or only_component(a.layers) is not None]
+    draw = [file for file, a in told if file not in recognise and not tell_no_component(a.layers)]
     if recognise and draw:
         raise AdapterError(f"{recognise[0]} recognises and {draw[0]} draws; only adapters of one model can be blended")
 
