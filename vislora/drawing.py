@@ -153,10 +153,9 @@ def check_steps(scheduler: Any, steps: int, setting: str) -> None:
                     trial.scale_model_input(nothing, time)
                 trial.step(nothing, time, nothing)
     except _REFUSALS as error:
-        why = " ".join((str(error) or type(error).__name__).split())
         raise ConfigError(
             f"{setting}={steps}: {type(scheduler).__name__}, of {scheduler.config.num_train_timesteps} times, can't "
-            f"draw so: {why}; give another number of steps, or a pipeline with another scheduler"
+            f"draw so: {_in_a_line(error)}; give another number of steps, or a pipeline with another scheduler"
         ) from error
 
 
@@ -199,11 +198,15 @@ def draw(
                     **told,
                 )
         except _REFUSALS as error:
-            why = " ".join((str(error) or type(error).__name__).split())
-            raise ConfigError(f"{type(pipe).__name__} can't draw that: {why}") from error
+            raise ConfigError(f"{type(pipe).__name__} can't draw that: {_in_a_line(error)}") from error
         mine.append((start, drawn.images))
     batches = mine if accelerator is None else sorted(gather_object(mine), key=lambda batch: batch[0])
     return [image for _, images in batches for image in images]
+
+
+def _in_a_line(error: Exception) -> str:
+    """What it says; of a bare assertion its class."""
+    return " ".join((str(error) or type(error).__name__).split())
 
 
 @contextmanager

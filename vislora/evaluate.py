@@ -35,7 +35,7 @@ from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError
 from vislora.files import check_there, check_unused
 from vislora.names import ends, short_names
-from vislora.paths import user_path
+from vislora.paths import absolute, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -148,13 +148,12 @@ def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> li
         own = data_from_dict(about["data"])
     except ConfigError as error:
         raise ConfigError(f"what {folder} was trained on can't be told: {error}; give data=OPTION") from None
-    root = getattr(own, "root", None)
+    root, option = getattr(own, "root", None), data_to_dict(own)["option"]
     if root is not None and not user_path(root).exists():
-        option = data_to_dict(own)["option"]
         raise ConfigError(
             f"{root}, on which {folder} was trained, isn't there; give data={option} data.root=FOLDER, or other data"
         )
-    return [(data_to_dict(own)["option"], own)]
+    return [(option, own)]
 
 
 def _labelled_sets(
@@ -194,7 +193,7 @@ def _check_held_out(folder: str, about: dict[str, Any], data: DataConfig, splits
     """What is held out of the training's data now is what was held out then, or an error."""
     own = {key: value for key, value in _pictures(data).items() if key != "val_fraction"}
     if own.get("root") is not None:
-        own["root"] = str(user_path(own["root"]).absolute())
+        own["root"] = absolute(own["root"])
     trained = about["data"] if isinstance(about["data"], dict) else {}
     now = splits.held_out_key
     if own != {key: trained.get(key) for key in own} or about.get("held_out_key", now) == now:

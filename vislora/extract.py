@@ -69,13 +69,13 @@ def _from_folder(config: ExtractConfig) -> Computed:
 
 
 def _from_files(config: ExtractConfig) -> Computed:
+    from vislora.formats.single_file import WHOLE
     from vislora.lora import extraction
 
     if config.base is None:
         raise ConfigError(f"tuned={config.tuned} is no folder that names its base weights; give them with base=FILE")
     base, tuned = _weights("base", config.base), _weights("tuned", config.tuned)
-    whole = ("model.diffusion_model.", "cond_stage_model.")
-    if strange := next((name for name in tuned if name.startswith(whole)), None):
+    if strange := next((name for name in tuned if name.startswith(WHOLE)), None):
         raise ConfigError(
             f"tuned={config.tuned} is a whole checkpoint, with {strange}, in whose names no program reads an adapter; "
             "save it and the base as folders, by diffusers' from_single_file(FILE).save_pretrained(FOLDER), and give "

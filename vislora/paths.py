@@ -18,6 +18,11 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # pathlib's own raises RuntimeError for a user whom nobody knows
 
 
+def absolute(path: str | Path) -> str:
+    """A user's path as it is from any folder."""
+    return str(user_path(path).absolute())
+
+
 def cache_dir() -> Path:
     """The folder for downloads and everything that can be made again: $VISLORA_CACHE, or ~/.cache/vislora.
 

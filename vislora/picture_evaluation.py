@@ -57,7 +57,8 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         tell_cut_off(pipe, [prompt.text for prompt in judges.prompts])
 
     base = _draw(pipe, config, judges, "the base model", accelerator)
-    rows = [*judges.of_reference(), judges.of_drawn(base, base, "base model", None, None)]
+    axis = judges.axis(base)
+    rows = [*judges.of_reference(), judges.of_drawn(base, base, axis, "base model", None, None)]
     updates = {}
     for name, adapter in zip(names, adapters, strict=True):
         applied = apply(pipe, adapter)
@@ -65,7 +66,8 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         for scale in config.scales:
             title = name if config.scales == [1.0] else f"{name}, scale {scale:g}"
             applied.scale = scale
-            rows.append(judges.of_drawn(_draw(pipe, config, judges, title, accelerator), base, title, name, scale))
+            drawn = _draw(pipe, config, judges, title, accelerator)
+            rows.append(judges.of_drawn(drawn, base, axis, title, name, scale))
         unapply(pipe)
     return PictureEvaluation(
         prompts=judges.prompts,
@@ -74,7 +76,7 @@ def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
         reference=judges.source,
         backbone=(judges.backbone.name, judges.backbone.sha256),
         style=judges.style,
-        warnings=judges.warnings(base),
+        warnings=judges.warnings(len(base.images), axis),
         updates=updates,
         left_out=judges.left_out,
     )
@@ -127,11 +129,16 @@ class _Judges:
         return [PictureScores("reference", None, None, [], len(self.reference), figures)]
 
     def of_drawn(
-        self, drawn: _Drawn, base: _Drawn, name: str, adapter: str | None, scale: float | None
+        self,
+        drawn: _Drawn,
+        base: _Drawn,
+        axis: StyleAxis | None,
+        name: str,
+        adapter: str | None,
+        scale: float | None,
     ) -> PictureScores:
         """Score pictures against the base model's and the reference."""
         seeds, n = len(self.config.seeds), len(drawn.images)
-        axis = self._axis(base)
         each = {} if axis is None else {"style": axis.along(drawn.seen.statistics)}
         each |= {
             "content": kept_content(drawn.seen.pooled, base.seen.pooled),
@@ -157,10 +164,10 @@ class _Judges:
         figures["kernel"] = Estimate(kernel, *interval)
         return PictureScores(name, adapter, scale, drawn.images, n, figures, each)
 
-    def warnings(self, base: _Drawn) -> list[str]:
-        warning = sample_warning(len(base.images), len(self.reference), self.reference_seen.pooled.shape[1])
+    def warnings(self, drawn: int, axis: StyleAxis | None) -> list[str]:
+        warning = sample_warning(drawn, len(self.reference), self.reference_seen.pooled.shape[1])
         warnings = [] if warning is None else [warning]
-        if self._axis(base) is None:
+        if axis is None:
             warnings.append(
                 "style is left out: by so few pictures the reference can't be told from the base model's; give more "
                 "prompts or reference pictures, or others as reference"
@@ -169,7 +176,8 @@ class _Judges:
             warnings.append(f"left out of the reference: {len(self.left_out)} ({first_three(self.left_out)})")
         return warnings
 
-    def _axis(self, base: _Drawn) -> StyleAxis | None:
+    def axis(self, base: _Drawn) -> StyleAxis | None:
+        """The way from the base model's style to the reference's; None where so few pictures don't tell it."""
         # of a single prompt each picture is one of several
         seeds = len(self.config.seeds) if len(self.prompts) > 1 else 1
         return StyleAxis.between(base.seen.statistics, self.reference_seen.statistics, seeds)

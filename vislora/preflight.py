@@ -21,7 +21,7 @@ from vislora.config.data import BaseData, CaptionedData
 from vislora.config.model import ModelConfig, PipelineConfig
 from vislora.config.training import TrainConfig
 from vislora.errors import DataError, ModelError
-from vislora.paths import user_path
+from vislora.paths import absolute, user_path
 
 if TYPE_CHECKING:
     from vislora.data.captions import Captioned
@@ -44,7 +44,7 @@ def preflight(config: TrainConfig) -> Preflight:
 
     data = config.data
     if getattr(data, "root", None) is not None:
-        data = replace(data, root=str(user_path(data.root).absolute()))
+        data = replace(data, root=absolute(data.root))
     size, cut_off = _input_size(config), _cut_off(config)
     try:
         rows, problems = _loaded(data, config.seed)

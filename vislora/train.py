@@ -30,7 +30,7 @@ from vislora.config.values import to_dict
 from vislora.errors import ConfigError, SweepError
 from vislora.files import SETTINGS, check_there, check_unused, holds_checkpoint, naming
 from vislora.names import printable
-from vislora.paths import user_path
+from vislora.paths import absolute
 
 if TYPE_CHECKING:
     from vislora.metrics.recognition import Evaluation
@@ -267,20 +267,16 @@ def _make_paths_absolute(config: TrainConfig) -> None:
     """So that the adapter's base weights and data are found from any folder."""
     model, data = config.model, config.data
     if getattr(model, "weights", "random") not in ("pretrained", "random"):
-        model.weights = _absolute(model.weights)
+        model.weights = absolute(model.weights)
     if model.name.startswith("local-dir:"):
-        model.name = f"local-dir:{_absolute(model.name.removeprefix('local-dir:'))}"
+        model.name = f"local-dir:{absolute(model.name.removeprefix('local-dir:'))}"
     if isinstance(model, PipelineConfig) and model.name != "embedded" and Path(model.name).is_dir():
-        model.name = _absolute(model.name)
+        model.name = absolute(model.name)
     for group, name in ((data, "root"), (data, "quarantine"), (config.adapter, "start"), (config.trainer, "resume")):
         if getattr(group, name, None) is not None:
-            setattr(group, name, _absolute(getattr(group, name)))
+            setattr(group, name, absolute(getattr(group, name)))
     if isinstance(data, CaptionedData) and data.prior.images is not None:
-        data.prior.images = _absolute(data.prior.images)
-
-
-def _absolute(path: str) -> str:
-    return str(user_path(path).absolute())
+        data.prior.images = absolute(data.prior.images)
 
 
 def _write_settings(config: TrainConfig, task: Task, out: Path) -> None:

@@ -34,9 +34,11 @@ _FOREIGN = {
     "lora_transformer": "OneTrainer's names",
     "lycoris_": "LyCORIS' names",
 }
+WHOLE = ("model.diffusion_model.", "cond_stage_model.")
+"""What names in a whole checkpoint, as Stability AI's and kohya's are, begin with."""
+
 _REFUSED = {
-    "model.diffusion_model.": "a whole checkpoint",
-    "cond_stage_model.": "a whole checkpoint",
+    **dict.fromkeys(WHOLE, "a whole checkpoint"),
     "hada_": "LoHa",
     "lokr_": "LoKr",
     "oft_": "OFT",
