@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from functools import partial
 
@@ -19,7 +20,12 @@ HEADER = f"{'':28}{'precision':>10}{'ms':>9}{'x limit':>9}{'saved MB':>10}{'x li
 
 
 def compare(
-    name: str, models: dict[str, nn.Module], loss: Callable[[nn.Module], Tensor], precision: str, rounds: int
+    name: str,
+    models: dict[str, nn.Module],
+    loss: Callable[[nn.Module], Tensor],
+    precision: str,
+    rounds: int,
+    around: Mapping[str, Callable[[], AbstractContextManager]] | None = None,
 ) -> None:
     """Print a line for each model; the one under `LIMIT` is what the others are measured against.
 
@@ -29,9 +35,14 @@ def compare(
         loss: a scalar from a forward pass of one of them.
         precision: what the lines call it.
         rounds: turns of every model; two more warm up.
+        around: by title, a context to take a model's steps in.
     """
-    saved = {title: _saved_bytes(model, loss) for title, model in models.items()}
-    times = in_turns({title: partial(_step, model, loss) for title, model in models.items()}, rounds)
+    contexts = {title: (around or {}).get(title, nullcontext) for title in models}
+    saved = {}
+    for title, model in models.items():
+        with contexts[title]():
+            saved[title] = _saved_bytes(model, loss)
+    times = in_turns({title: partial(_step, model, loss, contexts[title]) for title, model in models.items()}, rounds)
     print(name)
     for title in models:
         print(
@@ -77,8 +88,11 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - since
 
 
-def _step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
-    seconds = timed(lambda: loss(model).backward())
+def _step(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], context: Callable[[], AbstractContextManager]
+) -> float:
+    with context():
+        seconds = timed(lambda: loss(model).backward())
     model.zero_grad(set_to_none=True)
     return seconds
 

@@ -2,11 +2,12 @@
 
 What an epoch of diffusion training costs with latents and text embeddings from the cache (data.cache=true), interleaved
 in one run with one that encodes pictures and captions in every step. The embedded pipeline, and one of Stable Diffusion
-1.5's shape with random weights; rank 8 on all attention. As in the trainer, the denoiser runs under autocast with its
-frozen weights cast once, and the encoders in the precision they are loaded in, on a CPU float32; on one, the
-half-precision step is timed only where it is native. An epoch is as many steps as there are batches of pictures, so
-ratios of steps are ratios of epochs. Pictures are decoded already, except in the "photos" cases, where they are JPEG
-files of a phone's 12 megapixels, as people have them: without a cache they are decoded and reduced in every epoch too.
+1.5's shape with random weights; rank 8 on all attention. As in the trainer, freed memory is kept, the denoiser runs
+under autocast with its frozen weights cast once, and the encoders in the precision they are loaded in, on a CPU
+float32; on one, the half-precision step is timed only where it is native. An epoch is as many steps as there are
+batches of pictures, so ratios of steps are ratios of epochs. Pictures are decoded already, except in the "photos"
+cases, where they are JPEG files of a phone's 12 megapixels, as people have them: without a cache they are decoded and
+reduced in every epoch too.
 "Of anew": the cached step, as a share of one in which autocast casts all weights each time.
 """
 
@@ -41,7 +42,14 @@ from vislora.models.denoiser import Denoiser
 from vislora.models.diffusion import EMBEDDED, PipelineEncoder, load_pipeline
 from vislora.objectives.diffusion import Diffusion
 from vislora.objectives.schedules import schedule
-from vislora.precision import CastOnce, autocast_dtype, cpu_has_bf16, new_accelerator, training_attention
+from vislora.precision import (
+    CastOnce,
+    autocast_dtype,
+    cpu_has_bf16,
+    freed_memory_kept,
+    new_accelerator,
+    training_attention,
+)
 from vislora.targets.diffusers import find_targets
 
 
@@ -78,7 +86,7 @@ def main() -> None:
     native = device.type == "cuda" or cpu_has_bf16()
     print(machine())
     print(f"{'':24}{'denoiser':>10}{'without':>12}{'cached':>12}{'ratio':>8}{'encoding':>12}{'of anew':>9}")
-    with tempfile.TemporaryDirectory() as folder:
+    with freed_memory_kept(device), tempfile.TemporaryDirectory() as folder:
         os.environ["VISLORA_CACHE"] = folder
         for name in options.cases:
             steps = Steps(CASES[name], device)

@@ -5,12 +5,14 @@ What one training step of a diffusion UNet costs: the frozen limit, vislora and 
 The frozen limit is the least any adapter can cost: the forward pass, and the backward pass of activations from the loss
 to the input of the first adapted layer. Adapters of rank 8 are on q, k, v and o of self and cross attention; under
 "convolutions" on all of the UNet's as well. The variants share the frozen weights, which are random; under bf16
-autocast they are in float32 on a CPU, which casts them in every step of every variant, where the trainer does it once,
-and in bf16 on a GPU, as the trainer has them.
+autocast they are in float32 on a CPU, which casts them in every step of every variant, and in bf16 on a GPU, as the
+trainer has them. "As trained" is what the trainer makes of the same layers on a CPU in bf16, where it casts the frozen
+weights once and computes short attention in float32.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 
@@ -20,12 +22,14 @@ from diffusers import UNet2DConditionModel
 from interleaved import HEADER, LIMIT, compare, machine
 from torch import Tensor, nn
 
+from vislora.config.training import Precision
 from vislora.lora import Adapters, LoraSettings
-from vislora.precision import cpu_has_bf16
+from vislora.precision import CastOnce, cpu_has_bf16, new_accelerator, training_attention
 from vislora.targets.diffusers import find_targets
 
 RANK, ALPHA = 8, 8
 ATTENTION = ["q", "k", "v", "o"]
+AS_TRAINED = "vislora, as trained"
 CONVOLUTIONS = [*ATTENTION, "proj", "conv"]
 
 
@@ -89,6 +93,7 @@ def with_peft(dropout: float, projections: list[str]) -> Callable[[nn.Module], n
 VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     LIMIT: limit,
     "vislora": vislora(0.0, ATTENTION),
+    AS_TRAINED: vislora(0.0, ATTENTION),
     "vislora, dropout 0.1": vislora(0.1, ATTENTION),
     "vislora, convolutions": vislora(0.0, CONVOLUTIONS),
     "PEFT": with_peft(0.0, ATTENTION),
@@ -117,12 +122,25 @@ def main() -> None:
             models = {
                 title: make(deepcopy(base, dict(shared)))
                 for title, make in VARIANTS.items()
-                if title in {LIMIT, *options.only}
+                if title in {LIMIT, *options.only} and (title != AS_TRAINED or _differs(device, precision))
             }
             latents = torch.randn(batch, base.config.in_channels, side, side, device=device)
             text = torch.randn(batch, tokens, base.config.cross_attention_dim, device=device)
             loss = partial(_loss, latents=latents, text=text, precision=precision)
-            compare(f"{name}, batch {batch}, latents {side}x{side}", models, loss, precision, options.rounds)
+            title = f"{name}, batch {batch}, latents {side}x{side}"
+            around = {AS_TRAINED: partial(_as_trained, models[AS_TRAINED])} if AS_TRAINED in models else None
+            compare(title, models, loss, precision, options.rounds, around)
+
+
+def _differs(device: torch.device, precision: str) -> bool:
+    """Whether the trainer has more to a step than its layers."""
+    return device.type == "cpu" and precision == "bf16"
+
+
+@contextmanager
+def _as_trained(model: nn.Module) -> Iterator[None]:
+    with CastOnce(model, torch.bfloat16), training_attention(new_accelerator(Precision.bf16)):
+        yield
 
 
 def _loss(model: nn.Module, latents: Tensor, text: Tensor, precision: str) -> Tensor:

@@ -1,5 +1,8 @@
 """Precision follows the device."""
 
+import os
+import platform
+import resource
 import subprocess
 import sys
 import warnings
@@ -216,3 +219,40 @@ def test_threads_started_meanwhile_take_denormals_for_zero_as_well():
     script = "from test_precision import *\nwith denormals_as_zero(): print(kept_denormals(4_000_000))"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert child.stdout == "0\n", child.stderr
+
+
+def pages_of_two_uses() -> int:
+    """How many pages the kernel had to give for the second of two blocks of 64 MB."""
+    counts = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return counts[1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(
+    ("device", "environment", "kept"),
+    [("cpu", {}, True), ("cuda", {}, False), ("cpu", {"MALLOC_TRIM_THRESHOLD_": "100000"}, False)],
+)
+def test_freed_memory_is_used_again_meanwhile_and_handed_back_afterwards(device, environment, kept):
+    script = f"""from test_precision import *
+from vislora.precision import freed_memory_kept
+before = pages_of_two_uses()
+with freed_memory_kept(torch.device("{device}")):
+    print(before, pages_of_two_uses())
+print(pages_of_two_uses())
+"""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    child = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env=own | environment,
+    )
+    assert not child.returncode, child.stderr
+    before, meanwhile, after = (int(word) for word in child.stdout.split())
+    assert (meanwhile < before / 4) is kept
+    assert after > before / 2

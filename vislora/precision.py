@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 # of a process for the first one, which draws, encodes or looks into what all need; torch would let it give up after
 # 10 minutes on GPUs, and after 30 on CPUs
 _LONGEST_WAIT = timedelta(days=1)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 _MANY_QUERIES = 768  # of 577 attention is faster in float32, of 1024 in bf16
 
 
@@ -166,7 +170,7 @@ def denormals_as_zero() -> Iterator[None]:
     products do anyway, in this thread and in those that it starts.
 
     It computes with them a hundred times more slowly, and a trained transformer may have many: where attention is all
-    on one token, the gradients of the others are as small. benchmarks/denormals.py has the times. Torch starts its
+    on one token, the gradients of the others are as small. benchmarks/cpu_process.py has the times. Torch starts its
     threads with the first operation that it divides: enter before it, or those threads stay as they are, which costs
     time and may change last bits.
     """
@@ -176,6 +180,29 @@ def denormals_as_zero() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Meanwhile, where a CPU computes under glibc, this process keeps what it frees for what it asks for next.
+
+    By itself glibc hands blocks of megabytes back, and every step gets them anew, where the kernel empties them page by
+    page as they are first written to; benchmarks/cpu_process.py has the times. Settings of the user's own are left as
+    they are (MALLOC_…_, GLIBC_TUNABLES).
+    """
+    own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if device.type != "cpu" or own or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:  # where glibc's own thresholds end, which rise with what is freed
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
+        libc.malloc_trim(0)
 
 
 def cpu_has_bf16() -> bool:

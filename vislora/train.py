@@ -101,9 +101,9 @@ def train(config: TrainConfig, out: Path, validated: bool = False) -> TrainResul
     _check_prefix_cache(config)
     check_there(_paths(config).items())
 
-    from vislora.precision import denormals_as_zero
+    from vislora.precision import denormals_as_zero, freed_memory_kept, own_device
 
-    with denormals_as_zero():
+    with denormals_as_zero(), freed_memory_kept(own_device()):
         return _train(kind, config, out, validated)
 
 

@@ -1,8 +1,8 @@
-"""python benchmarks/denormals.py [--rounds 20] [recipe=NAME key=value …]
+"""python benchmarks/cpu_process.py [--rounds 20] [recipe=NAME key=value …]
 
-What a recipe's training step costs a CPU where numbers below 1.2e-38 are computed with as they are, and where they
-count as zero, as in a training by `vislora.train`. Each way has a process of its own, because torch's threads keep what
-they were started with; the two take turns.
+What a recipe's training step costs a CPU in a process as Python starts it; where numbers below 1.2e-38 count as zero;
+where what is freed stays with the process; and with both, as in a training by `vislora.train`. Each way has a process
+of its own, because torch's threads and the C library keep what they were started with; they take turns.
 """
 
 import argparse
@@ -20,10 +20,23 @@ import torch
 from interleaved import in_turns, machine, ratio
 
 from vislora.compose import configure
-from vislora.precision import denormals_as_zero, new_accelerator, own_device, resolve_precision, training_attention
+from vislora.precision import (
+    denormals_as_zero,
+    freed_memory_kept,
+    new_accelerator,
+    own_device,
+    resolve_precision,
+    training_attention,
+)
 from vislora.train import kind_of
 
-VARIANTS = {"as they are": False, "denormals as zero": True}
+# whether denormals count as zero, and whether freed memory is kept
+VARIANTS = {
+    "as it is": (False, False),
+    "denormals as zero": (True, False),
+    "freed memory kept": (False, True),
+    "both": (True, True),
+}
 
 
 def main() -> None:
@@ -32,9 +45,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=["recipe=vit_birds"])
     options = parser.parse_args()
     processes = {}
-    for title, zero in VARIANTS.items():
+    for title, (zero, kept) in VARIANTS.items():
         processes[title], there = get_context("spawn").Pipe()
-        get_context("spawn").Process(target=train, args=(there, zero, options.overrides)).start()
+        get_context("spawn").Process(target=train, args=(there, zero, kept, options.overrides)).start()
         processes[title].recv()  # it is ready
     times = in_turns({title: partial(ask, process) for title, process in processes.items()}, options.rounds)
     for process in processes.values():
@@ -42,7 +55,7 @@ def main() -> None:
     print(f"{machine()}; {' '.join(options.overrides)}")
     for title in VARIANTS:
         milliseconds = 1e3 * statistics.median(times[title])
-        print(f"{title:20}{milliseconds:9.1f} ms{ratio(times[title], times['as they are']):8.2f}")
+        print(f"{title:20}{milliseconds:9.1f} ms{ratio(times[title], times['as it is']):8.2f}")
 
 
 def ask(process: Connection) -> float:
@@ -50,9 +63,13 @@ def ask(process: Connection) -> float:
     return process.recv()
 
 
-def train(parent: Connection, zero: bool, overrides: list[str]) -> None:
+def train(parent: Connection, zero: bool, kept: bool, overrides: list[str]) -> None:
     """Take a step whenever the parent says so, and tell it how many seconds it took."""
-    with denormals_as_zero() if zero else nullcontext(), tempfile.TemporaryDirectory() as out:
+    with (
+        denormals_as_zero() if zero else nullcontext(),
+        freed_memory_kept(own_device()) if kept else nullcontext(),
+        tempfile.TemporaryDirectory() as out,
+    ):
         config = configure("train", overrides)
         precision = resolve_precision(config.trainer.precision, own_device())
         accelerator = new_accelerator(precision)
