@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import warnings
@@ -221,28 +220,19 @@ def test_threads_started_meanwhile_take_denormals_for_zero_as_well():
     assert child.stdout == "0\n", child.stderr
 
 
-def pages_of_two_uses() -> int:
-    """How many pages the kernel had to give for the second of two blocks of 64 MB."""
-    counts = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)
-        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return counts[1]
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.parametrize(
     ("device", "environment", "kept"),
     [("cpu", {}, True), ("cuda", {}, False), ("cpu", {"MALLOC_TRIM_THRESHOLD_": "100000"}, False)],
 )
 def test_freed_memory_is_used_again_meanwhile_and_handed_back_afterwards(device, environment, kept):
-    script = f"""from test_precision import *
+    script = f"""import torch
+from pages import pages_of_a_block
 from vislora.precision import freed_memory_kept
-before = pages_of_two_uses()
+before = pages_of_a_block()
 with freed_memory_kept(torch.device("{device}")):
-    print(before, pages_of_two_uses())
-print(pages_of_two_uses())
+    print(before, pages_of_a_block())
+print(pages_of_a_block())
 """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     child = subprocess.run(
