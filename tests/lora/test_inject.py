@@ -1052,6 +1052,15 @@ def test_ranks_are_whole_numbers(rank):
             Adapters(nn.Sequential(nn.Linear(4, 4))).add("it", ["0"], settings)
 
 
+def test_ranks_end_with_the_longer_side_of_a_layer():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Conv2d(2, 3, 3))
+    adapters = Adapters(model)
+    adapters.add("most", ["0", "1"], LoraSettings(6, 4.0, rank_pattern={"1": 18}))
+    for name, rank, side in (("0", 7, 6), ("1", 19, 18)):
+        with pytest.raises(AdapterError, match=rf"rank {rank} for {name}, whose weight .* no side longer than {side};"):
+            adapters.add("more", [name], LoraSettings(rank, 4.0))
+
+
 def test_layers_are_named_in_a_list_and_by_what_the_model_has():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     adapters = Adapters(model)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from vislora.errors import AdapterError
 from vislora.lora.low_rank import LowRank, Rows
 from vislora.lora.names import fits
 
@@ -47,8 +48,18 @@ class LoraSettings:
             raise ValueError(f"bias is {self.bias!r}, expected one of {', '.join(get_args(Bias))}")
 
     def low_rank(self, target: TargetLayer, weight: Tensor) -> LowRank:
-        """Untrained pairs for one layer."""
+        """Untrained pairs for one layer.
+
+        Raises:
+            AdapterError: a rank beyond both sides of the weight, where the update has as many as the smaller one at
+                most; or a value that can't be, or fits no such layer.
+        """
         rank = _by_pattern(self.rank_pattern, target.name, self.rank)
+        if isinstance(rank, int) and rank > (longest := max(len(weight), weight[0].numel())):
+            raise AdapterError(
+                f"rank {rank} for {target.name}, whose weight {list(weight.shape)} has no side longer than {longest}; "
+                "choose a smaller one, as 8"
+            )
         alpha = _by_pattern(self.alpha_pattern, target.name, self.alpha)
         return LowRank(weight, rank, alpha, self.dropout, self.rslora, target.rows, self.dora, self.pissa)
 
