@@ -143,6 +143,35 @@ def test_the_zero_adapter_is_the_base_model_and_leaves_the_adapter_as_it_was(run
     assert not torch.allclose(zero.evaluation.predictions.logits, adapted.evaluation.predictions.logits, atol=1e-3)
 
 
+def test_pictures_that_were_learned_are_told(compared, runs, photos, tmp_path, capsys):
+    rows, out = compared
+    count = rows[2].evaluation.count
+    assert [row.learned for row in rows] == 2 * [0, None, count, None]
+    told = f"lora learned {count} of the {count} images of learned, or copies of them: its figures"
+    assert (out / "report.html").read_text().count(told) == 1
+
+    for name in CLASSES:
+        (tmp_path / "mixed" / "test" / name).mkdir(parents=True)
+        for split in ("train", "test"):
+            picture = read_image(photos / split / name / "3.png").resize((100, 80), Image.Resampling.BOX)
+            picture.save(tmp_path / "mixed" / "test" / name / f"{split}.bmp")
+    shutil.copytree(photos / "train", tmp_path / "mixed" / "train")
+    words = [f"adapter={runs / 'lora' / 'adapter'}", "data=imagefolder", f"data.root={tmp_path / 'mixed'}"]
+    (row,) = evaluate(configure("evaluate", words))
+    assert row.learned == 3
+    told = capsys.readouterr().out
+    assert "learned 3 of the 6 pictures of imagefolder, or copies of them; its figures" in told
+    assert f"new ones: {tmp_path / 'mixed' / 'test' / 'blue' / 'train.bmp'}, " in told
+
+    moved = shutil.copytree(runs / "lora" / "adapter", tmp_path / "adapter")
+    about = json.loads((moved / "vislora.json").read_text())
+    about["data"]["root"] = str(tmp_path / "gone")
+    (moved / "vislora.json").write_text(json.dumps(about))
+    (row,) = evaluate(configure("evaluate", [f"adapter={moved}", *words[1:]]))
+    assert row.learned is None
+    assert "learned" not in capsys.readouterr().out
+
+
 def test_a_temperature_is_fitted_to_the_pictures_that_the_training_held_out(runs, photos, tmp_path, capsys):
     shared = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "data=imagefolder", "data.val_fraction=0.4"]
     words = [*shared, f"data.root={photos / 'train'}", "seed=3", "trainer.epochs=1", "logger.trackers=[]"]
@@ -378,10 +407,10 @@ def test_nothing_is_held_out_of_what_was_learned_as_a_whole(photos, runs, tmp_pa
 def test_data_of_one_name_are_those_of_their_settings_and_divided_by_their_seed(photos):
     accelerator, loaded = new_accelerator(Precision.fp32, cpu=True), {}
     whole, part = (ImageFolderData(root=str(root), val_fraction=0.4) for root in (photos / "train", photos / "test"))
-    first, other, again = (_load("imagefolder", data, 0, loaded, accelerator) for data in (whole, part, whole))
+    first, other, again = (_load(data, 0, loaded, accelerator) for data in (whole, part, whole))
     assert first is again
     assert not {*first.val.names} & {*other.val.names}
-    assert _load("imagefolder", whole, 1, loaded, accelerator).val.names != first.val.names
+    assert _load(whole, 1, loaded, accelerator).val.names != first.val.names
 
 
 class Edge(nn.Module):

@@ -24,15 +24,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vislora.compose import command
 from vislora.config.commands import Baseline, Corruption, EvaluateConfig, PictureFigures, RecognitionFigures
-from vislora.config.data import AugmentConfig, DataConfig, data_from_dict, data_to_dict
+from vislora.config.data import AugmentConfig, DataConfig, TorchvisionData, data_from_dict, data_to_dict
 from vislora.config.training import Precision
-from vislora.errors import AdapterError, ConfigError, DataError
+from vislora.errors import AdapterError, ConfigError, DataError, first_three
 from vislora.files import check_there, check_unused
 from vislora.names import ends, short_names
 from vislora.paths import absolute, user_path
@@ -50,6 +50,18 @@ if TYPE_CHECKING:
 
 
 _FEW = 100  # pictures to fit a temperature to
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A data set to score on: its name and settings, its splits, the one that is scored, and how many pictures of that
+    were learned, where it can be told."""
+
+    title: str
+    data: DataConfig
+    splits: Splits
+    split: ImageSplit
+    learned: int | None
 
 
 def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
@@ -85,12 +97,13 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
     for name, folder, own in zip(short_names(config.adapter), config.adapter, sets, strict=True):
         recognizer = load_recognizer(folder, config.weights)
         recognizer.model.to(accelerator.device)
-        for title, data, splits, split in own:
-            for variant, entered in _variants(name, recognizer, splits, config, inference, probes):
+        for one in own:
+            for variant, entered in _variants(name, recognizer, one.splits, config, inference, probes):
+                seen = one if variant == name else replace(one, learned=None)
                 with entered as scored:
-                    rows.append(_score(variant, title, _pictures(data), scored, splits, split, config, inference))
+                    rows.append(_score(variant, seen, scored, config, inference))
         if out is not None:
-            first = own[0][-1]
+            first = own[0].split
             adapted.append(Adapted(name, *_what_changed(recognizer, first, asked, config.maps, accelerator.device)))
     rows = _told_apart(rows)
     if out is not None and accelerator.is_main_process:
@@ -158,13 +171,13 @@ def _data_sets(config: EvaluateConfig, folder: str, about: dict[str, Any]) -> li
 
 def _labelled_sets(
     config: EvaluateConfig, folder: str, about: dict[str, Any], loaded: dict[str, Splits], accelerator: Accelerator
-) -> list[tuple[str, DataConfig, Splits, ImageSplit]]:
-    """The data sets to score an adapter on, by name: the settings, the splits, and the one that is scored."""
+) -> list[_Set]:
+    """The data sets to score an adapter on."""
     from vislora.scoring import labels_among
 
     found = []
     for title, data in _data_sets(config, folder, about):
-        splits = _load(title, data, about.get("seed", 0), loaded, accelerator)
+        splits = _load(data, about.get("seed", 0), loaded, accelerator)
         split = _split(title, splits, config.split)
         if config.calibrate and splits.val is None:
             raise ConfigError(
@@ -174,15 +187,43 @@ def _labelled_sets(
         if config.split == "val" or config.calibrate:
             _check_held_out(folder, about, data, splits)
         labels_among(about["classes"], split)
-        found.append((title, data, splits, split))
+        learned = _learned(about, splits, split, loaded, accelerator)
+        if learned:
+            accelerator.print(
+                f"{folder} learned {len(learned):,} of the {len(split):,} pictures of {title}, or copies of them; its "
+                f"figures there don't tell how it does on new ones: {first_three(learned)}"
+            )
+        found.append(_Set(title, data, splits, split, None if learned is None else len(learned)))
     return found
 
 
-def _load(title: str, data: DataConfig, seed: int, loaded: dict[str, Splits], accelerator: Accelerator) -> Splits:
+def _learned(
+    about: dict[str, Any], splits: Splits, split: ImageSplit, loaded: dict[str, Splits], accelerator: Accelerator
+) -> list[str] | None:
+    """Names of those pictures of a split that the training learned, resized and recompressed ones too; None where that
+    can't be told, as of pictures that don't lie in files, or not any more."""
+    from vislora.data.duplicates import among
+
+    try:
+        own = data_from_dict(about["data"])
+        root = getattr(own, "root", None)
+        if root is None or not user_path(root).exists() or isinstance(own, TorchvisionData):  # none of whose are known
+            return None
+        trained = _load(own, about.get("seed", 0), loaded, accelerator)
+    except (ConfigError, DataError):
+        return None
+    known = [trained.facts[name].thumbnail for name in trained.train.names if name in trained.facts]
+    names = [name for name in split.names if name in splits.facts]
+    if not known or not names:
+        return None
+    return [names[i] for i in among([splits.facts[name].thumbnail for name in names], known)]
+
+
+def _load(data: DataConfig, seed: int, loaded: dict[str, Splits], accelerator: Accelerator) -> Splits:
     """The data set, divided as a training with the seed does it: what it held out must not be what it learned."""
     from vislora.data.load import load_splits
 
-    key = f"{title} {data} {seed}"
+    key = f"{data} {seed}"
     if key not in loaded:
         with accelerator.main_process_first():  # so that one process prepares the caches
             loaded[key] = load_splits(data, seed)
@@ -260,16 +301,7 @@ def _variants(
         yield f"{name}, linear probe", nullcontext(replace(probes[key], about=about))
 
 
-def _score(
-    name: str,
-    title: str,
-    pictures: dict[str, Any],
-    recognizer: Recognizer,
-    splits: Splits,
-    split: ImageSplit,
-    config: EvaluateConfig,
-    inference: Inference,
-) -> Scored:
+def _score(name: str, data: _Set, recognizer: Recognizer, config: EvaluateConfig, inference: Inference) -> Scored:
     from vislora.metrics.calibration import fit_temperature
     from vislora.metrics.recognition import evaluate_predictions
     from vislora.report.scores import Scored
@@ -277,20 +309,21 @@ def _score(
 
     temperature = None
     if config.calibrate:
-        validation = predict_split(recognizer, splits.val, inference)
+        validation = predict_split(recognizer, data.splits.val, inference)
         try:
             temperature = fit_temperature(validation.logits, validation.labels)
         except DataError as error:  # of this row alone
-            inference.accelerator.print(f"{name} on {title} isn't calibrated: {error}")
+            inference.accelerator.print(f"{name} on {data.title} isn't calibrated: {error}")
         if temperature is not None and (count := len(validation.labels)) < _FEW:
             inference.accelerator.print(
-                f"{name} on {title}: {count} pictures are few to fit a temperature to; with it the calibration may be "
-                "worse than without"
+                f"{name} on {data.title}: {count} pictures are few to fit a temperature to; with it the calibration "
+                "may be worse than without"
             )
-    predictions = predict_split(recognizer, split, inference)
+    predictions = predict_split(recognizer, data.split, inference)
     evaluation = evaluate_predictions(predictions, temperature, config.resamples, config.seed)
-    evaluation = replace(evaluation, mistakes=show_mistakes(predictions, split, config.mistakes))
-    return Scored(name, title, pictures, evaluation, _robustness(recognizer, split, config.corruptions, inference))
+    evaluation = replace(evaluation, mistakes=show_mistakes(predictions, data.split, config.mistakes))
+    robustness = _robustness(recognizer, data.split, config.corruptions, inference)
+    return Scored(name, data.title, _pictures(data.data), evaluation, robustness, data.learned)
 
 
 def _robustness(

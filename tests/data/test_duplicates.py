@@ -9,7 +9,7 @@ from PIL import Image
 
 from vislora.data import duplicates
 from vislora.data.birds import SPECIES, picture
-from vislora.data.duplicates import copies, near_pairs, perceptual_hashes
+from vislora.data.duplicates import among, copies, near_pairs, perceptual_hashes
 from vislora.data.images import CHROMA, THUMBNAIL, thumbnail
 
 
@@ -73,6 +73,14 @@ def test_scaled_and_compressed_copies_are_found(quality, scale):
     drawings = [picture(SPECIES[name], seed, 0.2, "natural", 160) for name in names for seed in range(5)]
     thumbnails = [thumbnail(d) for d in drawings] + [thumbnail(again(d, quality, scale)) for d in drawings]
     assert sorted(copies(thumbnails)) == [[i, i + 20] for i in range(20)]
+
+
+def test_copies_of_known_pictures_are_told_from_copies_among_themselves():
+    drawings = [picture(SPECIES["mallard"], seed, 0.2, "natural", 160) for seed in range(6)]
+    known = [thumbnail(d) for d in drawings[:3]]
+    others = [thumbnail(d) for d in (drawings[4], again(drawings[1], 75, 0.5), drawings[5], drawings[4], drawings[1])]
+    assert among(others, known) == [1, 4]
+    assert among(known, []) == among([], known) == []
 
 
 @pytest.mark.parametrize("degrees", [30, 60, 120, 180])

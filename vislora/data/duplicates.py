@@ -38,6 +38,12 @@ def copies(thumbnails: Sequence[bytes]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def among(thumbnails: Sequence[bytes], known: Sequence[bytes]) -> list[int]:
+    """Indices of the thumbnails that are copies of one of `known`."""
+    groups = copies([*known, *thumbnails])
+    return sorted(i - len(known) for group in groups if group[0] < len(known) for i in group if i >= len(known))
+
+
 def perceptual_hashes(grey: np.ndarray) -> np.ndarray:
     """Which of the 8 x 8 lowest frequencies of each thumbnail's grey values [N, THUMBNAIL**2] lie above their median:
     uint64 [N]."""

@@ -35,6 +35,7 @@ class Scored:
         pictures: the settings that decide which those are.
         evaluation: its figures.
         robustness: top-1 by corruption, at strengths 1 to 5; empty where none was tried.
+        learned: how many of the pictures were learned in training; None where it can't be told.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Scored:
     pictures: dict[str, Any]
     evaluation: Evaluation
     robustness: dict[Corruption, list[float]]
+    learned: int | None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def _row(index: int, row: Scored, rows: Sequence[Scored], config: EvaluateConfig
         by_kind = {kind.value: top1 for kind, top1 in row.robustness.items()}
         spoiled = {"mean": mean_top1(row.robustness), "top1": by_kind}
     about = {"name": row.name, "data": row.data, "folder": _folder(index, f"{row.name} {row.data}")}
+    about["learned"] = row.learned
     return about | values | {"robustness": spoiled, "compared_with": first.name, "differences": paired}
 
 

@@ -142,6 +142,12 @@ def all_scores(out: Path) -> Section | None:
         shown.append([row["name"], row["data"], f"{row['images']:,}", *cells, f"{row['nll']:.3f}"])
     note = "95% intervals over resampled images (percentile bootstrap); what another training changes isn't in them."
     html = table(header, shown, note)
+    for row in rows:
+        if count := row.get("learned"):
+            told = (
+                f"{row['name']} learned {count:,} of the {row['images']:,} images of {row['data']}, or copies of them"
+            )
+            html += paragraph(f"{told}: its figures there are better than on new ones.")
     compared = [row for row in rows if row.get("differences")]
     if compared:
         cells = [
