@@ -8,7 +8,7 @@ from PIL import Image
 
 from vislora.metrics.recognition import Predictions, evaluate_predictions
 from vislora.report.evaluation import write_evaluation
-from vislora.report.sections import all_scores, recognition, samples
+from vislora.report.sections import all_scores, data, recognition, samples
 
 
 def test_a_preview_is_called_by_its_step(tmp_path):
@@ -52,3 +52,9 @@ def test_a_table_of_scores_has_each_figure_over_its_interval(tmp_path):
     html = all_scores(tmp_path).html
     for i in range(5):
         assert f"{50 + i}.0%\n{47.9 + i:.1f} to {53.4 + i:.1f}" in re.sub(r"<br ?/?>", "\n", html)
+
+
+def test_a_report_says_where_nothing_was_held_out(tmp_path):
+    for pictures, told in (({"train": 24}, True), ({"train": 20, "val": 4}, False), ({"train": 9, "test": 9}, False)):
+        (tmp_path / "data.json").write_text(json.dumps({"pictures": pictures, "findings": []}))
+        assert ("Nothing was held out to measure on" in data(tmp_path).html) is told

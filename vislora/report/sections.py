@@ -114,6 +114,8 @@ def data(run: Path) -> Section | None:
     if found is None:
         return None
     html = paragraph(", ".join(f"{split}: {count:,} pictures" for split, count in found["pictures"].items()))
+    if [*found["pictures"]] == ["train"]:
+        html += paragraph("Nothing was held out to measure on; data.val_fraction holds some of the pictures out.")
     for finding in found["findings"]:
         said = f"{finding['level']}: {finding['what']} {finding['remedy']}".strip()
         items = [[item["name"], item["what"]] for item in finding["items"][:_ITEMS]]
