@@ -404,6 +404,22 @@ def test_nothing_is_held_out_of_what_was_learned_as_a_whole(photos, runs, tmp_pa
     assert evaluate(configure("evaluate", [*others, "split=val"]))[0].evaluation.count == 9
 
 
+def test_data_of_the_training_are_known_by_whatever_path_leads_to_them(photos, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(photos / "train")
+    base = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "logger.trackers=[]", "trainer.epochs=1"]
+    data = ["data=imagefolder", f"data.root={photos / 'train'}"]
+    partly = train(configure("train", [*base, *data, "data.val_fraction=0.25"]), tmp_path / "partly").artifact
+    wholly = train(configure("train", [*base, *data, "data.val_fraction=0"]), tmp_path / "wholly").artifact
+    for path in (f"{photos.name}/train", f"{tmp_path}/elsewhere/../link", f"{photos}/test/../train"):
+        words = ["data=imagefolder", f"data.root={path}", "data.val_fraction=0.25", "split=val", "precision=fp32"]
+        (row,) = evaluate(configure("evaluate", [f"adapter={partly}", *words]))
+        assert (row.evaluation.count, row.learned) == (6, 0)
+        with pytest.raises(ConfigError, match="learned all pictures of train"):
+            evaluate(configure("evaluate", [f"adapter={wholly}", *words]))
+
+
 def test_data_of_one_name_are_those_of_their_settings_and_divided_by_their_seed(photos):
     accelerator, loaded = new_accelerator(Precision.fp32, cpu=True), {}
     whole, part = (ImageFolderData(root=str(root), val_fraction=0.4) for root in (photos / "train", photos / "test"))

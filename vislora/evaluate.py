@@ -35,7 +35,7 @@ from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError, first_three
 from vislora.files import check_there, check_unused
 from vislora.names import ends, short_names
-from vislora.paths import absolute, user_path
+from vislora.paths import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -177,6 +177,7 @@ def _labelled_sets(
 
     found = []
     for title, data in _data_sets(config, folder, about):
+        data = _as_trained(data, about)
         splits = _load(data, about.get("seed", 0), loaded, accelerator)
         split = _split(title, splits, config.split)
         if config.calibrate and splits.val is None:
@@ -230,11 +231,21 @@ def _load(data: DataConfig, seed: int, loaded: dict[str, Splits], accelerator: A
     return loaded[key]
 
 
+def _as_trained(data: DataConfig, about: dict[str, Any]) -> DataConfig:
+    """The settings, with paths as the training had them where they lead to the same place: what was held out is known
+    by the pictures' names, which begin with them."""
+    trained = about["data"] if isinstance(about["data"], dict) else {}
+    same = {}
+    for key in ("root", "quarantine"):
+        path, theirs = getattr(data, key, None), trained.get(key)
+        if path is not None and isinstance(theirs, str) and user_path(path).resolve() == user_path(theirs).resolve():
+            same[key] = theirs
+    return replace(data, **same)
+
+
 def _check_held_out(folder: str, about: dict[str, Any], data: DataConfig, splits: Splits) -> None:
     """What is held out of the training's data now is what was held out then, or an error."""
     own = {key: value for key, value in _pictures(data).items() if key != "val_fraction"}
-    if own.get("root") is not None:
-        own["root"] = absolute(own["root"])
     trained = about["data"] if isinstance(about["data"], dict) else {}
     now = splits.held_out_key
     if own != {key: trained.get(key) for key in own} or about.get("held_out_key", now) == now:
