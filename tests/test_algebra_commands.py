@@ -286,6 +286,12 @@ def test_mistakes_are_explained(birds, tmp_path):
     (tmp_path / "pipeline" / "model_index.json").touch()
     with pytest.raises(ConfigError, match=r"pipeline is a whole pipeline; give a file of one of its models"):
         extract(ExtractConfig(tuned=str(tmp_path / "pipeline"), rank=2, out=out))
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"unet is a model's folder without vislora\.json, .* give the \.safetensors file"
+    ):
+        extract(ExtractConfig(tuned=str(tmp_path / "unet"), rank=2, out=out))
     with pytest.raises(ConfigError, match=r"can't be read as a \.safetensors file"):
         extract(ExtractConfig(tuned=__file__, base=__file__, rank=2, out=out))
     with pytest.raises(ConfigError, match=r"this command takes several adapters, adapter=\[FOLDER,FOLDER\]"):

@@ -32,12 +32,18 @@ def extract(config: ExtractConfig) -> Computed:
         VisloraError: a mistake in the settings, weights that can't be read, or changes that no adapter can hold.
     """
     from vislora.formats.detect import save_adapter
+    from vislora.formats.peft import ABOUT
 
     out, tuned = free(config.out), user_path(config.tuned)
     if (tuned / "model_index.json").is_file():
         raise ConfigError(
             f"tuned={tuned} is a whole pipeline; give a file of one of its models, as {tuned}/unet/….safetensors, "
             "and the base's with base=FILE"
+        )
+    if tuned.is_dir() and (tuned / "config.json").is_file() and not (tuned / ABOUT).is_file():
+        raise ConfigError(
+            f"tuned={tuned} is a model's folder without {ABOUT}, as diffusers writes them; give the .safetensors file "
+            "in it, and the base's with base=FILE"
         )
     computed = _from_folder(config) if tuned.is_dir() else _from_files(config)
     save_adapter(computed.adapter, out)

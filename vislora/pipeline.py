@@ -32,14 +32,17 @@ def apply(
     The pipeline's modules stay the objects they are, and nothing is merged. `enable_model_cpu_offload` may be on.
     Sequential and group offloading give every layer a forward of its own, which hides the adapter: that is refused, and
     while they are on, one that was there before can't be taken out. Don't turn sequential offloading on over an
-    adapter: it keeps what a state dict holds, and so loses the matrices, without which the pipeline can't draw.
+    adapter: it keeps what a state dict holds, and so loses the matrices, without which the pipeline can't draw. Nor
+    layerwise casting, which would store the matrices in as few bits as the weights.
     A component under torch.compile is compiled again when it next runs. `save_pretrained` saves the pipeline without
     the adapter's matrices, and a deep copy of the pipeline has the adapter in it, to be taken out by itself.
 
     Args:
         pipe: a pipeline of diffusers without an adapter.
         adapter: of any format that `read_adapter` reads. Several are blended exactly, their pairs side by side.
-        scale: factor on the low-rank pairs, any finite number; 0 is the base model, 1 as trained. Modules trained in
+        scale: factor on the low-rank pairs, any finite number; 0 is the base model, 1 as trained. With DoRA the
+            magnitudes go from the base's to the trained ones with it, where PEFT has them as trained at any scale, so
+            that diffusers draws other pictures of scales other than 1. Modules trained in
             full and biases, which a PEFT folder may hold, act in full at any.
         weights: a factor for each of several adapters; 1 by default.
 
