@@ -420,6 +420,22 @@ def test_data_of_the_training_are_known_by_whatever_path_leads_to_them(photos, r
             evaluate(configure("evaluate", [f"adapter={wholly}", *words]))
 
 
+def test_pictures_that_an_adapter_to_go_on_from_learned_are_not_held_out(photos, runs, tmp_path, capsys):
+    base = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "logger.trackers=[]", "trainer.epochs=1"]
+    base += ["data=imagefolder", f"data.root={photos / 'train'}"]
+    for name, first, told in (("other", "0.5", True), ("same", "0.25", False)):
+        begun = train(configure("train", [*base, f"data.val_fraction={first}"]), tmp_path / name).artifact
+        words = [*base, "data.val_fraction=0.25", f"adapter.start={begun}"]
+        gone_on = train(configure("train", words), tmp_path / f"{name}_on").artifact
+        assert (f"adapter.start={begun} learned pictures of these data that" in capsys.readouterr().out) is told
+        validated = configure("evaluate", [f"adapter={gone_on}", "split=val", "precision=fp32"])
+        if told:
+            with pytest.raises(ConfigError, match="learned all pictures of train, and those that"):
+                evaluate(validated)
+        else:
+            assert evaluate(validated)[0].evaluation.count == 6
+
+
 def test_data_of_one_name_are_those_of_their_settings_and_divided_by_their_seed(photos):
     accelerator, loaded = new_accelerator(Precision.fp32, cpu=True), {}
     whole, part = (ImageFolderData(root=str(root), val_fraction=0.4) for root in (photos / "train", photos / "test"))
