@@ -30,7 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 from vislora.compose import command
 from vislora.config.commands import Baseline, Corruption, EvaluateConfig, PictureFigures, RecognitionFigures
-from vislora.config.data import AugmentConfig, DataConfig, TorchvisionData, data_from_dict, data_to_dict
+from vislora.config.data import (
+    AugmentConfig,
+    DataConfig,
+    TorchvisionData,
+    data_from_dict,
+    data_to_dict,
+    pictures_to_dict,
+)
 from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, DataError, first_three
 from vislora.files import check_there, check_unused
@@ -245,10 +252,9 @@ def _as_trained(data: DataConfig, about: dict[str, Any]) -> DataConfig:
 
 def _check_held_out(folder: str, about: dict[str, Any], data: DataConfig, splits: Splits) -> None:
     """What is held out of the training's data now is what was held out then, or an error."""
-    own = {key: value for key, value in _pictures(data).items() if key != "val_fraction"}
-    trained = about["data"] if isinstance(about["data"], dict) else {}
-    now = splits.held_out_key
-    if own != {key: trained.get(key) for key in own} or about.get("held_out_key", now) == now:
+    from vislora.recognizer import learned_held_out
+
+    if not learned_held_out(about, data, splits.held_out_key):
         return
     if about["held_out_key"] is None:
         raise ConfigError(
@@ -259,11 +265,6 @@ def _check_held_out(folder: str, about: dict[str, Any], data: DataConfig, splits
         f"the data, or data.val_fraction, have changed since {folder} was trained, and what is held out now it learned "
         "in part; give it pictures that it hasn't seen, with data=… and split=…"
     )
-
-
-def _pictures(data: DataConfig) -> dict[str, Any]:
-    """The settings that decide which pictures a data set has, and not what training does to them."""
-    return {key: value for key, value in data_to_dict(data).items() if key not in ("augment", "crop_pct")}
 
 
 def _told_apart(rows: list[Scored]) -> list[Scored]:
@@ -334,7 +335,7 @@ def _score(name: str, data: _Set, recognizer: Recognizer, config: EvaluateConfig
     evaluation = evaluate_predictions(predictions, temperature, config.resamples, config.seed)
     evaluation = replace(evaluation, mistakes=show_mistakes(predictions, data.split, config.mistakes))
     robustness = _robustness(recognizer, data.split, config.corruptions, inference)
-    return Scored(name, data.title, _pictures(data.data), evaluation, robustness, data.learned)
+    return Scored(name, data.title, pictures_to_dict(data.data), evaluation, robustness, data.learned)
 
 
 def _robustness(

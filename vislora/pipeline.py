@@ -42,8 +42,8 @@ def apply(
         adapter: of any format that `read_adapter` reads. Several are blended exactly, their pairs side by side.
         scale: factor on the low-rank pairs, any finite number; 0 is the base model, 1 as trained. With DoRA the
             magnitudes go from the base's to the trained ones with it, where PEFT has them as trained at any scale, so
-            that diffusers draws other pictures of scales other than 1. Modules trained in
-            full and biases, which a PEFT folder may hold, act in full at any.
+            that diffusers draws other pictures of scales other than 1. Modules trained in full and biases, which a
+            PEFT folder may hold, act in full at any.
         weights: a factor for each of several adapters; 1 by default.
 
     Returns:

@@ -248,6 +248,11 @@ def data_to_dict(config: BaseData) -> dict[str, Any]:
     return {"option": option} | to_dict(config)
 
 
+def pictures_to_dict(config: BaseData) -> dict[str, Any]:
+    """Those of them that decide which pictures a data set has, and not what training does to them."""
+    return {key: value for key, value in data_to_dict(config).items() if key not in ("augment", "crop_pct")}
+
+
 def data_from_dict(values: Any) -> BaseData:
     """The inverse of `data_to_dict`, of what a file says.
 

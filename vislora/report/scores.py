@@ -116,8 +116,8 @@ def _row(index: int, row: Scored, rows: Sequence[Scored], config: EvaluateConfig
     if row.robustness:
         by_kind = {kind.value: top1 for kind, top1 in row.robustness.items()}
         spoiled = {"mean": mean_top1(row.robustness), "top1": by_kind}
-    about = {"name": row.name, "data": row.data, "folder": _folder(index, f"{row.name} {row.data}")}
-    about["learned"] = row.learned
+    folder = _folder(index, f"{row.name} {row.data}")
+    about = {"name": row.name, "data": row.data, "folder": folder, "learned": row.learned}
     return about | values | {"robustness": spoiled, "compared_with": first.name, "differences": paired}
 
 

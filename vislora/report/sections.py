@@ -149,7 +149,7 @@ def all_scores(out: Path) -> Section | None:
             told = (
                 f"{row['name']} learned {count:,} of the {row['images']:,} images of {row['data']}, or copies of them"
             )
-            html += paragraph(f"{told}: its figures there are better than on new ones.")
+            html += paragraph(f"{told}: its figures there don't tell how it does on new ones.")
     compared = [row for row in rows if row.get("differences")]
     if compared:
         cells = [

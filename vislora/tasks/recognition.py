@@ -1,6 +1,5 @@
 """Recognition: a timm model and labelled pictures."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -38,7 +37,7 @@ from vislora.models.smallest import blank_picture, check_own_size, prove_alive_c
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
-from vislora.recognizer import Recognizer, base_hash, build_base
+from vislora.recognizer import Recognizer, base_hash, build_base, learned_held_out
 from vislora.report.updates import write_updates
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
@@ -58,13 +57,12 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     model = build_vit(config.model, len(splits.classes))
     base_sha256 = base_hash(config.model, model)
     start = _start(config.adapter, model, base_sha256, splits.classes)
-    held_out_key = splits.held_out_key
-    if start is not None and _learned_what_is_held_out(start, config, held_out_key):
+    if start is not None and splits.held_out and learned_held_out(start.about, config.data, splits.held_out_key):
         accelerator.print(
             f"adapter.start={config.adapter.start} learned pictures of these data that are held out now, so that "
             "validations don't tell how it does on new ones; give data.val_fraction and seed of its training"
         )
-        held_out_key = None  # to this adapter none are
+        splits = replace(splits, held_out=False)  # of what this adapter has learned
     adapters = adapt(model, config.adapter, start)
     images = preprocessing(model, config.data.crop_pct)
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
@@ -87,7 +85,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     learned = [split for split in (splits.train, splits.val) if split is not None]
 
     def finish() -> Outcome:
-        about = _about(config, base_sha256, images, splits.classes, held_out_key)
+        about = _about(config, base_sha256, images, splits)
         artifact = out / ("model" if adapters is None else "adapter")
         if accelerator.is_main_process:
             _export(model, adapters, config, about, artifact)
@@ -222,34 +220,17 @@ def _from_features(
     return found[0], found[1], prefix.skipped(size)
 
 
-def _learned_what_is_held_out(start: Adapter, config: TrainConfig, held_out_key: str | None) -> bool:
-    """Whether an adapter to go on from was trained on the same data, with other pictures held out of them, or none."""
-
-    def pictures(data: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in data.items() if key not in ("augment", "crop_pct", "val_fraction")}
-
-    told = start.about.get("data")
-    same = isinstance(told, dict) and pictures(told) == pictures(data_to_dict(config.data))
-    return same and held_out_key is not None and start.about.get("held_out_key", held_out_key) != held_out_key
-
-
-def _about(
-    config: TrainConfig,
-    base_sha256: str | None,
-    images: Preprocessing,
-    classes: Sequence[str],
-    held_out_key: str | None,
-) -> dict[str, Any]:
+def _about(config: TrainConfig, base_sha256: str | None, images: Preprocessing, splits: Splits) -> dict[str, Any]:
     """What travels with the trained parameters, for whoever opens them."""
     return {
         "vislora": __version__,
         "model": asdict(config.model),
         "weights_sha256": base_sha256,
         "preprocessing": images.to_dict(),
-        "classes": list(classes),
+        "classes": list(splits.classes),
         "data": data_to_dict(config.data),
         "seed": config.seed,  # which decides what was held out, and random weights
-        "held_out_key": held_out_key,
+        "held_out_key": splits.held_out_key,
     }
 
 
