@@ -9,15 +9,13 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from interleaved import in_turns, machine, ratio
+from interleaved import Process, in_turns, machine, ratio
 
 from vislora.compose import configure
 from vislora.precision import (
@@ -44,27 +42,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("overrides", nargs="*", default=["recipe=vit_birds"])
     options = parser.parse_args()
-    processes = {}
-    for title, (zero, kept) in VARIANTS.items():
-        processes[title], there = get_context("spawn").Pipe()
-        get_context("spawn").Process(target=train, args=(there, zero, kept, options.overrides)).start()
-        processes[title].recv()  # it is ready
-    times = in_turns({title: partial(ask, process) for title, process in processes.items()}, options.rounds)
+    processes = {title: Process(steps, *settings, options.overrides) for title, settings in VARIANTS.items()}
+    times = in_turns(processes, options.rounds)
     for process in processes.values():
-        process.send("stop")
+        process.close()
     print(f"{machine()}; {' '.join(options.overrides)}")
     for title in VARIANTS:
         milliseconds = 1e3 * statistics.median(times[title])
         print(f"{title:20}{milliseconds:9.1f} ms{ratio(times[title], times['as it is']):8.2f}")
 
 
-def ask(process: Connection) -> float:
-    process.send("step")
-    return process.recv()
-
-
-def train(parent: Connection, zero: bool, kept: bool, overrides: list[str]) -> None:
-    """Take a step whenever the parent says so, and tell it how many seconds it took."""
+def steps(zero: bool, kept: bool, overrides: list[str]) -> Iterator[float | None]:
+    """The seconds of the recipe's steps, one after the other, once it is ready."""
     with (
         denormals_as_zero() if zero else nullcontext(),
         freed_memory_kept(own_device()) if kept else nullcontext(),
@@ -77,16 +66,14 @@ def train(parent: Connection, zero: bool, kept: bool, overrides: list[str]) -> N
         with task.training:
             model = accelerator.prepare(task.model.train())
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-            parent.send("ready")
+            yield None
             for batch in task.batches(0, config.trainer.epochs * task.order.steps_per_epoch):
-                if parent.recv() == "stop":
-                    break
                 since = time.perf_counter()
                 with training_attention(accelerator):
                     accelerator.backward(task.objective.losses(model, batch).mean())
                 optimizer.step()
                 optimizer.zero_grad()
-                parent.send(time.perf_counter() - since)
+                yield time.perf_counter() - since
 
 
 if __name__ == "__main__":

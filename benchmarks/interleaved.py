@@ -7,10 +7,13 @@ harm. "saved" is what autograd keeps for backward, parameters aside.
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import date
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +22,59 @@ LIMIT = "frozen limit"
 HEADER = f"{'':28}{'precision':>10}{'ms':>9}{'x limit':>9}{'saved MB':>10}{'x limit':>9}"
 
 
+class Process:
+    """A process of its own for a variant that takes its turns there: torch's threads and the C library keep what they
+    were started with.
+
+    Args:
+        work: a generator function of a module; it yields first what is to be known of the variant, then, whenever it
+            is resumed, the seconds of another turn.
+        arguments: its own, which are pickled.
+
+    Attributes:
+        ready: what it yielded first.
+    """
+
+    def __init__(self, work: Callable[..., Iterator[Any]], *arguments: Any) -> None:
+        context = get_context("spawn")
+        self._there, here = context.Pipe()
+        context.Process(target=_serve, args=(here, work, arguments), daemon=True).start()
+        here.close()
+        self.ready = self._there.recv()
+
+    def __call__(self) -> float:
+        self._there.send("turn")
+        return self._there.recv()
+
+    def close(self) -> None:
+        """Let it end."""
+        self._there.close()
+
+
 def compare(
     name: str,
     models: dict[str, nn.Module],
     loss: Callable[[nn.Module], Tensor],
     precision: str,
     rounds: int,
-    around: Mapping[str, Callable[[], AbstractContextManager]] | None = None,
+    processes: Mapping[str, Process] | None = None,
 ) -> None:
-    """Print a line for each model; the one under `LIMIT` is what the others are measured against.
+    """Print a line for each variant; the one under `LIMIT` is what the others are measured against.
 
     Args:
         name: of the table.
         models: variants by title.
         loss: a scalar from a forward pass of one of them.
         precision: what the lines call it.
-        rounds: turns of every model; two more warm up.
-        around: by title, a context to take a model's steps in.
+        rounds: turns of every variant; two more warm up.
+        processes: more variants by title, each of which has yielded the bytes that it keeps for backward.
     """
-    contexts = {title: (around or {}).get(title, nullcontext) for title in models}
-    saved = {}
-    for title, model in models.items():
-        with contexts[title]():
-            saved[title] = _saved_bytes(model, loss)
-    times = in_turns({title: partial(_step, model, loss, contexts[title]) for title, model in models.items()}, rounds)
+    apart = processes or {}
+    saved = {title: saved_bytes(model, loss) for title, model in models.items()}
+    saved |= {title: process.ready for title, process in apart.items()}
+    times = in_turns({title: partial(step, model, loss) for title, model in models.items()} | {**apart}, rounds)
     print(name)
-    for title in models:
+    for title in times:
         print(
             f"  {title:26}{precision:>10}{1e3 * statistics.median(times[title]):9.1f}"
             f"{ratio(times[title], times[LIMIT]):9.3f}{saved[title] / 1e6:10.1f}{saved[title] / saved[LIMIT]:9.3f}",
@@ -88,16 +118,14 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - since
 
 
-def _step(
-    model: nn.Module, loss: Callable[[nn.Module], Tensor], context: Callable[[], AbstractContextManager]
-) -> float:
-    with context():
-        seconds = timed(lambda: loss(model).backward())
+def step(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+    """Seconds of a forward and a backward pass."""
+    seconds = timed(lambda: loss(model).backward())
     model.zero_grad(set_to_none=True)
     return seconds
 
 
-def _saved_bytes(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
+def saved_bytes(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
     """Bytes of the distinct storages that the graph keeps for backward and that aren't parameters."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -114,6 +142,16 @@ def _saved_bytes(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
                 kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         nodes += [following for following, _ in node.next_functions]
     return sum(kept.values())
+
+
+def _serve(parent: Connection, work: Callable[..., Iterator[Any]], arguments: tuple) -> None:
+    with closing(work(*arguments)) as turns:
+        for result in turns:
+            parent.send(result)
+            try:
+                parent.recv()
+            except EOFError:  # closed
+                break
 
 
 def _synchronize() -> None:

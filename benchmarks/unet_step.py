@@ -6,25 +6,31 @@ The frozen limit is the least any adapter can cost: the forward pass, and the ba
 to the input of the first adapted layer. Adapters of rank 8 are on q, k, v and o of self and cross attention; under
 "convolutions" on all of the UNet's as well. The variants share the frozen weights, which are random; under bf16
 autocast they are in float32 on a CPU, which casts them in every step of every variant, and in bf16 on a GPU, as the
-trainer has them. "As trained" is what the trainer makes of the same layers on a CPU in bf16, where it casts the frozen
-weights once and computes short attention in float32.
+trainer has them. "As trained" is the same step as the trainer has a CPU take it, in a process of its own: freed
+memory stays with the process, and in bf16 the frozen weights are cast once and short attention is computed in float32.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 
 import peft
 import torch
 from diffusers import UNet2DConditionModel
-from interleaved import HEADER, LIMIT, compare, machine
+from interleaved import HEADER, LIMIT, Process, compare, machine, saved_bytes, step
 from torch import Tensor, nn
 
 from vislora.config.training import Precision
 from vislora.lora import Adapters, LoraSettings
-from vislora.precision import CastOnce, cpu_has_bf16, new_accelerator, training_attention
+from vislora.precision import (
+    CastOnce,
+    autocast_dtype,
+    cpu_has_bf16,
+    denormals_as_zero,
+    freed_memory_kept,
+    new_accelerator,
+    training_attention,
+)
 from vislora.targets.diffusers import find_targets
 
 RANK, ALPHA = 8, 8
@@ -93,7 +99,6 @@ def with_peft(dropout: float, projections: list[str]) -> Callable[[nn.Module], n
 VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     LIMIT: limit,
     "vislora": vislora(0.0, ATTENTION),
-    AS_TRAINED: vislora(0.0, ATTENTION),
     "vislora, dropout 0.1": vislora(0.1, ATTENTION),
     "vislora, convolutions": vislora(0.0, CONVOLUTIONS),
     "PEFT": with_peft(0.0, ATTENTION),
@@ -101,53 +106,66 @@ VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "PEFT, convolutions": with_peft(0.0, CONVOLUTIONS),
 }
 
+ROWS = [*VARIANTS, AS_TRAINED]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="some of the rows")
+    parser.add_argument("--only", nargs="+", default=ROWS, choices=ROWS, help="some of the rows")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precisions = ["fp32", "bf16"] if device.type == "cuda" or cpu_has_bf16() else ["fp32"]
+    precisions = [Precision.fp32, Precision.bf16] if device.type == "cuda" or cpu_has_bf16() else [Precision.fp32]
     print(f"{machine()}; peft {peft.__version__}")
     print(HEADER)
     for name in options.models:
-        build, batch, side, tokens = MODELS[name]
+        build, batch, side, _ = MODELS[name]
         base = build().to(device).train().requires_grad_(False)
         for precision in precisions:
-            if precision == "bf16" and device.type == "cuda":
+            if precision is Precision.bf16 and device.type == "cuda":
                 base = base.to(torch.bfloat16)
             shared = {id(parameter): parameter for parameter in base.parameters()}
             models = {
                 title: make(deepcopy(base, dict(shared)))
                 for title, make in VARIANTS.items()
-                if title in {LIMIT, *options.only} and (title != AS_TRAINED or _differs(device, precision))
+                if title in {LIMIT, *options.only}
             }
-            latents = torch.randn(batch, base.config.in_channels, side, side, device=device)
-            text = torch.randn(batch, tokens, base.config.cross_attention_dim, device=device)
-            loss = partial(_loss, latents=latents, text=text, precision=precision)
+            apart = {}
+            if device.type == "cpu" and AS_TRAINED in options.only:
+                apart[AS_TRAINED] = Process(as_trained, name, precision)
             title = f"{name}, batch {batch}, latents {side}x{side}"
-            around = {AS_TRAINED: partial(_as_trained, models[AS_TRAINED])} if AS_TRAINED in models else None
-            compare(title, models, loss, precision, options.rounds, around)
+            compare(title, models, loss_of(name, base, precision), precision.value, options.rounds, apart)
+            for process in apart.values():
+                process.close()
 
 
-def _differs(device: torch.device, precision: str) -> bool:
-    """Whether the trainer has more to a step than its layers."""
-    return device.type == "cpu" and precision == "bf16"
+def as_trained(name: str, precision: Precision) -> Iterator[float]:
+    """The bytes that a step of one of `MODELS` keeps for backward, then the seconds of its steps."""
+    accelerator = new_accelerator(precision)
+    with denormals_as_zero(), freed_memory_kept(accelerator.device), training_attention(accelerator):
+        model = VARIANTS["vislora"](MODELS[name][0]().train())
+        loss = loss_of(name, model, precision)
+        with CastOnce(model, autocast_dtype(precision)):
+            yield saved_bytes(model, loss)
+            while True:
+                yield step(model, loss)
 
 
-@contextmanager
-def _as_trained(model: nn.Module) -> Iterator[None]:
-    with CastOnce(model, torch.bfloat16), training_attention(new_accelerator(Precision.bf16)):
-        yield
+def loss_of(name: str, model: nn.Module, precision: Precision) -> Callable[[nn.Module], Tensor]:
+    """What a step of one of `MODELS` minimises, for every model of its kind."""
+    _, batch, side, tokens = MODELS[name]
+    device = model.device
+    latents = torch.randn(batch, model.config.in_channels, side, side, device=device)
+    text = torch.randn(batch, tokens, model.config.cross_attention_dim, device=device)
+    timesteps = torch.full((batch,), 500, device=device)
 
+    def loss(model: nn.Module) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.bf16):
+            predicted = model(latents, timesteps, text).sample
+        return (predicted.float() - latents).square().mean()
 
-def _loss(model: nn.Module, latents: Tensor, text: Tensor, precision: str) -> Tensor:
-    timesteps = torch.full((len(latents),), 500, device=latents.device)
-    with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        predicted = model(latents, timesteps, text).sample
-    return (predicted.float() - latents).square().mean()
+    return loss
 
 
 if __name__ == "__main__":
