@@ -53,13 +53,13 @@ def extract(config: ExtractConfig) -> Computed:
 def _from_folder(config: ExtractConfig) -> Computed:
     from vislora.lora import Adapters, extraction
     from vislora.lora.adaptable import unadaptable
-    from vislora.models.vit import build_vit, head_names, state_dict_once
+    from vislora.models.vit import build_vit, state_dict_once, untrained_names
     from vislora.recognizer import build_base, read_about
 
     about = read_about(user_path(config.tuned))
     model, sha256 = build_base(about, config.tuned, config.base)
     tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
-    trained = [*head_names(model), *config.trained]
+    trained = [*untrained_names(model), *config.trained]
     computed = extraction.extract(
         state_dict_once(model),
         state_dict_once(tuned),

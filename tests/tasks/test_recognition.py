@@ -3,17 +3,22 @@
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import timm
+import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from vislora.compose import configure
 from vislora.config.adapter import Bias, FullAdapter, LoraAdapter, ProbeAdapter
+from vislora.config.model import ModelConfig
 from vislora.config.training import Precision
 from vislora.errors import AdapterError, ConfigError, ModelError
 from vislora.formats.peft import write_peft
+from vislora.models.vit import build_vit
 from vislora.tasks.recognition import adapt, prepare
 from vislora.tasks.task import FILES, PICTURES, Task
 
@@ -62,6 +67,39 @@ def test_a_probe_trains_the_head_alone_and_full_fine_tuning_everything():
         assert adapt(model, option) is None
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         assert trained == (expected or dict(model.named_parameters()).keys())
+
+
+@pytest.mark.filterwarnings("ignore:.* lacks attn_pool")
+def test_what_the_weights_have_nothing_of_travels_in_the_adapter(photos, tmp_path):
+    """A pooling that the settings add is drawn at random, so PEFT would draw another one."""
+    weights = photos / "base.safetensors"
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), weights)
+    assert prepared(photos, "model.pool=map", f"model.weights={weights}").head == ("head.", "attn_pool.")
+    config = ModelConfig("test_vit", str(weights), pool="map", img_size=32)
+    probed = build_vit(config, 2)
+    adapt(probed, ProbeAdapter())
+    trained = {name.partition(".")[0] for name, p in probed.named_parameters() if p.requires_grad}
+    assert trained == {"head", "attn_pool"}
+    model = build_vit(config, 2)
+    adapters = adapt(model, LoraAdapter(rank=2))
+    with torch.no_grad():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.add_(torch.randn_like(parameter) / 20)
+    write_peft(adapters.adapter("default"), tmp_path / "adapter")
+    torch.manual_seed(1)
+    theirs = peft.PeftModel.from_pretrained(build_vit(config, 2), str(tmp_path / "adapter")).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(model(x), theirs(x), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.* lacks reg_token")
+def test_a_parameter_that_starts_at_random_and_no_adapter_could_hold_is_refused(photos):
+    small = {"depth": 1, "embed_dim": 12, "no_embed_class": True}
+    save_file(timm.create_model("vit_tiny_patch16_224", **small).state_dict(), photos / "base.safetensors")
+    config = ModelConfig("vit_tiny_patch16_224", str(photos / "base.safetensors"), args=small | {"reg_tokens": 2})
+    adapt(build_vit(config, 2), FullAdapter())
+    with pytest.raises(AdapterError, match=r"lack reg_token, which starts at random, .* \(adapter=full\)"):
+        adapt(build_vit(config, 2), LoraAdapter(rank=2))
 
 
 def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(photos):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vislora.lora import frozen_weight
 from vislora.lora.adapter import Adapter, LowRankWeights
 from vislora.lora.energy import update_norm
+from vislora.lora.names import inside
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,17 @@ def layer_updates(adapter: Adapter, model: nn.Module) -> list[LayerUpdate]:
     return updates
 
 
-def weight_updates(tuned: nn.Module, base: nn.Module, head: Sequence[str]) -> list[LayerUpdate]:
+def weight_updates(tuned: nn.Module, base: nn.Module, new: Sequence[str]) -> list[LayerUpdate]:
     """||dW|| beside ||W0|| for each weight matrix of a model that was trained in full, in its order.
 
     Args:
         base: the same architecture as it was before.
-        head: modules to leave out, which had nothing to start from.
+        new: modules to leave out, which had nothing to start from.
     """
     updates = []
     for name, module in tuned.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and name not in head:
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and not any(inside(name, one) for one in new):
             before = base.get_submodule(name).weight.detach().cpu().double()
             moved = weight.detach().cpu().double() - before
             updates.append(LayerUpdate(name, moved.norm().item(), before.norm().item()))

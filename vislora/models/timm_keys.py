@@ -45,7 +45,7 @@ def keys_told_by_timm() -> Iterator[dict[str, list[str]]]:
 
 def check_keys(
     source: str, model: nn.Module, name: str, num_classes: int, head: list[str], told: dict[str, list[str]]
-) -> None:
+) -> list[str]:
     """Refuse a file that lacks weights, or has some that blocks of the model don't; warn of those that settings of the
     model ask for besides, and of those that nothing of the model is called by.
 
@@ -55,6 +55,10 @@ def check_keys(
         name, num_classes: what timm made the model of, besides settings.
         head: names of the classifier's modules, which are new; a norm that stands beside one, which models pretrained
             without a classifier lack, starts without effect.
+
+    Returns:
+        the names of what was drawn at random besides the head: modules of which the file has nothing, and parameters
+        of others.
 
     Raises:
         ModelError: a weight of the architecture as it is by default is in no file, or the file's is another one.
@@ -82,3 +86,16 @@ def check_keys(
         lacking = f"lacks {first_three(fresh)}, which start untrained" if fresh else "fits"
         left = f"; left out of it: {first_three(unused)}" if unused else ""
         warnings.warn(f"{source} {lacking}{left}", stacklevel=3)
+    drawn = [key for key, p in model.named_parameters() if key in fresh and p.min() < p.max()]
+    return list(dict.fromkeys(_outermost(model, key, set(fresh)) for key in drawn))
+
+
+def _outermost(model: nn.Module, name: str, fresh: set[str]) -> str:
+    """The outermost module that a parameter is in and all of whose parameters are fresh; its own name where there is
+    none."""
+    while parent := name.rpartition(".")[0]:
+        own = {f"{parent}.{key}" for key, _ in model.get_submodule(parent).named_parameters()}
+        if not own <= fresh:
+            break
+        name = parent
+    return name

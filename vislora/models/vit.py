@@ -28,7 +28,7 @@ _MISMATCH = re.compile(  # in torch's words
 
 
 def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
-    """A timm model with a fresh head, in eval mode.
+    """A timm model with a fresh head, in eval mode; `untrained_names` are what else is drawn at random.
 
     Args:
         config: which model and weights. Positional embeddings are resampled to `config.img_size`.
@@ -87,7 +87,7 @@ def build_vit(config: ModelConfig, num_classes: int) -> nn.Module:
     if config.img_size is not None:
         _check_size(model, config.img_size)
     source = config.name if config.weights == "pretrained" else config.weights
-    check_keys(source, model, name, num_classes, head, told)
+    model.untrained = check_keys(source, model, name, num_classes, head, told)
     return model.eval()
 
 
@@ -125,6 +125,12 @@ def head_names(model: nn.Module) -> list[str]:
     names = model.pretrained_cfg.get("classifier") or ()
     there = dict(model.named_modules())
     return [name for name in ([names] if isinstance(names, str) else names) if name in there]
+
+
+def untrained_names(model: nn.Module) -> list[str]:
+    """Names of what a training begins anew from random numbers: the classifier's modules, and those that the base
+    weights' file has nothing of, because settings ask for them (`model.pool=map`); last single parameters of others."""
+    return [*head_names(model), *getattr(model, "untrained", ())]
 
 
 def weights_hash(config: ModelConfig) -> str | None:

@@ -34,7 +34,7 @@ from vislora.models.batchnorm import check_passes
 from vislora.models.patches import ShownPatches
 from vislora.models.prefix import Prefix
 from vislora.models.smallest import blank_picture, check_own_size, prove_alive_cheaply
-from vislora.models.vit import build_vit, head_names, preprocessing, save_vit
+from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, untrained_names
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
 from vislora.recognizer import Recognizer, base_hash, build_base, learned_held_out
@@ -63,6 +63,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
             "validations don't tell how it does on new ones; give data.val_fraction and seed of its training"
         )
         splits = replace(splits, held_out=False)  # of what this adapter has learned
+    new = untrained_names(model)
     adapters = adapt(model, config.adapter, start)
     images = preprocessing(model, config.data.crop_pct)
     augment, plain = train_transform(images, config.data.augment), eval_transform(images)
@@ -117,7 +118,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         },
         preflight=look_through(rows_of(splits), splits.problems, images.size),
         finish=finish,
-        head=tuple(f"{name}." for name in head_names(model)),
+        head=tuple(f"{name}." for name in new),
         training=entered,
     )
 
@@ -130,7 +131,8 @@ def _unmeasured(splits: Splits) -> str:
 
 
 def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None) -> Adapters | None:
-    """Freeze and adapt a timm model as configured, its head always trained in full; prove that every adapter acts.
+    """Freeze and adapt a timm model as configured, its head, and what else starts at random, always trained in full;
+    prove that every adapter acts.
 
     Args:
         start: the adapter to go on from, in place of a new one.
@@ -140,31 +142,48 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
 
     Raises:
         AdapterError: targets, or modules to train in full, that aren't there (or not in the adapter to go on from), or
-            that can't move the logits.
+            that can't move the logits; single parameters that start at random.
     """
-    head = head_names(model)
+    new = untrained_names(model)
     if isinstance(config, LoraAdapter):
+        _check_held(model, new)
         adapters = Adapters(model)
-        besides = find_trained(model, config.trained, head)
+        besides = find_trained(model, config.trained, new)
+        new = [name for name in new if not any(inside(name, whole) for whole in besides)]
         if start is None:
-            trained = [*head, *besides]
+            trained = [*new, *besides]
             targets = find_targets(model, [t.value for t in config.targets], config.blocks, trained)
             adapters.add("default", targets, lora_settings(config), trained)
         else:
-            _check_trained(model, config, start, besides)
+            _check_trained(model, config, start, new, besides)
             adapters.load("default", start)
         prove_alive_cheaply(model)
         return adapters
     model.requires_grad_(not isinstance(config, ProbeAdapter))
-    for name in head:
-        model.get_submodule(name).requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if any(inside(name, one) for one in new):
+            parameter.requires_grad_(True)
     return None
 
 
-def _check_trained(model: nn.Module, config: LoraAdapter, start: Adapter, besides: list[str]) -> None:
+def _check_held(model: nn.Module, new: list[str]) -> None:
+    """Refuse single parameters that start at random: no adapter could hold them, and others would draw theirs."""
+    own = {name for name, _ in model.named_parameters()}
+    if lost := [name for name in new if name in own]:
+        raise AdapterError(
+            f"the base weights lack {lost[0]}, which starts at random, and an adapter holds whole modules alone; train "
+            "the whole model (adapter=full), or leave out the setting of the model that asks for it"
+        )
+
+
+def _check_trained(model: nn.Module, config: LoraAdapter, start: Adapter, new: list[str], besides: list[str]) -> None:
     """Refuse to go on from an adapter without what is to be trained beside its layers: it would stay frozen."""
-    frozen = [name for name in besides if not any(inside(name, whole) for whole in start.trained)]
-    lacking = [f"{name} (adapter.trained)" for name in frozen]
+    lacking = [
+        f"{name} ({why})"
+        for names, why in ((new, "which starts at random"), (besides, "adapter.trained"))
+        for name in names
+        if not any(inside(name, whole) for whole in start.trained)
+    ]
     biases = chosen_biases(model, config.bias.value, start.layers, start.trained)
     lacking += [f"{name} (adapter.bias={config.bias.value})" for name in biases if name not in start.biases]
     if lacking:
@@ -245,4 +264,4 @@ def _export(
     save_vit(model, artifact, about)
     if isinstance(config.adapter, FullAdapter):
         base, _ = build_base(about, artifact)
-        write_updates(weight_updates(model, base, head_names(model)), artifact.parent)
+        write_updates(weight_updates(model, base, untrained_names(base)), artifact.parent)
