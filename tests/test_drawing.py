@@ -46,7 +46,7 @@ def test_pipeline_without_an_autoencoder_draws(tmp_path):  # DeepFloyd's IF, whi
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    (image,) = draw(pipe, [("a bird", 0)], Sampling(steps=2, guidance=3.0, size=16))
+    (image,) = draw(pipe, [("a bird", 0)], Sampling(steps=2, guidance=3.0, size=(16, 16)))
     assert image.size == (16, 16)
 
 
@@ -69,7 +69,7 @@ def test_what_a_scheduler_cant_draw_is_told_before_and_as_it_draws(tmp_path, sch
         check_steps(pipe.scheduler, steps, "steps")
     pipe.unet.forward = lambda sample, *_, **__: (sample,)
     with pytest.raises(ConfigError, match=r"^StableDiffusionPipeline can't draw that: "):
-        draw(pipe, [("a", 0)], Sampling(steps, 1.0, 16))
+        draw(pipe, [("a", 0)], Sampling(steps, 1.0, (16, 16)))
 
 
 @OLD_NUMPY
@@ -91,4 +91,4 @@ def test_pipeline_that_wants_a_picture_besides_says_so(tmp_path):
         **sd.components, controlnet=diffusers.ControlNetModel.from_unet(sd.unet), requires_safety_checker=False
     )
     with pytest.raises(ConfigError, match="StableDiffusionControlNetPipeline can't draw that: image must be passed"):
-        draw(pipe, [("a bird", 0)], Sampling(steps=2, guidance=3.0, size=16))
+        draw(pipe, [("a bird", 0)], Sampling(steps=2, guidance=3.0, size=(16, 16)))

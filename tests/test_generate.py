@@ -53,9 +53,11 @@ def pixels(file: Path) -> np.ndarray:
 
 
 def test_settings_in_a_picture_draw_it_again(base, style, tmp_path):
-    (picture,) = run(tmp_path, f"adapter={style}", "adapter.scale=0.7", "seeds=[5]", "negative_prompt=blurred")
+    words = ["adapter.scale=0.7", "seeds=[5]", "negative_prompt=blurred", "size=[32,16]"]
+    (picture,) = run(tmp_path, f"adapter={style}", *words)
     settings = json.loads(Image.open(picture.file).text["vislora"])
     assert settings == picture.settings
+    assert settings["size"] == [32, 16]  # width and height
     assert settings["precision"] == "fp32"  # what auto is on a CPU
     pipe = StableDiffusionPipeline.from_pretrained(settings["model"]["name"], safety_checker=None)
     vislora.apply(pipe, settings["adapters"][0]["file"], scale=settings["scale"])
@@ -204,7 +206,8 @@ def test_prompts_in_hydras_own_words_are_left_to_it():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["size=0"], "size=0: expected 1 or more"),
+        (["size=0"], r"size=0: expected pixels, size=512 for both sides, or size=\[WIDTH,HEIGHT\]"),
+        (["size=[16]"], r"size=\[16\]: expected pixels"),
         (["steps=0"], "steps=0: expected 1 or more"),
         (["seeds=[99999999999999999999]"], "seeds: 99999999999999999999 is no number of 64 bits"),
         (["weights=[1]"], r"weights=\[1.0\] for 1 adapters; weights are for several, one for each"),

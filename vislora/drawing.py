@@ -120,13 +120,13 @@ class Sampling:
     Attributes:
         steps: of denoising.
         guidance: its classifier-free guidance.
-        size: pixels of a side; what the pipeline was made for by default.
+        size: width and height in pixels; what the pipeline was made for by default.
         negative_prompt: what guidance leads away from; the pipeline's own by default.
     """
 
     steps: int
     guidance: float
-    size: int | None = None
+    size: tuple[int, int] | None = None
     negative_prompt: str | None = None
 
 
@@ -184,7 +184,7 @@ def draw(
     mine: list[tuple[int, list[Image.Image]]] = []
     for start in tqdm(starts, desc=what, unit="batch", delay=2, leave=False, disable=None if rank == 0 else True):
         part = jobs[start : start + at_once]
-        negative = sampling.negative_prompt
+        negative, (width, height) = sampling.negative_prompt, sampling.size or (None, None)
         told = {} if negative is None else {"negative_prompt": [negative] * len(part)}
         try:
             with _own_noise(part[0][1]), _decoded_singly(pipe):
@@ -193,8 +193,8 @@ def draw(
                     num_inference_steps=sampling.steps,
                     guidance_scale=sampling.guidance,
                     generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-                    height=sampling.size,
-                    width=sampling.size,
+                    height=height,
+                    width=width,
                     **told,
                 )
         except _REFUSALS as error:

@@ -35,10 +35,21 @@ class Corruption(Enum):
 
 def _check_drawing(config: Any) -> None:
     """Refuse what no pipeline can draw."""
-    check_ranges(config, steps=(1, math.inf), size=(1, math.inf))
+    check_ranges(config, steps=(1, math.inf))
+    config.size = _width_and_height(config.size)
     _check_finite(guidance=[config.guidance], scales=config.scales or [])  # pictures would be black
     if wrong := [seed for seed in config.seeds if not -(2**63) <= seed < 2**64]:
         raise ConfigError(f"seeds: {wrong[0]} is no number of 64 bits")
+
+
+def _width_and_height(size: Any) -> tuple[int, int] | None:
+    """Of pictures to draw, as they were asked for."""
+    if size is None:
+        return None
+    pair = (size, size) if type(size) is int else size
+    if not isinstance(pair, list | tuple) or [type(side) for side in pair] != [int, int] or min(pair) < 1:
+        raise ConfigError(f"size={size}: expected pixels, size=512 for both sides, or size=[WIDTH,HEIGHT]")
+    return tuple(pair)
 
 
 def _check_finite(**settings: Sequence[float]) -> None:
@@ -83,7 +94,7 @@ class PictureFigures:
     model: PipelineConfig = field(default_factory=lambda: PipelineConfig(name="auto"))  # what they were trained on
     steps: int = 25
     guidance: float = 5.0
-    size: int | None = None  # pixels of a side; what the pipeline was made for by default
+    size: Any = None  # pixels: 512, or [768,512] of width and height; what the pipeline was made for by default
     drawn_at_once: int = 8
 
 
@@ -200,7 +211,7 @@ class GenerateConfig:
     steps: int = 25
     guidance: float = 5.0
     negative_prompt: str | None = None
-    size: int | None = None  # pixels of a side; what the pipeline was made for by default
+    size: Any = None  # pixels: 512, or [768,512] of width and height; what the pipeline was made for by default
     precision: Precision = Precision.auto  # of the weights, on a GPU; float32 on a CPU
 
     def __post_init__(self) -> None:

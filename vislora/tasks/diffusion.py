@@ -96,7 +96,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     spare()
     prompts = config.objective.prompts or list(dict.fromkeys(splits.train.captions))[:8]
 
-    sampling = Sampling(config.objective.preview_steps, config.objective.guidance, side)
+    sampling = Sampling(config.objective.preview_steps, config.objective.guidance, (side, side))
     # no more pictures at once than training has memory for
     at_once = min(8, max(1, settings.batch_size // settings.accumulation // accelerator.num_processes))
     casts = CastOnce(model, autocast_dtype(precision))

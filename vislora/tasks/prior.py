@@ -85,7 +85,7 @@ def _drawn(pipe: Any, prompt: str, data: CaptionedData, device: torch.device) ->
     drawn_by = (type(pipe).__name__, type(pipe.scheduler).__name__, *settings, model_key(modules))
     tokens = [rows.numpy().tobytes() for rows in tokenize(pipe, [prompt, ""]).values()]
     steps = min(25, pipe.scheduler.config.num_train_timesteps)
-    sampling = Sampling(steps, guidance=5.0, size=data.size)
+    sampling = Sampling(steps, guidance=5.0, size=data.size and (data.size, data.size))
     key = content_key(prompt, *tokens, repr(sampling), *drawn_by)
     folder = cache_dir() / "prior" / key[:24] / f"{data.prior.count}"
     folder.mkdir(parents=True, exist_ok=True)
