@@ -1,6 +1,7 @@
 """Captions from .txt files, from metadata.jsonl, or one prompt for all; none of it is trusted."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -131,6 +132,15 @@ def test_files_that_are_neither_pictures_nor_text_beside_one_are_noted(folder, s
     noted = {problem.file.relative_to(folder).as_posix(): problem.kinds for problem in splits.problems}
     assert noted == dict.fromkeys(["deep/README.md", "lost.caption", "new.jxl"], ("other",))
     assert len(splits.train) == 3
+
+
+def test_repeats_that_a_folder_asks_for_in_kohyas_way_are_noted(folder):
+    (folder / "deep").rename(folder / "10_bird")
+    shutil.copytree(folder / "10_bird", folder / "1_owl")
+    shutil.copytree(folder / "10_bird", folder / "2024 walk")
+    noted = {problem.file: problem.kinds for problem in read(folder).problems}
+    assert noted == {folder / "10_bird": ("repeats",)}
+    assert read(folder, repeats=10).problems == []
 
 
 def test_pictures_held_out_are_not_learned_from(folder):

@@ -5,6 +5,7 @@ Captions come from anywhere: they are text and nothing else.
 """
 
 import random
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,8 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
         because = f"; {unusable} were left out, {problems[0].what}" if unusable else f" ({' '.join(SUFFIXES)})"
         raise DataError(f"{root} holds no usable picture{because}")
     paths = [path for path, _ in pairs]
+    if config.repeats == 1:
+        problems += _repeats(paths)
     whole = Captioned([text for _, text in pairs], [str(path) for path in paths], Files(paths))
     facts = {str(path): facts for path, facts in found.items()}
     return CaptionedSplits(*_hold_out(whole, config.val_fraction), problems, facts)
@@ -164,6 +167,16 @@ def clean(text: str, where: str) -> str:
     if half := next((c for c in line if unicodedata.category(c) == "Cs"), None):
         raise DataError(f"{where}: the caption holds {half!r}, one half of a character; write the whole one in UTF-8")
     return line
+
+
+def _repeats(pictures: Sequence[Path]) -> list[Problem]:
+    """The folders of pictures that are named as kohya's scripts have it, `10_name` for ten repeats in every epoch."""
+    named = {folder: re.match(r"(\d+)_", folder.name) for folder in sorted({path.parent for path in pictures})}
+    return [
+        Problem(folder, f"{folder} asks for {told[1]} repeats", usable=True, kinds=("repeats",))
+        for folder, told in named.items()
+        if told and int(told[1]) > 1
+    ]
 
 
 def _table(config: CaptionsData, root: Path) -> Path | None:

@@ -75,6 +75,7 @@ _ODD = {
     "unread": (Level.check, "links and labels in shards, without a picture", "pack the pictures, if they belong there"),
     "suffix": (Level.check, "files of another format than their suffix says", "rename them, other programs may fail"),
     "animated": (Level.check, "animated files, whose first frame is used", "leave out those where it shows nothing"),
+    "repeats": (Level.check, "folders that ask for repeats by their names, not heeded", "give data.repeats=N for all"),
     "large": (Level.check, "very large files, slow to decode", "scale them down"),
     "other": (Level.note, "files without a picture's suffix, not read", ""),
     "split": (Level.note, "splits beside train, val and test, not read", ""),
