@@ -9,6 +9,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import tiny_diffusion as tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -154,6 +155,27 @@ def test_the_command_extracts_from_two_files_and_prints_the_energy_of_each_layer
     assert lines[-2:] == ["kept in full: head", f"adapter: {tmp_path / 'x'}"]
 
 
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "text_encoder_2"])
+def test_an_adapter_of_a_pipelines_component_is_the_tuned_one_in_diffusers(component, tmp_path):
+    pipe = tiny.stable_diffusion_xl(tmp_path / "words")
+    model = getattr(pipe, component)
+    model.save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(("to_v.weight", "v_proj.weight")):
+                p.add_(torch.randn(p.shape[0], 2) @ torch.randn(2, p.shape[1]))
+    model.save_pretrained(tmp_path / "tuned")
+    wanted = tiny.draw(pipe)
+    (base,), (tuned,) = ([*(tmp_path / which).glob("*.safetensors")] for which in ("base", "tuned"))
+    words = [f"base={base}", f"tuned={tuned}", "rank=2", f"component={component}"]
+    extract(configure("extract", [*words, f"out={tmp_path / 'adapter.safetensors'}"]))
+    fresh = tiny.stable_diffusion_xl(tmp_path / "words")
+    fresh.load_lora_weights(tmp_path / "adapter.safetensors")
+    assert torch.allclose(tiny.draw(fresh), wanted, atol=1e-4)
+    assert not torch.allclose(tiny.draw(tiny.stable_diffusion_xl(tmp_path / "words")), wanted, atol=1e-3)
+
+
 def test_a_resized_adapter_keeps_classes_and_head_and_says_what_is_lost(birds, tmp_path):
     _, adapter = birds
     done = resize(ResizeConfig(adapter=str(adapter), rank=1, out=str(tmp_path / "small")))
@@ -292,6 +314,19 @@ def test_mistakes_are_explained(birds, tmp_path):
         ConfigError, match=r"unet is a model's folder without vislora\.json, .* give the \.safetensors file"
     ):
         extract(ExtractConfig(tuned=str(tmp_path / "unet"), rank=2, out=out))
+    unet = str(tmp_path / "unet.safetensors")
+    save_file({"down_blocks.0.attentions.0.to_q.weight": torch.ones(8, 8)}, unet)
+    for words, message in (
+        ({"component": "text_encoder"}, r"component=text_encoder: tuned=.* has the layers of a unet"),
+        ({"component": "vae"}, r"component=vae: expected one of unet, transformer, "),
+        ({"component": "unet", "tuned": str(tuned)}, r"component=unet is a pipeline's, and .* holds a classifier"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            extract(ExtractConfig(**{"base": unet, "tuned": unet, "rank": 2, "out": out} | words))
+    with pytest.raises(
+        ConfigError, match=r"out=x\.safetensors: a single model's adapter is a folder, .* component=unet"
+    ):
+        ExtractConfig(rank=2, out="x.safetensors")
     with pytest.raises(ConfigError, match=r"can't be read as a \.safetensors file"):
         extract(ExtractConfig(tuned=__file__, base=__file__, rank=2, out=out))
     with pytest.raises(ConfigError, match=r"this command takes several adapters, adapter=\[FOLDER,FOLDER\]"):

@@ -3,7 +3,8 @@
 Turns a fully tuned model into an adapter: the truncated SVD of what training changed, and the energy each layer keeps.
 A ViT's class token and positions fit no adapter, and are left out with ignore. From two plain files, as of a pipeline's
 UNet: base=BASE.safetensors tuned=TUNED.safetensors. Nothing in there tells embeddings from layers: name those that were
-trained, as 'trained=[embeddings.token_embedding]'.
+trained, as 'trained=[embeddings.token_embedding]'. With component=unet, text_encoder_2, … the result is a file for that
+model of a pipeline; without, a PEFT folder for the model itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def extract(config: ExtractConfig) -> Computed:
-    """Write the adapter into `config.out`: a model's as a PEFT folder, a pipeline's as diffusers' file.
+    """Write the adapter into `config.out`: as a PEFT folder, or of a pipeline's component as diffusers' file.
 
     Raises:
         VisloraError: a mistake in the settings, weights that can't be read, or changes that no adapter can hold.
@@ -45,9 +46,20 @@ def extract(config: ExtractConfig) -> Computed:
             f"tuned={tuned} is a model's folder without {ABOUT}, as diffusers writes them; give the .safetensors file "
             "in it, and the base's with base=FILE"
         )
+    if config.component is not None:
+        _check_component(config.component, tuned)
     computed = _from_folder(config) if tuned.is_dir() else _from_files(config)
     save_adapter(computed.adapter, out)
     return computed
+
+
+def _check_component(component: str, tuned: Path) -> None:
+    from vislora.formats.components import COMPONENTS
+
+    if component not in COMPONENTS:
+        raise ConfigError(f"component={component}: expected one of {', '.join(COMPONENTS)}")
+    if tuned.is_dir():
+        raise ConfigError(f"component={component} is a pipeline's, and {tuned} holds a classifier; leave it out")
 
 
 def _from_folder(config: ExtractConfig) -> Computed:
@@ -75,6 +87,7 @@ def _from_folder(config: ExtractConfig) -> Computed:
 
 
 def _from_files(config: ExtractConfig) -> Computed:
+    from vislora.formats.components import of_component, only_component
     from vislora.formats.single_file import WHOLE
     from vislora.lora import extraction
 
@@ -87,7 +100,12 @@ def _from_files(config: ExtractConfig) -> Computed:
             "save it and the base as folders, by diffusers' from_single_file(FILE).save_pretrained(FOLDER), and give "
             "FOLDER/unet/….safetensors of both"
         )
-    return extraction.extract(base, tuned, config.rank, config.energy, config.trained, config.ignore)
+    if config.component is not None and (told := only_component(tuned)) and not config.component.startswith(told):
+        raise ConfigError(f"component={config.component}: tuned={config.tuned} has the layers of a {told}")
+    computed = extraction.extract(base, tuned, config.rank, config.energy, config.trained, config.ignore)
+    if config.component is None:
+        return computed
+    return replace(computed, adapter=of_component(computed.adapter, config.component))
 
 
 def _weights(key: str, path: str) -> dict[str, Tensor]:

@@ -255,10 +255,16 @@ class ExtractConfig:
     energy: float | None = None  # share of each difference's squared norm to keep, in (0, 1]
     trained: list[str] = field(default_factory=list)  # modules to keep in full; a folder's classifier always is
     ignore: list[str] = field(default_factory=list)  # patterns of changed tensors to leave out: ['*.bias']
+    component: str | None = None  # of a pipeline, that the files are of, as unet: then diffusers' file is written
     out: str = MISSING
 
     def __post_init__(self) -> None:
         _check_truncation(self)
+        if self.component is None and self.out.endswith(".safetensors"):
+            raise ConfigError(
+                f"out={self.out}: a single model's adapter is a folder, as PEFT has it; give a folder's name, or what "
+                "it is in a pipeline, as component=unet, for diffusers' file"
+            )
 
 
 @dataclass

@@ -50,6 +50,15 @@ def named_by_component(adapter: Adapter, otherwise: str | None = None) -> Adapte
     return replace(adapter, **named)
 
 
+def of_component(adapter: Adapter, component: str) -> Adapter:
+    """A single model's adapter in the names of files, as one of this component of a pipeline."""
+    named = {
+        kind: {with_component(f"{component}.{name}"): value for name, value in getattr(adapter, kind).items()}
+        for kind in ("layers", "trained", "biases")
+    }
+    return replace(adapter, **named)
+
+
 def only_component(names: Iterable[str]) -> str | None:
     """The component that a single model's layers belong to, told by those that can belong to one alone; None where they
     tell none, or several."""
