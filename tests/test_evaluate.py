@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vislora.baselines import linear_probe
+from vislora.blend import blend
 from vislora.compose import configure
 from vislora.config.commands import Corruption, PredictConfig
 from vislora.config.data import ImageFolderData
@@ -106,7 +107,13 @@ def test_all_rows_are_in_one_table_and_each_has_its_folder(compared):
     assert table[4]["compared_with"] == "lora"
     assert table[4]["differences"]["top1"][0] == pytest.approx(table[4]["top1"] - table[0]["top1"])
     assert (out / "report.html").stat().st_size < 3e6
-    words = ("lora, linear probe on mine", "Robustness", "lora: what changed", "full: what changed")
+    words = (
+        "lora, linear probe on mine",
+        "Linear probes are fitted to the train split",
+        "Robustness",
+        "lora: what changed",
+        "full: what changed",
+    )
     for word in (*words, "95% intervals over resampled images (percentile bootstrap)"):  # of whichever split
         assert word in (out / "report.html").read_text()
 
@@ -434,6 +441,21 @@ def test_pictures_that_an_adapter_to_go_on_from_learned_are_not_held_out(photos,
                 evaluate(validated)
         else:
             assert evaluate(validated)[0].evaluation.count == 6
+
+
+def test_what_every_training_behind_an_adapter_learned_is_told(photos, runs, tmp_path):
+    base = [*MODEL, *RUN, f"model.weights={runs / 'base.safetensors'}", "logger.trackers=[]", "trainer.epochs=1"]
+    first = runs / "lora" / "adapter"  # of photos / "train"
+    words = [*base, "data=imagefolder", f"data.root={photos / 'test'}"]
+    other = train(configure("train", words), tmp_path / "other").artifact
+    gone_on = train(configure("train", [*words, f"adapter.start={first}"]), tmp_path / "on").artifact
+    for i, adapters in enumerate(([other, first], [other, gone_on])):
+        both = f"adapter=[{adapters[0]},{adapters[1]}]"
+        blend(configure("blend", [both, "weights=[1,1]", "head=0", f"out={tmp_path / str(i)}"]))
+    scored = ["precision=fp32", "resamples=10", "data=imagefolder", f"data.root={photos}"]
+    for adapter, count in ((other, 0), (gone_on, 24), (tmp_path / "0", 24), (tmp_path / "1", 24)):
+        (row,) = evaluate(configure("evaluate", [f"adapter={adapter}", *scored, "split=train"]))
+        assert row.learned == count
 
 
 def test_data_of_one_name_are_those_of_their_settings_and_divided_by_their_seed(photos):

@@ -7,6 +7,7 @@ head=0 takes the first adapter's, with its classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ def blend(config: BlendConfig) -> Computed:
     from vislora.formats.components import is_pipelines, named_by_component, only_component
     from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
+    from vislora.recognizer import trainings
 
     out = free(config.out)
     adapters = [read_adapter(folder) for folder in config.adapter]
@@ -41,6 +43,9 @@ def blend(config: BlendConfig) -> Computed:
         _check_denoisers(config.adapter, adapters)
     _check_base(config.adapter, adapters)
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)
+    if learned := trainings(*(adapter.about for adapter in adapters)):
+        adapter = replace(computed.adapter, about=computed.adapter.about | {"trainings": learned})
+        computed = replace(computed, adapter=adapter)
     save_adapter(computed.adapter, out)
     return computed
 

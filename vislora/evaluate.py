@@ -8,7 +8,8 @@ pictures. Without data=… each is scored on the data set of its training.
 
     adapter=[A,B]                          several, compared on the same images
     +data@sets.photos=imagefolder sets.photos.root=PHOTOS    a further data set, under a name of its own
-    baselines=[zero,probe]                 beside each: the base model with the adapter's head; a linear probe of it
+    baselines=[zero,probe]                 beside each: the base model with the adapter's head; a linear probe of it,
+                                           fitted to the train split of the data that are scored
     calibrate=true                         fit a temperature on the validation split, for another one
     corruptions=[noise,blur,brightness,contrast,jpeg,pixelate]    top-1 under five strengths of each
 
@@ -105,7 +106,7 @@ def evaluate(config: EvaluateConfig, out: Path | None = None) -> list[Scored]:
         recognizer = load_recognizer(folder, config.weights)
         recognizer.model.to(accelerator.device)
         for one in own:
-            for variant, entered in _variants(name, recognizer, one.splits, config, inference, probes):
+            for variant, entered in _variants(name, recognizer, one, config, inference, probes):
                 seen = one if variant == name else replace(one, learned=None)
                 with entered as scored:
                     rows.append(_score(variant, seen, scored, config, inference))
@@ -211,20 +212,26 @@ def _learned(
     """Names of those pictures of a split that the training learned, resized and recompressed ones too; None where that
     can't be told, as of pictures that don't lie in files, or not any more."""
     from vislora.data.duplicates import among
+    from vislora.recognizer import trainings
 
-    try:
-        own = data_from_dict(about["data"])
-        root = getattr(own, "root", None)
-        if root is None or not user_path(root).exists() or isinstance(own, TorchvisionData):  # none of whose are known
-            return None
-        trained = _load(own, about.get("seed", 0), loaded, accelerator)
-    except (ConfigError, DataError):
-        return None
-    known = [trained.facts[name].thumbnail for name in trained.train.names if name in trained.facts]
+    known = [picture for one in trainings(about) for picture in _trained_on(one, loaded, accelerator)]
     names = [name for name in split.names if name in splits.facts]
     if not known or not names:
         return None
     return [names[i] for i in among([splits.facts[name].thumbnail for name in names], known)]
+
+
+def _trained_on(about: dict[str, Any], loaded: dict[str, Splits], accelerator: Accelerator) -> list[bytes]:
+    """Thumbnails of the pictures that a training learned; none where they can't be told."""
+    try:
+        own = data_from_dict(about["data"])
+        root = getattr(own, "root", None)
+        if root is None or not user_path(root).exists() or isinstance(own, TorchvisionData):  # none of whose are known
+            return []
+        trained = _load(own, about.get("seed", 0), loaded, accelerator)
+    except (ConfigError, DataError):
+        return []
+    return [trained.facts[name].thumbnail for name in trained.train.names if name in trained.facts]
 
 
 def _load(data: DataConfig, seed: int, loaded: dict[str, Splits], accelerator: Accelerator) -> Splits:
@@ -252,11 +259,12 @@ def _as_trained(data: DataConfig, about: dict[str, Any]) -> DataConfig:
 
 def _check_held_out(folder: str, about: dict[str, Any], data: DataConfig, splits: Splits) -> None:
     """What is held out of the training's data now is what was held out then, or an error."""
-    from vislora.recognizer import learned_held_out
+    from vislora.recognizer import learned_held_out, trainings
 
-    if not learned_held_out(about, data, splits.held_out_key):
+    learned = [one for one in trainings(about) if learned_held_out(one, data, splits.held_out_key)]
+    if not learned:
         return
-    if about["held_out_key"] is None:
+    if learned[0]["held_out_key"] is None:
         raise ConfigError(
             f"{folder} learned all pictures of train, and those that data.val_fraction would hold out as well; train "
             "with data.val_fraction, or give it pictures that it hasn't seen, with data=…"
@@ -292,7 +300,7 @@ def _split(title: str, splits: Splits, wanted: str) -> ImageSplit:
 def _variants(
     name: str,
     recognizer: Recognizer,
-    splits: Splits,
+    data: _Set,
     config: EvaluateConfig,
     inference: Inference,
     probes: dict[Any, Recognizer],
@@ -300,6 +308,7 @@ def _variants(
     """The recognizer and its baselines by name, each in the context it is to be run in. Of one base, with the same
     classes and pictures, there is one probe, which is kept in `probes`."""
     from vislora.baselines import linear_probe, without_update
+    from vislora.report.sections import PROBED
 
     yield name, nullcontext(recognizer)
     if Baseline.zero in config.baselines:
@@ -307,10 +316,12 @@ def _variants(
     if Baseline.probe in config.baselines:
         about = recognizer.about
         base = repr(about["model"]), about.get("weights_sha256"), recognizer.preprocessing
-        key = *base, recognizer.classes, id(splits)
+        key = *base, recognizer.classes, id(data.splits)
         if key not in probes:
-            probes[key] = linear_probe(recognizer, splits.train, config.weights, inference)
-        yield f"{name}, linear probe", nullcontext(replace(probes[key], about=about))
+            count = len(data.splits.train)
+            inference.accelerator.print(f"linear probe: fitted to the {count:,} pictures in train of {data.title}")
+            probes[key] = linear_probe(recognizer, data.splits.train, config.weights, inference)
+        yield f"{name}{PROBED}", nullcontext(replace(probes[key], about=about))
 
 
 def _score(name: str, data: _Set, recognizer: Recognizer, config: EvaluateConfig, inference: Inference) -> Scored:

@@ -135,6 +135,17 @@ def base_hash(config: ModelConfig, model: nn.Module) -> str | None:
     return weights_key([model]) if config.weights == "random" else weights_hash(config)
 
 
+def trainings(*abouts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the trainings behind recognisers noted down of the data that they learned; behind one that was blended, or
+    that a training went on from, there are several."""
+    found = []
+    for about in abouts:
+        own = {key: about[key] for key in ("data", "seed", "held_out_key") if key in about}
+        told = about.get("trainings", [own]) if "classes" in about else []
+        found += [one for one in told if isinstance(one, dict) and "data" in one and one not in found]
+    return found
+
+
 def learned_held_out(about: dict[str, Any], data: BaseData, held_out_key: str | None) -> bool:
     """Whether the training that noted `about` down learned, of the same data, pictures that are held out now: it held
     out others, or none."""

@@ -25,6 +25,7 @@ from vislora.report.page import (
 )
 
 Maker = Callable[[Path], Section | list[Section] | None]
+PROBED = ", linear probe"  # behind the name of the adapter beside which one is scored
 _PREVIEWS = 8  # sample grids shown, of all there are
 _ITEMS = 500  # files of a finding shown, likewise: of a large data set there may be a million
 _NAMES = {
@@ -150,6 +151,8 @@ def all_scores(out: Path) -> Section | None:
                 f"{row['name']} learned {count:,} of the {row['images']:,} images of {row['data']}, or copies of them"
             )
             html += paragraph(f"{told}: its figures there don't tell how it does on new ones.")
+    if any(row["name"].endswith(PROBED) for row in rows):
+        html += paragraph("Linear probes are fitted to the train split of the data that they are scored on.")
     compared = [row for row in rows if row.get("differences")]
     if compared:
         cells = [

@@ -37,7 +37,7 @@ from vislora.models.smallest import blank_picture, check_own_size, prove_alive_c
 from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, untrained_names
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
-from vislora.recognizer import Recognizer, base_hash, build_base, learned_held_out
+from vislora.recognizer import Recognizer, base_hash, build_base, learned_held_out, trainings
 from vislora.report.updates import write_updates
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
@@ -57,7 +57,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     model = build_vit(config.model, len(splits.classes))
     base_sha256 = base_hash(config.model, model)
     start = _start(config.adapter, model, base_sha256, splits.classes)
-    if start is not None and splits.held_out and learned_held_out(start.about, config.data, splits.held_out_key):
+    before = [] if start is None else trainings(start.about)
+    if splits.held_out and any(learned_held_out(one, config.data, splits.held_out_key) for one in before):
         accelerator.print(
             f"adapter.start={config.adapter.start} learned pictures of these data that are held out now, so that "
             "validations don't tell how it does on new ones; give data.val_fraction and seed of its training"
@@ -87,6 +88,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
 
     def finish() -> Outcome:
         about = _about(config, base_sha256, images, splits)
+        if start is not None:
+            about["trainings"] = trainings(about, start.about)
         artifact = out / ("model" if adapters is None else "adapter")
         if accelerator.is_main_process:
             _export(model, adapters, config, about, artifact)
