@@ -51,6 +51,11 @@ def test_a_table_without_rows_to_train_on_tells_how_to_evaluate_on_it(root):
         load(root, "image,label,split\n0.png,a,test\n1.png,b,test\n")
 
 
+def test_a_table_that_is_a_heading_alone_is_told(root):
+    with pytest.raises(DataError, match=r"labels\.csv has no row below its heading; it needs one for each picture"):
+        load(root, "image,label\n")
+
+
 def test_splits_go_by_the_names_that_folders_may_have_and_paths_may_be_windows_own(root):
     (root / "sub").mkdir()
     for i in range(4):

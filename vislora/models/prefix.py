@@ -41,7 +41,7 @@ class Prefix:
         if self.count == 0:
             raise ConfigError(
                 "trainer.prefix_cache: the first block is trained, so that no frozen ones come before it; adapt the "
-                "last blocks alone (adapter.blocks=[-4,-3,-2,-1]), or set trainer.prefix_cache=off"
+                "last blocks alone (adapter=lora adapter.blocks=[-4,-3,-2,-1]), or set trainer.prefix_cache=off"
             )
         features = self._prove_deterministic(images)
         self.shape, self.dtype = features.shape[1:], features.dtype

@@ -130,7 +130,9 @@ def _unmeasured(splits: Splits) -> str:
     """A hint where no figure will tell what was learned."""
     if splits.val is not None or splits.test is not None:
         return ""
-    return "; nothing to measure on (data.val_fraction=0.2 would hold some out)"
+    single = len(splits.train) <= len(splits.classes)
+    remedy = "each class has a single picture" if single else "data.val_fraction=0.2 would hold some out"
+    return f"; nothing to measure on ({remedy})"
 
 
 def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None) -> Adapters | None:
