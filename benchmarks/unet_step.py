@@ -140,7 +140,7 @@ def main() -> None:
                 process.close()
 
 
-def as_trained(name: str, precision: Precision) -> Iterator[float]:
+def as_trained(name: str, precision: Precision) -> Iterator[int | float]:
     """The bytes that a step of one of `MODELS` keeps for backward, then the seconds of its steps."""
     accelerator = new_accelerator(precision)
     with denormals_as_zero(), freed_memory_kept(accelerator.device), training_attention(accelerator):

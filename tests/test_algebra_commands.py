@@ -106,6 +106,29 @@ def test_everything_may_be_in_the_home_folder(birds, base, tmp_path, monkeypatch
     torch.testing.assert_close(logits(tmp_path / "merged"), logits(adapter), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.* lacks (attn_pool|reg_token)")
+def test_what_the_base_weights_have_nothing_of_is_extracted_in_full_or_refused(base, tmp_path):
+    for name, config in {
+        "pool": replace(base, pool="map"),
+        "token": replace(base, args=ARGS | {"no_embed_class": True, "reg_tokens": 2}),
+    }.items():
+        if name == "token":
+            config.weights = str(tmp_path / "base.safetensors")
+            fitting = replace(base, weights="random", args=ARGS | {"no_embed_class": True})
+            save_file(build_vit(fitting, 0).state_dict(), config.weights)
+        model = build_vit(config, 2)
+        model.blocks[1].attn.qkv.weight.data.mul_(2)
+        save(model, config, ["a", "b"], tmp_path / name)
+    words = {"rank": 2, "ignore": ["*.bias"]}
+    pool = extract(ExtractConfig(tuned=str(tmp_path / "pool"), **words, out=str(tmp_path / "x"))).adapter
+    assert {*pool.trained} == {"head", "attn_pool"}
+    assert {*pool.layers} == {"blocks.1.attn.qkv"}
+    with pytest.raises(
+        AdapterError, match="lack reg_token, which starts at random, and an adapter holds whole modules"
+    ):
+        extract(ExtractConfig(tuned=str(tmp_path / "token"), **words, out=str(tmp_path / "y")))
+
+
 def test_grouped_convolutions_of_a_tuned_model_are_kept_in_full(tmp_path):
     base = ModelConfig("regnetx_002", "random", None)
     torch.manual_seed(1)
@@ -169,7 +192,8 @@ def test_an_adapter_of_a_pipelines_component_is_the_tuned_one_in_diffusers(compo
     wanted = tiny.draw(pipe)
     (base,), (tuned,) = ([*(tmp_path / which).glob("*.safetensors")] for which in ("base", "tuned"))
     words = [f"base={base}", f"tuned={tuned}", "rank=2", f"component={component}"]
-    extract(configure("extract", [*words, f"out={tmp_path / 'adapter.safetensors'}"]))
+    computed = extract(configure("extract", [*words, f"out={tmp_path / 'adapter.safetensors'}"]))
+    assert {line.split()[0] for line in computed.table().splitlines()[1:]} == {*computed.adapter.layers}
     fresh = tiny.stable_diffusion_xl(tmp_path / "words")
     fresh.load_lora_weights(tmp_path / "adapter.safetensors")
     assert torch.allclose(tiny.draw(fresh), wanted, atol=1e-4)
@@ -317,7 +341,8 @@ def test_mistakes_are_explained(birds, tmp_path):
     unet = str(tmp_path / "unet.safetensors")
     save_file({"down_blocks.0.attentions.0.to_q.weight": torch.ones(8, 8)}, unet)
     for words, message in (
-        ({"component": "text_encoder"}, r"component=text_encoder: tuned=.* has the layers of a unet"),
+        ({"component": "text_encoder"}, r"component=text_encoder: tuned=.* has the layers of unet"),
+        ({"component": "text_encoder_3"}, r"component=text_encoder_3: tuned=.* has the layers of unet"),
         ({"component": "vae"}, r"component=vae: expected one of unet, transformer, "),
         ({"component": "unet", "tuned": str(tuned)}, r"component=unet is a pipeline's, and .* holds a classifier"),
     ):

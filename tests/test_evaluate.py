@@ -457,6 +457,20 @@ def test_what_every_training_behind_an_adapter_learned_is_told(photos, runs, tmp
         (row,) = evaluate(configure("evaluate", [f"adapter={adapter}", *scored, "split=train"]))
         assert row.learned == count
 
+    about = json.loads((tmp_path / "0" / "vislora.json").read_text())
+    gone = {"data": {"option": "imagefolder", "root": str(tmp_path / "gone")}}
+    for told, count in (
+        ([gone, about["trainings"][0]], None),  # of what isn't there it can't be told, and the other's are others
+        ([gone, *about["trainings"]], 24),
+        ([{"data": {"option": "captions", "root": str(tmp_path)}}], None),
+        ([{"data": {"option": "imagefolder", "root": 5000 * "a"}}], None),
+        (["x", {"data": 3}], None),
+        (None, 0),  # as of one that was neither blended nor trained further
+    ):
+        (tmp_path / "0" / "vislora.json").write_text(json.dumps(about | {"trainings": told}))
+        (row,) = evaluate(configure("evaluate", [f"adapter={tmp_path / '0'}", *scored, "split=train"]))
+        assert row.learned == count
+
 
 def test_data_of_one_name_are_those_of_their_settings_and_divided_by_their_seed(photos):
     accelerator, loaded = new_accelerator(Precision.fp32, cpu=True), {}

@@ -214,11 +214,13 @@ def _learned(
     from vislora.data.duplicates import among
     from vislora.recognizer import trainings
 
-    known = [picture for one in trainings(about) for picture in _trained_on(one, loaded, accelerator)]
+    parts = [_trained_on(one, loaded, accelerator) for one in trainings(about)]
+    known = [picture for part in parts for picture in part]
     names = [name for name in split.names if name in splits.facts]
     if not known or not names:
         return None
-    return [names[i] for i in among([splits.facts[name].thumbnail for name in names], known)]
+    found = [names[i] for i in among([splits.facts[name].thumbnail for name in names], known)]
+    return found if found or all(parts) else None  # of a blend in part they may be there all the same
 
 
 def _trained_on(about: dict[str, Any], loaded: dict[str, Splits], accelerator: Accelerator) -> list[bytes]:
@@ -226,10 +228,11 @@ def _trained_on(about: dict[str, Any], loaded: dict[str, Splits], accelerator: A
     try:
         own = data_from_dict(about["data"])
         root = getattr(own, "root", None)
-        if root is None or not user_path(root).exists() or isinstance(own, TorchvisionData):  # none of whose are known
+        known = isinstance(own, DataConfig) and not isinstance(own, TorchvisionData)
+        if not known or root is None or not user_path(root).exists():
             return []
         trained = _load(own, about.get("seed", 0), loaded, accelerator)
-    except (ConfigError, DataError):
+    except (ConfigError, DataError, OSError):
         return []
     return [trained.facts[name].thumbnail for name in trained.train.names if name in trained.facts]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vislora.compose import command
 from vislora.config.commands import ExtractConfig
 from vislora.config.model import ModelConfig
-from vislora.errors import ConfigError
+from vislora.errors import AdapterError, ConfigError, first_three
 from vislora.files import free
 from vislora.paths import user_path
 
@@ -65,11 +65,12 @@ def _check_component(component: str, tuned: Path) -> None:
 def _from_folder(config: ExtractConfig) -> Computed:
     from vislora.lora import Adapters, extraction
     from vislora.lora.adaptable import unadaptable
-    from vislora.models.vit import build_vit, state_dict_once, untrained_names
+    from vislora.models.vit import build_vit, check_held, state_dict_once, untrained_names
     from vislora.recognizer import build_base, read_about
 
     about = read_about(user_path(config.tuned))
     model, sha256 = build_base(about, config.tuned, config.base)
+    check_held(model)
     tuned = build_vit(ModelConfig(name=f"local-dir:{config.tuned}"), len(about["classes"]))
     trained = [*untrained_names(model), *config.trained]
     computed = extraction.extract(
@@ -87,7 +88,7 @@ def _from_folder(config: ExtractConfig) -> Computed:
 
 
 def _from_files(config: ExtractConfig) -> Computed:
-    from vislora.formats.components import of_component, only_component
+    from vislora.formats.components import of_component, only_component, with_component
     from vislora.formats.single_file import WHOLE
     from vislora.lora import extraction
 
@@ -100,12 +101,26 @@ def _from_files(config: ExtractConfig) -> Computed:
             "save it and the base as folders, by diffusers' from_single_file(FILE).save_pretrained(FOLDER), and give "
             "FOLDER/unet/….safetensors of both"
         )
-    if config.component is not None and (told := only_component(tuned)) and not config.component.startswith(told):
-        raise ConfigError(f"component={config.component}: tuned={config.tuned} has the layers of a {told}")
+    if config.component is not None:
+        _check_layers(config.component, only_component(tuned), config.tuned)
     computed = extraction.extract(base, tuned, config.rank, config.energy, config.trained, config.ignore)
     if config.component is None:
         return computed
-    return replace(computed, adapter=of_component(computed.adapter, config.component))
+    if whole := list(computed.adapter.trained):
+        raise AdapterError(
+            f"{first_three(whole)} would be kept in full, which diffusers' files can't hold; leave them out with "
+            f"ignore=[{whole[0]}.*], or component={config.component}, for a PEFT folder"
+        )
+    named = {with_component(f"{config.component}.{name}"): share for name, share in computed.energy.items()}
+    return replace(computed, adapter=of_component(computed.adapter, config.component), energy=named)
+
+
+def _check_layers(component: str, told: str | None, file: str) -> None:
+    """Refuse layers that are another component's by their names: all UNets are told by theirs, and CLIP, which is no
+    pipeline's third text encoder."""
+    fits = {"unet": told == "unet", "text_encoder_3": told is None}
+    if not fits.get(component, told is None or component.startswith(told)):
+        raise ConfigError(f"component={component}: tuned={file} has the layers of {told or 'another model'}")
 
 
 def _weights(key: str, path: str) -> dict[str, Tensor]:

@@ -141,8 +141,10 @@ def trainings(*abouts: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for about in abouts:
         own = {key: about[key] for key in ("data", "seed", "held_out_key") if key in about}
-        told = about.get("trainings", [own]) if "classes" in about else []
-        found += [one for one in told if isinstance(one, dict) and "data" in one and one not in found]
+        told = about.get("trainings")
+        for one in told if isinstance(told, list) else [own]:
+            if "classes" in about and isinstance(one, dict) and "data" in one and one not in found:
+                found.append(one)
     return found
 
 

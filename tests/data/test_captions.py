@@ -137,7 +137,7 @@ def test_files_that_are_neither_pictures_nor_text_beside_one_are_noted(folder, s
 def test_repeats_that_a_folder_asks_for_in_kohyas_way_are_noted(folder):
     (folder / "deep").rename(folder / "10_bird")
     shutil.copytree(folder / "10_bird", folder / "1_owl")
-    shutil.copytree(folder / "10_bird", folder / "2024 walk")
+    shutil.copytree(folder / "10_bird", folder / "2024_walk")
     noted = {problem.file: problem.kinds for problem in read(folder).problems}
     assert noted == {folder / "10_bird": ("repeats",)}
     assert read(folder, repeats=10).problems == []

@@ -48,7 +48,7 @@ def _width_and_height(size: Any) -> tuple[int, int] | None:
         return None
     pair = (size, size) if type(size) is int else size
     if not isinstance(pair, list | tuple) or [type(side) for side in pair] != [int, int] or min(pair) < 1:
-        raise ConfigError(f"size={size}: expected pixels, size=512 for both sides, or size=[WIDTH,HEIGHT]")
+        raise ConfigError(f"size={size!r}: expected pixels, size=512 for both sides, or size=[WIDTH,HEIGHT]")
     return tuple(pair)
 
 

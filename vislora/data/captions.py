@@ -101,7 +101,7 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
         raise DataError(f"{root} holds no usable picture{because}")
     paths = [path for path, _ in pairs]
     if config.repeats == 1:
-        problems += _repeats(paths)
+        problems += _repeats(root, paths)
     whole = Captioned([text for _, text in pairs], [str(path) for path in paths], Files(paths))
     facts = {str(path): facts for path, facts in found.items()}
     return CaptionedSplits(*_hold_out(whole, config.val_fraction), problems, facts)
@@ -169,9 +169,11 @@ def clean(text: str, where: str) -> str:
     return line
 
 
-def _repeats(pictures: Sequence[Path]) -> list[Problem]:
-    """The folders of pictures that are named as kohya's scripts have it, `10_name` for ten repeats in every epoch."""
-    named = {folder: re.match(r"(\d+)_", folder.name) for folder in sorted({path.parent for path in pictures})}
+def _repeats(root: Path, pictures: Sequence[Path]) -> list[Problem]:
+    """The folders in root that are named as kohya's scripts have it, `10_name` for ten repeats in every epoch; with
+    four digits it is rather a year."""
+    folders = sorted({path.parent for path in pictures if path.parent.parent == root})
+    named = {folder: re.match(r"(\d{1,3})_", folder.name) for folder in folders}
     return [
         Problem(folder, f"{folder} asks for {told[1]} repeats", usable=True, kinds=("repeats",))
         for folder, told in named.items()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vislora.config.model import ModelConfig
 from vislora.data.transforms import Preprocessing
-from vislora.errors import ModelError
+from vislora.errors import AdapterError, ModelError
 from vislora.files import naming, sha256, write_json
 from vislora.hub import offline_if_unreachable
 from vislora.models.timm_keys import check_keys, keys_told_by_timm
@@ -131,6 +131,20 @@ def untrained_names(model: nn.Module) -> list[str]:
     """Names of what a training begins anew from random numbers: the classifier's modules, and those that the base
     weights' file has nothing of, because settings ask for them (`model.pool=map`); last single parameters of others."""
     return [*head_names(model), *getattr(model, "untrained", ())]
+
+
+def check_held(model: nn.Module) -> None:
+    """Refuse what starts at random and no adapter could hold, as others would draw theirs.
+
+    Raises:
+        AdapterError: single parameters do.
+    """
+    own = {name for name, _ in model.named_parameters()}
+    if lost := [name for name in untrained_names(model) if name in own]:
+        raise AdapterError(
+            f"the base weights lack {lost[0]}, which starts at random, and an adapter holds whole modules alone; train "
+            "the whole model (adapter=full) and use it as it is, or leave out the setting of the model that asks for it"
+        )
 
 
 def weights_hash(config: ModelConfig) -> str | None:

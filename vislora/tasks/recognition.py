@@ -34,7 +34,7 @@ from vislora.models.batchnorm import check_passes
 from vislora.models.patches import ShownPatches
 from vislora.models.prefix import Prefix
 from vislora.models.smallest import blank_picture, check_own_size, prove_alive_cheaply
-from vislora.models.vit import build_vit, head_names, preprocessing, save_vit, untrained_names
+from vislora.models.vit import build_vit, check_held, head_names, preprocessing, save_vit, untrained_names
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
 from vislora.recognizer import Recognizer, base_hash, build_base, learned_held_out, trainings
@@ -151,7 +151,7 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
     """
     new = untrained_names(model)
     if isinstance(config, LoraAdapter):
-        _check_held(model, new)
+        check_held(model)
         adapters = Adapters(model)
         besides = find_trained(model, config.trained, new)
         new = [name for name in new if not any(inside(name, whole) for whole in besides)]
@@ -169,16 +169,6 @@ def adapt(model: nn.Module, config: AdapterConfig, start: Adapter | None = None)
         if any(inside(name, one) for one in new):
             parameter.requires_grad_(True)
     return None
-
-
-def _check_held(model: nn.Module, new: list[str]) -> None:
-    """Refuse single parameters that start at random: no adapter could hold them, and others would draw theirs."""
-    own = {name for name, _ in model.named_parameters()}
-    if lost := [name for name in new if name in own]:
-        raise AdapterError(
-            f"the base weights lack {lost[0]}, which starts at random, and an adapter holds whole modules alone; train "
-            "the whole model (adapter=full), or leave out the setting of the model that asks for it"
-        )
 
 
 def _check_trained(model: nn.Module, config: LoraAdapter, start: Adapter, new: list[str], besides: list[str]) -> None:
