@@ -1,5 +1,6 @@
 """A timm model is adapted as it is set, or refused, before anything is trained; and what a run is of is told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,10 @@ def test_what_the_weights_have_nothing_of_travels_in_the_adapter(photos, tmp_pat
     theirs = peft.PeftModel.from_pretrained(build_vit(config, 2), str(tmp_path / "adapter")).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(model(x), theirs(x), atol=1e-5)
+    plain = build_vit(replace(config, pool=None), 2)
+    write_peft(adapt(plain, LoraAdapter(rank=2)).adapter("default"), tmp_path / "plain")
+    with pytest.raises(AdapterError, match=r"plain holds no attn_pool \(which starts at random\)"):
+        prepared(photos, "model.pool=map", f"model.weights={weights}", f"adapter.start={tmp_path / 'plain'}")
 
 
 @pytest.mark.filterwarnings("ignore:.* lacks reg_token")
