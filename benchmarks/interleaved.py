@@ -38,7 +38,8 @@ class Process:
     def __init__(self, work: Callable[..., Iterator[Any]], *arguments: Any) -> None:
         context = get_context("spawn")
         self._there, here = context.Pipe()
-        context.Process(target=_serve, args=(here, work, arguments), daemon=True).start()
+        self._process = context.Process(target=_serve, args=(here, work, arguments), daemon=True)
+        self._process.start()
         here.close()
         self.ready = self._there.recv()
 
@@ -47,8 +48,9 @@ class Process:
         return self._there.recv()
 
     def close(self) -> None:
-        """Let it end."""
+        """Let it end, and wait until it has: it would take time from what is measured next."""
         self._there.close()
+        self._process.join()
 
 
 def compare(
