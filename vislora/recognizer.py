@@ -139,11 +139,11 @@ def trainings(*abouts: dict[str, Any]) -> list[dict[str, Any]]:
     """What the trainings behind recognisers noted down of the data that they learned; behind one that was blended, or
     that a training went on from, there are several."""
     found = []
-    for about in abouts:
+    for about in (about for about in abouts if "classes" in about):
         own = {key: about[key] for key in ("data", "seed", "held_out_key") if key in about}
         told = about.get("trainings")
         for one in told if isinstance(told, list) else [own]:
-            if "classes" in about and isinstance(one, dict) and "data" in one and one not in found:
+            if isinstance(one, dict) and "data" in one and one not in found:
                 found.append(one)
     return found
 

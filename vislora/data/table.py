@@ -23,7 +23,7 @@ def image_table(config: CsvData) -> Splits:
     """
     root = user_path(config.root)
     files, table = list_table(config), root / config.table
-    if not any(files.values()):
+    if not files:
         raise DataError(f"{table} has no row below its heading; it needs one for each picture")
     classes = tuple(sorted({label for _, label in files.get("train", [])}, key=by_number))
     if not classes:

@@ -6,7 +6,7 @@ CLIP's layers lie below `text_model` in files, and in models before transformers
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -41,22 +41,13 @@ def named_by_component(adapter: Adapter, otherwise: str | None = None) -> Adapte
     Raises:
         AdapterError: a name that tells no component, or a layer that is there by two names.
     """
-    named: dict[str, dict] = {"layers": {}, "trained": {}, "biases": {}}
     otherwise = only_component(adapter.layers) or otherwise
-    for kind, found in named.items():
-        for name, value in getattr(adapter, kind).items():
-            if found.setdefault(own := with_component(name, otherwise), value) is not value:
-                raise AdapterError(f"the adapter has {own} by two names; which one counts?")
-    return replace(adapter, **named)
+    return _renamed(adapter, lambda name: with_component(name, otherwise))
 
 
 def of_component(adapter: Adapter, component: str) -> Adapter:
     """A single model's adapter in the names of files, as one of this component of a pipeline."""
-    named = {
-        kind: {with_component(f"{component}.{name}"): value for name, value in getattr(adapter, kind).items()}
-        for kind in ("layers", "trained", "biases")
-    }
-    return replace(adapter, **named)
+    return _renamed(adapter, lambda name: with_component(f"{component}.{name}"))
 
 
 def only_component(names: Iterable[str]) -> str | None:
@@ -126,10 +117,7 @@ def of_models(adapter: Adapter) -> dict[str, Adapter]:
     parts = by_component(adapter)
     of_sd3 = "transformer" in parts and "text_encoder_2" in parts
     if "text_encoder" in parts and not of_sd3 and tuple(map(int, version("transformers").split(".")[:2])) >= (5, 6):
-        first = parts["text_encoder"]
-        kinds = {kind: getattr(first, kind) for kind in ("layers", "trained", "biases")}
-        own = {kind: {name.removeprefix(_LEVEL): v for name, v in found.items()} for kind, found in kinds.items()}
-        parts["text_encoder"] = replace(first, **own)
+        parts["text_encoder"] = _renamed(parts["text_encoder"], lambda name: name.removeprefix(_LEVEL))
     return parts
 
 
@@ -143,6 +131,16 @@ def by_component(adapter: Adapter) -> dict[str, Adapter]:
             part = found.setdefault(component, replace(adapter, layers={}, trained={}, biases={}))
             getattr(part, kind)[module] = value
     return found
+
+
+def _renamed(adapter: Adapter, rename: Callable[[str], str]) -> Adapter:
+    """The adapter with what it holds under other names; an AdapterError where two things get one."""
+    named: dict[str, dict] = {"layers": {}, "trained": {}, "biases": {}}
+    for kind, found in named.items():
+        for name, value in getattr(adapter, kind).items():
+            if found.setdefault(own := rename(name), value) is not value:
+                raise AdapterError(f"the adapter has {own} by two names; which one counts?")
+    return replace(adapter, **named)
 
 
 def _unfused(weights: LowRankWeights, height: int) -> list[LowRankWeights]:
