@@ -5,12 +5,12 @@ import resource
 import torch
 
 
-def pages_of_a_block() -> int:
-    """How many pages the kernel has to give for one more block of 64 MB, at best: what was freed before may have a few
-    bytes too little for it."""
+def pages_of_a_block(count: int = 2**24) -> int:
+    """How many pages the kernel has to give for one more block of `count` float32, at best: what was freed before may
+    have a few bytes too little for it."""
     counts = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)
+        torch.ones(count)
         counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     return min(counts)
