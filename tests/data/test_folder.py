@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,27 @@ def test_what_systems_leave_beside_pictures_is_none(tree):
     splits = load_splits(ImageFolderData(root=str(tree)), 0)
     assert len(splits.train) == 18
     assert splits.problems == []
+
+
+def test_a_name_is_the_same_whichever_way_its_accents_are_written(tree):
+    composed, decomposed = (unicodedata.normalize(form, "Mésange à tête") for form in ("NFC", "NFD"))
+    picture(tree / "train" / decomposed / f"{decomposed}.PNG")
+    picture(tree / "test" / composed / "1.PNG")
+    splits = load_splits(ImageFolderData(root=str(tree)), 0)
+    assert composed in splits.classes
+    assert splits.test.labels.count(splits.classes.index(composed)) == 1
+
+    rows = [(f"train/{decomposed}/{composed}.PNG", decomposed, "train"), ("train/cat/0.PNG", "cat", "train")]
+    rows = [(unicodedata.normalize("NFC", image), *rest) for image, *rest in rows]
+    rows += [(f"test/{composed}/1.PNG", composed, "test")]
+    write_table(tree / "labels.csv", rows)
+    table = load_splits(CsvData(root=str(tree)), 0)
+    assert table.classes == (composed, "cat")
+    assert table.train.names[0] == str(tree / "train" / decomposed / f"{decomposed}.PNG")
+
+    picture(tree / "train" / composed / "1.PNG")
+    with pytest.raises(DataError, match="two classes of the data are called 'Mésange"):
+        load_splits(ImageFolderData(root=str(tree)), 0)
 
 
 def test_without_a_train_folder_it_is_told_how_to_evaluate_what_is_there(tree):

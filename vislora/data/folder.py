@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from vislora.config.data import ImageFolderData
 from vislora.data.images import FORMATS, Problem
+from vislora.data.labels import class_name
 from vislora.data.quarantine import Labelled, leave_out
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
@@ -30,7 +31,7 @@ def image_folder(config: ImageFolderData) -> Splits:
     """
     root = user_path(config.root)
     folders = split_folders(root)
-    classes = tuple(folder.name for folder in _subfolders(folders["train"]))
+    classes = tuple(class_name(folder.name) for folder in _subfolders(folders["train"]))
     if len(classes) < 2:
         taken = folders["train"] != root and any(_is_picture(path) for path in folders["train"].iterdir())
         what = "pictures, and is taken for a split by its name" if taken else f"{len(classes)} class folders"
@@ -39,14 +40,12 @@ def image_folder(config: ImageFolderData) -> Splits:
             "root/train/CLASS/*.jpg with val and test beside train"
         )
     for child in (child for folder in folders.values() for child in _subfolders(folder)):
-        if child.name not in classes:
+        if class_name(child.name) not in classes:
             raise DataError(f"{child}: class {child.name!r} is unknown to train, which has {', '.join(classes)}")
     files = list_folder(config)
-    if empty := set(classes) - {label for _, label in files["train"]}:
-        raise DataError(
-            f"{folders['train'] / min(empty)} holds no picture ({' '.join(SUFFIXES)}); put some there, or take the "
-            "folder away"
-        )
+    known = {label for _, label in files["train"]}
+    if empty := [folder for folder in _subfolders(folders["train"]) if class_name(folder.name) not in known]:
+        raise DataError(f"{empty[0]} holds no picture ({' '.join(SUFFIXES)}); put some there, or take the folder away")
     if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")
     below = [*files_below(root)]
@@ -154,7 +153,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
-    return [(path, child.name) for child in _subfolders(folder) for path in pictures_below(child)]
+    return [(path, class_name(child.name)) for child in _subfolders(folder) for path in pictures_below(child)]
 
 
 def _is_hidden(name: str) -> bool:

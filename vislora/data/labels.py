@@ -1,4 +1,4 @@
-"""Class names that may be one class misspelled."""
+"""Names of classes: one spelling of each, and those that may be another one misspelled."""
 
 import unicodedata
 from collections import defaultdict
@@ -7,6 +7,12 @@ from collections.abc import Mapping
 _LONG = 8  # letters from which a single odd one is a likely slip
 _SHORT = 5  # letters below which neighbours like cat and bat are the rule
 _RARE = 0.25  # share of the other's pictures up to which a name of middle length is likely a slip
+
+
+def class_name(label: str) -> str:
+    """A label with each accented letter as one character (Unicode's NFC): what macOS packs, or its folders hand over,
+    has letter and accent apart (NFD), which looks the same and is another text."""
+    return unicodedata.normalize("NFC", label)
 
 
 def misspelled(counts: Mapping[str, int]) -> list[tuple[str, str]]:

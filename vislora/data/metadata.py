@@ -12,8 +12,9 @@ from typing import Any
 
 from vislora.config.data import MetadataData
 from vislora.data.folder import files_below, lost_links, pictures_aside, split_folders
+from vislora.data.labels import class_name
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.rows import by_number, check_faults, csv_table, json_lines
+from vislora.data.rows import by_number, check_faults, csv_table, file_named, json_lines
 from vislora.data.splits import Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -57,7 +58,7 @@ def list_metadata(config: MetadataData) -> Labelled:
             label = label.strip() if isinstance(label, str) else label  # as in other tables
             if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
                 raise DataError(f"{where}: {config.label_key!r} is {label!r}; expected a class's name or number")
-            pairs.append((path, str(label)))
+            pairs.append((path, class_name(str(label))))
     return files
 
 
@@ -90,7 +91,8 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
             raise DataError(f"{where}: expected {expected}")
         if name.is_absolute() or ".." in name.parts or PureWindowsPath(name).drive:
             raise DataError(f"{where}: {told!r} leads out of the folder")
-        if not os.path.isfile(folder / name):  # Path's own raises over a very long name
-            raise DataError(f"{where}: {folder / name} is missing")
-        yield where, folder / name, row
+        path = file_named(folder, name)
+        if not os.path.isfile(path):  # Path's own raises over a very long name
+            raise DataError(f"{where}: {path} is missing")
+        yield where, path, row
     check_faults(table, faults)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from vislora.errors import DataError
@@ -91,6 +93,14 @@ def text_lines(file: Path) -> list[str]:
         raise DataError(f"{file} is missing") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file} isn't text in UTF-8, as which it is to be saved: {error}") from None
+
+
+def file_named(folder: Path, name: PurePath | str) -> Path:
+    """The file that a table names, there or not: tables are typed with accented letters as one character (NFC), where
+    names of files that come from macOS may have letter and accent apart (NFD), and the other way round."""
+    spellings = [str(name), *(unicodedata.normalize(form, str(name)) for form in ("NFC", "NFD"))]
+    found = (folder / spelling for spelling in spellings)
+    return next((path for path in found if os.path.isfile(path)), folder / name)  # Path's own raises over long names
 
 
 def by_number(label: str) -> tuple[int, str]:

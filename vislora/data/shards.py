@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from vislora.config.data import ShardsData
 from vislora.data.folder import SUFFIXES
 from vislora.data.images import Place, Problem
+from vislora.data.labels import class_name
 from vislora.data.quarantine import leave_out
 from vislora.data.rows import by_number, is_number
 from vislora.data.splits import Splits, splits_of_files
@@ -172,4 +173,4 @@ def _label(data: bytes, suffix: str, key: str, where: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{where}: the label is {value!r}; expected a class's name or number")
-    return str(value)
+    return class_name(str(value))

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vislora.config.data import CsvData
+from vislora.data.labels import class_name
 from vislora.data.quarantine import Labelled, leave_out
-from vislora.data.rows import by_number, check_faults, csv_table
+from vislora.data.rows import by_number, check_faults, csv_table, file_named
 from vislora.data.splits import SPELLINGS, Splits, splits_of_files
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -51,13 +52,13 @@ def list_table(config: CsvData) -> Labelled:
     spelled: dict[str, Path] = {}
     faults: list[str] = []
     for where, cells in _rows(table, config, faults):
-        path = root / cells["image"].replace("\\", "/")  # as Windows writes them
+        path = file_named(root, cells["image"].replace("\\", "/"))  # as Windows writes them
         path = spelled.setdefault(os.path.abspath(path), path)  # one name, or sub/../a.jpg would be a copy of a.jpg
         if (fault := _fault(cells, path, split_of)) is not None:
             faults.append(f"{where}: {fault}")
             continue
         split = split_of[path] = _NAMES[cells["split"].lower()]
-        files.setdefault(split, []).append((path, cells["label"]))
+        files.setdefault(split, []).append((path, class_name(cells["label"])))
     check_faults(table, faults)
     return files
 
