@@ -244,7 +244,7 @@ def _load(data: DataConfig, seed: int, loaded: dict[str, Splits], accelerator: A
     key = f"{data} {seed}"
     if key not in loaded:
         with accelerator.main_process_first():  # so that one process prepares the caches
-            loaded[key] = load_splits(data, seed)
+            loaded[key] = load_splits(data, seed, fewest=1)
     return loaded[key]
 
 

@@ -17,7 +17,7 @@ def split(*classes):
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        (Splits(split("a")), "1 classes, and at least two"),
+        (Splits(split("a")), "one class alone, 'a', and at least two"),
         (Splits(split("a", "b", "a")), "two classes of the data are called 'a'"),
         (Splits(split("a", "caf\udce9")), r"class 'caf\\udce9' of the data is no text in UTF-8"),
         (

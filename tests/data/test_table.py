@@ -103,7 +103,7 @@ def test_absolute_paths_are_taken_as_they_are(root, tmp_path_factory):
         ("image,label,split\n0.png,a,train\n1.png,b,train\n0.png,a,test\n", "line 4: .*0.png is in train already"),
         ("image,label,split\n0.png,a,train\n1.png\n", "line 3: the label is empty"),
         ("image,label,split\n,a,train\n", "line 2: the image is empty"),
-        ("image,label,split\n0.png,a,train\n1.png,a,train\n", "1 classes to train on"),
+        ("image,label,split\n0.png,a,train\n1.png,a,train\n", "one class alone, 'a'"),
         ("image,label,split\n0.png,a,train\n1.png,b,small,train\n", "line 3 has more cells than the first line"),
         (f"image,label,split\n{'x' * 5000}.png,a,train\n", "line 2: .*xx.png is missing"),
         ("image,label,label\n0.png,a,train\n", "two columns 'label'"),

@@ -26,18 +26,18 @@ def image_folder(config: ImageFolderData) -> Splits:
     out, and named in `problems`.
 
     Raises:
-        DataError: no such folder, fewer than two classes, a class without a usable picture to train on, a class that
+        DataError: no such folder, no class in it, a class without a usable picture to train on, a class that
             training doesn't know, or a split without any picture.
     """
     root = user_path(config.root)
     folders = split_folders(root)
     classes = tuple(class_name(folder.name) for folder in _subfolders(folders["train"]))
-    if len(classes) < 2:
+    if not classes:
         taken = folders["train"] != root and any(_is_picture(path) for path in folders["train"].iterdir())
-        what = "pictures, and is taken for a split by its name" if taken else f"{len(classes)} class folders"
+        what = "pictures, and is taken for a split by its name" if taken else "no class folder"
         raise DataError(
-            f"{folders['train']} holds {what}; at least two class folders are needed: root/CLASS/*.jpg, or "
-            "root/train/CLASS/*.jpg with val and test beside train"
+            f"{folders['train']} holds {what}; pictures lie in root/CLASS/*.jpg, or in root/train/CLASS/*.jpg with val "
+            "and test beside train"
         )
     for child in (child for folder in folders.values() for child in _subfolders(folder)):
         if class_name(child.name) not in classes:

@@ -68,16 +68,20 @@ def load_captions(config: CaptionedData) -> CaptionedSplits:
     return _CAPTIONED[type(config)](config)
 
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
+def load_splits(config: DataConfig, seed: int, fewest: int = 2) -> Splits:
     """The splits of a data set; where it has none to validate on, `config.val_fraction` of train is held out.
+
+    Args:
+        fewest: how many classes it has at least; pictures of a single one can be scored, but not told apart.
 
     Raises:
         DataError: what is wrong with the data, and where.
     """
     _check_root(config)
     splits = _LOADERS[type(config)](config)
-    if len(splits.classes) < 2:
-        raise DataError(f"the data has {len(splits.classes)} classes, and at least two are needed to tell apart")
+    if len(splits.classes) < fewest:
+        one = f"one class alone, {splits.classes[0]!r}" if splits.classes else "no class"
+        raise DataError(f"the data has {one}, and at least two are needed to be told apart")
     if twice := [name for name, count in Counter(splits.classes).items() if count > 1]:
         raise DataError(f"two classes of the data are called {twice[0]!r}")
     if odd := [name for name in splits.classes if any("\ud800" <= c <= "\udfff" for c in name)]:
