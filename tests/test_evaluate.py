@@ -114,7 +114,7 @@ def test_all_rows_are_in_one_table_and_each_has_its_folder(compared):
         "lora: what changed",
         "full: what changed",
     )
-    for word in (*words, "95% intervals over resampled images (percentile bootstrap)"):  # of whichever split
+    for word in (*words, "95% intervals over images (Wilson"):  # of whichever split
         assert word in (out / "report.html").read_text()
 
 

@@ -1,10 +1,11 @@
-"""Bootstrap intervals against scipy with scikit-learn's scores, and against what they promise."""
+"""Bootstrap intervals against scipy with scikit-learn's scores, Wilson's against its formula, and all against what they
+promise."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import bootstrap
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import f1_score, recall_score
 
 from vislora.metrics.intervals import FIGURES, Outcomes, differences, intervals, mean_interval
 from vislora.metrics.recognition import Predictions, evaluate_predictions
@@ -33,7 +34,6 @@ def test_intervals_are_scipys_over_scikit_learns_scores():
     probabilities, labels = drawn(1)
     found = intervals(Outcomes.of(probabilities, labels), resamples=300, seed=7)
     predicted = probabilities.argmax(1)
-    assert found["top1"] == pytest.approx(theirs(accuracy_score, labels, predicted, 7, 300), abs=1e-6)
     macro = theirs(lambda a, b: f1_score(a, b, average="macro"), labels, predicted, 7, 300)
     assert found["macro_f1"] == pytest.approx(macro, abs=1e-6)
 
@@ -103,6 +103,28 @@ def test_19_of_20_intervals_hold_the_truth():
     assert 180 <= held <= 198  # 190 expected, binomial
 
 
+def shares(n, right):
+    """Outcomes of six classes, of which the first `right` images are found, and the others not among five."""
+    labels = torch.tensor([0] * right + [5] * (n - right))
+    return Outcomes.of(torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.07, 0.03]], dtype=torch.float64).expand(n, 6), labels)
+
+
+@pytest.mark.parametrize(("n", "right"), [(6, 6), (6, 0), (150, 101)])
+def test_shares_of_images_have_the_interval_of_wilson(n, right):
+    found, z, p = intervals(shares(n, right), 10), 1.959964, right / n
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    expected = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+    assert found["top1"] == pytest.approx(expected, abs=1e-6)
+    assert found["top5"] == found["top1"]
+
+
+def test_19_of_20_intervals_of_few_images_hold_the_share_that_nearly_all_are_right():
+    counts = np.random.default_rng(0).binomial(40, 0.97, 300)
+    ends = {right: intervals(shares(40, right), 10)["top1"] for right in {*counts.tolist()}}
+    held = sum(ends[right][0] <= 0.97 <= ends[right][1] for right in counts.tolist())
+    assert held >= 270  # 285 expected; of the bootstrap 210, as every third draw has all of them right
+
+
 def overconfident(seed, n, temperature):
     """Outcomes of a classifier whose logits have to be divided by a temperature for its probabilities to be right."""
     generator = torch.Generator().manual_seed(seed)
@@ -130,7 +152,7 @@ def test_a_difference_of_calibration_errors_is_in_the_middle_of_its_interval():
     assert (low + high) / 2 == pytest.approx(whole[0] - whole[1], abs=0.01)
 
 
-def test_of_one_image_the_interval_is_a_point():
+def test_of_one_image_the_bootstraps_interval_is_a_point():
     one = Outcomes.of(torch.tensor([[0.2, 0.8]]), torch.tensor([1]))
-    assert intervals(one)["top1"] == (1.0, 1.0)
+    assert intervals(one)["macro_f1"] == (1.0, 1.0)
     assert intervals(one)["ece"] == pytest.approx((0.2, 0.2))

@@ -103,7 +103,7 @@ class EvaluateConfig(PictureFigures, RecognitionFigures):
     """`python -m vislora.evaluate`"""
 
     adapter: list[str] = MISSING  # adapters, or merged or fully tuned classifiers; one needs no brackets
-    resamples: int = 2000  # of the images, for the intervals
+    resamples: int = 2000  # of the images, for the bootstrap's intervals
     seed: int = 0
     batch_size: int = 64
     precision: Precision = Precision.auto  # pictures are drawn in it on a GPU, on a CPU in float32

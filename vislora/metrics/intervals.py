@@ -1,8 +1,10 @@
-"""95% intervals of a classifier's figures, by resampling the images it was scored on.
+"""95% intervals of a classifier's figures: what another draw of test images would have changed. Another training isn't
+in them.
 
-The bootstrap of Efron (1979, https://doi.org/10.1214/aos/1176344552), its percentile interval, as scipy has it. It says
-what another draw of test images would have changed; another training isn't in it. Of few images that are all right, or
-all wrong, it says nothing: each draw is like the other, and the interval a point.
+Top-1 and top-5, shares of the images, have Wilson's interval (1927, https://doi.org/10.1080/01621459.1927.10502953),
+which tells of few images that are all right as well: of six it goes down to 61%. The other figures have the bootstrap
+of Efron (1979, https://doi.org/10.1214/aos/1176344552), its percentile interval, which is a point there, as each draw
+is like the other. Both are scipy's.
 
 Chance never lessens a calibration error, whose terms are distances: of a well calibrated classifier a draw has half as
 much again as the figure itself. So its interval is moved back by the mean of what the draws add, and tells what other
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
 from vislora.metrics.calibration import BINS, confidence_bins
@@ -67,8 +69,13 @@ class Outcomes:
 
 def intervals(outcomes: Outcomes, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
     """A 95% interval of each of `FIGURES`."""
-    found = _of_figures(outcomes.figures, len(outcomes.labels), resamples, seed)
-    return found | {"ece": (max(found["ece"][0], 0.0), found["ece"][1])}
+    n = len(outcomes.labels)
+    found = _of_figures(outcomes.figures, n, resamples, seed)
+    found["ece"] = max(found["ece"][0], 0.0), found["ece"][1]
+    for name, right in {"top1": outcomes.labels == outcomes.predicted, "top5": outcomes.in_top5}.items():
+        share = binomtest(int(right.sum()), n).proportion_ci(method="wilson")
+        found[name] = float(share.low), float(share.high)
+    return found
 
 
 def differences(one: Outcomes, other: Outcomes, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:

@@ -78,7 +78,7 @@ class Evaluation:
         confusion: [K, K] counts, row: true class, column: predicted.
         calibration: of the probabilities as they are.
         calibrated: after a temperature fitted on validation images; None where none was.
-        intervals: 95%, of top1, top5, balanced_accuracy, macro_f1 and ece, over resampled images.
+        intervals: 95%, of top1, top5, balanced_accuracy, macro_f1 and ece, as `vislora.metrics.intervals` has them.
         mistakes: the most confident ones first.
     """
 

@@ -143,7 +143,10 @@ def all_scores(out: Path) -> Section | None:
     for row in rows:
         cells = [_with_interval(row[key], row["intervals"][key]) for key in _NAMES]
         shown.append([row["name"], row["data"], f"{row['images']:,}", *cells, f"{row['nll']:.3f}"])
-    note = "95% intervals over resampled images (percentile bootstrap); what another training changes isn't in them."
+    note = (
+        "95% intervals over images (Wilson's of top-1 and top-5, the bootstrap's of the others); what another training "
+        "changes isn't in them."
+    )
     html = table(header, shown, note)
     for row in rows:
         if count := row.get("learned"):
