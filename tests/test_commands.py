@@ -246,6 +246,20 @@ def test_predictions_are_the_models_probabilities_and_the_command_prints_them(ru
     assert done.stdout.splitlines() == wanted
 
 
+def test_a_recognizer_takes_pictures_of_any_mode_in_the_dtype_of_its_model(run, photos, tmp_path):
+    recognizer = load_recognizer(run[0] / "adapter")
+    picture = Image.open(photos / "test" / "red" / "0.png")
+    odd = [picture.convert("RGBA"), picture.quantize(256), picture.convert("L"), picture.convert("CMYK")]
+    for i, image in enumerate(odd):
+        image.save(path := tmp_path / f"{i}.tiff")
+        expected = predict(PredictConfig(adapter=str(run[0] / "adapter"), images=[str(path)], top=3))[str(path)]
+        found = dict(zip(recognizer.classes, recognizer([image])[0].tolist(), strict=True))
+        assert found == pytest.approx(dict(expected), abs=1e-5)
+    whole = recognizer([picture])
+    recognizer.model.double()
+    assert torch.allclose(recognizer([picture]), whole, atol=1e-5)
+
+
 def test_predictions_are_written_into_a_file_where_one_is_named(run, photos, tmp_path, capsys):
     pictures, adapter = [str(photos / "test")], str(run[0] / "adapter")
     found = predict(PredictConfig(adapter=adapter, images=pictures, top=2))
@@ -257,6 +271,8 @@ def test_predictions_are_written_into_a_file_where_one_is_named(run, photos, tmp
     assert rows == [(image, *one) for image, ranking in found.items() for one in ranking]
     written = json.loads((tmp_path / "a.json").read_text())
     assert {image: [(c["class"], c["probability"]) for c in ranking] for image, ranking in written.items()} == found
+    tell(PredictConfig(adapter=adapter, images=pictures, top=2, out=str(tmp_path / "new" / "deep" / "a.csv")), tmp_path)
+    assert (tmp_path / "new" / "deep" / "a.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
     with pytest.raises(ConfigError, match=r"out=.*a\.csv is there already; choose another place"):
         tell(PredictConfig(adapter=adapter, images=pictures, out=str(tmp_path / "a.csv")), tmp_path)
     with pytest.raises(ConfigError, match=r"out=a\.txt: expected the name of a \.csv or a \.json file"):
@@ -428,6 +444,17 @@ def test_a_training_goes_on_from_an_adapter(run, photos, weights, tmp_path, caps
     assert mine.equals(theirs)
     assert f"adapter.start={start}: layers, ranks and scales are its own, whatever" in capsys.readouterr().out
 
+    turned = shutil.copytree(start, tmp_path / "turned")  # the same adapter, its classes in another order
+    about = json.loads((turned / "vislora.json").read_text())
+    (turned / "vislora.json").write_text(json.dumps(about | {"classes": about["classes"][1:] + about["classes"][:1]}))
+    tensors = load_file(turned / "adapter_model.safetensors")
+    heads = [key for key in tensors if re.search(r"\.head\.", key)]
+    assert len(heads) == 2
+    save_file(tensors | {key: tensors[key].roll(-1, 0) for key in heads}, turned / "adapter_model.safetensors")
+    train(configure("train", [*words, f"adapter.start={turned}"]), tmp_path / "back")
+    assert read_peft(tmp_path / "back" / "adapter").equals(theirs)
+    assert "head begins anew" not in capsys.readouterr().out
+
     others = shutil.copytree(photos, tmp_path / "others")
     for split in ("train", "val", "test"):
         shutil.copytree(others / split / "red", others / split / "violet")
@@ -435,6 +462,7 @@ def test_a_training_goes_on_from_an_adapter(run, photos, weights, tmp_path, caps
     mine = read_peft(tmp_path / "more" / "adapter")
     assert replace(mine, trained={}).equals(replace(theirs, trained={}))
     assert mine.trained["head"]["weight"].shape == (4, 48)
+    assert f"adapter.start={start} has other classes; the head begins anew" in capsys.readouterr().out
 
     save_file({key: 2 * value for key, value in load_file(weights).items()}, tmp_path / "else.safetensors")
     with pytest.raises(AdapterError, match=r"adapter\.start=.*was trained on base weights with SHA-256"):

@@ -62,6 +62,8 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
 
 def _main(config: PredictConfig, _out: Path) -> None:
     out = None if config.out is None else free(config.out)
+    if out is not None:  # here: what comes of all the pictures has to have a place
+        out.parent.mkdir(parents=True, exist_ok=True)
     rankings = predict(config)
 
     from accelerate import PartialState

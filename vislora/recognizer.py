@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vislora.config.data import BaseData, pictures_to_dict
 from vislora.config.model import ModelConfig
 from vislora.data.cache import weights_key
+from vislora.data.images import upright_rgb
 from vislora.data.order import seeded
 from vislora.data.transforms import Preprocessing, eval_transform
 from vislora.errors import AdapterError, ConfigError
@@ -45,10 +46,10 @@ class Recognizer:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """Class probabilities of RGB images, float32 [B, K]."""
+        """Class probabilities of images, of any mode and turned upright as their EXIF says, float32 [B, K]."""
         transform = eval_transform(self.preprocessing)
-        batch = torch.stack([transform(image) for image in images])
-        return self.model(batch.to(next(self.model.parameters()).device)).float().softmax(1)
+        batch = torch.stack([transform(upright_rgb(image)) for image in images])
+        return self.model(batch.to(next(self.model.parameters()))).float().softmax(1)
 
 
 def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognizer:

@@ -1,5 +1,6 @@
 """Recognition: a timm model and labelled pictures."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from vislora import __version__
 from vislora.config.adapter import AdapterConfig, FullAdapter, LoraAdapter, ProbeAdapter
@@ -16,6 +17,7 @@ from vislora.config.data import data_to_dict
 from vislora.config.training import Precision, PrefixCache, TrainConfig
 from vislora.data.cache import content_key, pictures_key
 from vislora.data.features import Features, compute_features
+from vislora.data.labels import class_name
 from vislora.data.load import load_splits
 from vislora.data.order import Order, eval_loader, train_loader
 from vislora.data.preflight import look_through, rows_of
@@ -56,7 +58,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     torch.manual_seed(config.seed)
     model = build_vit(config.model, len(splits.classes))
     base_sha256 = base_hash(config.model, model)
-    start = _start(config.adapter, model, base_sha256, splits.classes)
+    start = _start(config.adapter, model, base_sha256, splits.classes, accelerator)
     before = [] if start is None else trainings(start.about)
     if splits.held_out and any(learned_held_out(one, config.data, splits.held_out_key) for one in before):
         accelerator.print(
@@ -188,8 +190,11 @@ def _check_trained(model: nn.Module, config: LoraAdapter, start: Adapter, new: l
         )
 
 
-def _start(config: AdapterConfig, model: nn.Module, sha256: str | None, classes: tuple[str, ...]) -> Adapter | None:
-    """The adapter to go on from, with its head where its classes are these, and with a new one for others."""
+def _start(
+    config: AdapterConfig, model: nn.Module, sha256: str | None, classes: tuple[str, ...], accelerator: Accelerator
+) -> Adapter | None:
+    """The adapter to go on from, with its head where its classes are these, in whatever order, and with a new one for
+    others."""
     if not isinstance(config, LoraAdapter) or config.start is None:
         return None
     start = read_adapter(config.start)
@@ -199,10 +204,25 @@ def _start(config: AdapterConfig, model: nn.Module, sha256: str | None, classes:
             f"adapter.start={config.start} was trained on base weights with SHA-256 {expected[:12]}…, these have "
             f"{(sha256 or 'none')[:12]}…; go on from the same base"
         )
-    head = {name: model.get_submodule(name).state_dict() for name in head_names(model)}
-    if tuple(start.about.get("classes", ())) == classes:
-        head |= start.trained
-    return replace(start, trained={**start.trained, **head}, dropout=config.dropout)
+    heads = {name: model.get_submodule(name) for name in head_names(model)}
+    theirs, mine = ([class_name(str(name)) for name in names] for names in (start.about.get("classes", ()), classes))
+    if sorted(theirs) == sorted(mine):
+        rows = torch.tensor([theirs.index(name) for name in mine])
+        kept = {
+            name: _reordered(start.trained[name], head, rows) for name, head in heads.items() if name in start.trained
+        }
+    else:
+        kept = {}
+        accelerator.print(f"adapter.start={config.start} has other classes; the head begins anew")
+    anew = {name: head.state_dict() for name, head in heads.items()}
+    return replace(start, trained={**start.trained, **anew, **kept}, dropout=config.dropout)
+
+
+def _reordered(state: Mapping[str, Tensor], head: nn.Module, rows: Tensor) -> dict[str, Tensor]:
+    """A classifier's state with the outputs of its last layer in another order."""
+    last = [name for name, module in head.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
+    own = {f"{name}.{key}".lstrip(".") for name in last for key in ("weight", "bias")}
+    return {key: value[rows] if key in own else value for key, value in state.items()}
 
 
 def _from_features(
