@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -30,6 +31,17 @@ def test_the_text_beside_a_picture_is_its_caption_in_one_line(folder):
     assert splits.train.names[0] == str(folder / "a.jpg")
     assert splits.train.pictures[1].getpixel((0, 0)) == (255, 0, 0)
     assert splits.val is None
+
+
+def test_a_text_is_beside_its_picture_whichever_way_accents_are_written(folder):
+    composed, decomposed = (unicodedata.normalize(form, "grün") for form in ("NFC", "NFD"))
+    (folder / "a.jpg").rename(folder / f"{decomposed}.jpg")
+    (folder / "a.txt").rename(folder / f"{composed}.txt")
+    splits = read(folder)
+    assert dict(zip(splits.train.names, splits.train.captions, strict=True))[f"{folder / decomposed}.jpg"] == (
+        "a blue picture"
+    )
+    assert splits.problems == []
 
 
 def test_one_prompt_stands_for_all_captions(folder):

@@ -1,6 +1,7 @@
 """Files that a list leaves out: what is written is read again, and what doesn't fit is told."""
 
 import os
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -45,6 +46,15 @@ def test_listed_files_are_left_out_of_class_folders(tree):
     assert len(splits.test) == 7
     assert [problem.kinds for problem in splits.problems] == [("quarantined",)] * 3
     assert "line 3" in splits.problems[0].what
+
+
+def test_listed_files_are_left_out_whichever_way_accents_are_written(tree):
+    composed, decomposed = (unicodedata.normalize(form, "grün.png") for form in ("NFC", "NFD"))
+    (tree / "train" / "cat" / "1.png").rename(tree / "train" / "cat" / decomposed)
+    splits = load_splits(ImageFolderData(root=str(tree), quarantine=listed(tree, f"train/cat/{composed}")), 0)
+    assert f"train/cat/{decomposed}" not in names(splits.train, tree)
+    assert len(splits.train) == 7
+    assert [problem.kinds for problem in splits.problems] == [("quarantined",)]
 
 
 def test_listed_files_are_left_out_whichever_way_the_root_is_written(tree, monkeypatch):

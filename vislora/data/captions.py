@@ -19,6 +19,7 @@ from vislora.data.images import Facts, Problem
 from vislora.data.inspection import inspect_files
 from vislora.data.metadata import METADATA, metadata_rows, metadata_table
 from vislora.data.quarantine import Labelled, leave_out
+from vislora.data.rows import file_named
 from vislora.data.splits import Chosen, Files, Pictures, parted
 from vislora.errors import DataError
 from vislora.paths import user_path
@@ -85,7 +86,7 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
     below, table = [*files_below(root)], _table(config, root)
-    beside = {path.with_suffix(end) for path in below if path.suffix not in _TEXT for end in _TEXT}
+    beside = {file for path in below if path.suffix not in _TEXT for file in _text_files(path)}
     problems = [
         *left_out,
         *(facts.problem for facts in found.values() if facts.problem is not None),
@@ -216,10 +217,15 @@ def _as_it_is(picture: Path, prompt: str | None) -> str:
 
 def _text_file(picture: Path) -> Path | None:
     """The file beside a picture that its caption stands in; None where there is none."""
-    there = [file for suffix in _TEXT if (file := picture.with_suffix(suffix)).is_file()]
+    there = [file for file in _text_files(picture) if file.is_file()]
     if len(there) > 1:
         raise DataError(f"{there[0]} and {there[1]} both hold a caption for {picture.name}; keep one")
     return there[0] if there else None
+
+
+def _text_files(picture: Path) -> list[Path]:
+    """The files that its caption may stand in, there or not."""
+    return [file_named(picture.parent, picture.with_suffix(suffix).name) for suffix in _TEXT]
 
 
 def _told(row: dict[str, Any], where: str) -> str:

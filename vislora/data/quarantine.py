@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vislora.data.images import Problem
+from vislora.data.rows import file_named
 from vislora.errors import DataError
 from vislora.files import write_text
 from vislora.paths import user_path
@@ -44,7 +45,7 @@ def leave_out(
     known = {_plain(path) for pairs in files.values() for path, _ in pairs}
     listed: dict[Path, Problem] = {}
     for number, name in lines:
-        path = _plain(root / name)
+        path = _plain(file_named(root, name))
         where = f"{quarantine}, line {number}"
         if path in known:
             listed[path] = Problem(root / name, f"left out by {where}", usable=False, kinds=("quarantined",))
