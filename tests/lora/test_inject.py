@@ -42,9 +42,11 @@ def train(model: nn.Module, seed: int = 2) -> None:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def with_adapter(model: nn.Module, name: str = "birds", trained=("head",), targets=BOTH_QKV) -> Adapters:
+def with_adapter(
+    model: nn.Module, name: str = "birds", trained=("head",), targets=BOTH_QKV, settings=SETTINGS
+) -> Adapters:
     adapters = Adapters(model)
-    adapters.add(name, targets, SETTINGS, trained)
+    adapters.add(name, targets, settings, trained)
     train(model)
     return adapters
 
@@ -186,6 +188,26 @@ def test_merging_twice_and_unmerging_what_is_not_merged_are_errors():
     adapters.deactivate()
     with pytest.raises(AdapterError, match="no adapter is active"):
         adapters.merge()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_merged_models_state_is_a_plain_models_and_none_is_loaded_into_one_that_computes_otherwise(images, dora):
+    model = vit()
+    adapters = with_adapter(model, settings=replace(SETTINGS, dora=dora))
+    live, before = state(model), model(images)
+    adapters.merge()
+    merged, plain = state(model), vit()
+    plain.load_state_dict(merged)
+    torch.testing.assert_close(plain(images), model(images), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*qkv\.lora\.lora_A"):
+        model.load_state_dict(live)
+    model.load_state_dict(merged)
+    adapters.unmerge()
+    assert same_bits(live, state(model))
+    with pytest.raises(RuntimeError, match=r"Missing key.*qkv\.lora\.lora_A"):
+        model.load_state_dict(merged)
+    model.load_state_dict(live)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)
 
 
 def test_merging_for_good_leaves_a_plain_model_with_the_adapters_logits_and_head(images):

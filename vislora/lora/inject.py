@@ -249,7 +249,8 @@ class Adapters:
         """Fold the active adapter into the frozen weights: W0 + s B A (with DoRA at its magnitudes), summed in
         float32 and rounded once to W0's dtype.
 
-        The base weights are kept aside. The model computes without a low-rank path until `unmerge`.
+        The base weights are kept aside. The model computes without a low-rank path until `unmerge`; meanwhile its state
+        dict is a plain model's, of the merged weights.
 
         Raises:
             AdapterError: no adapter is active, it is merged already, the model is sharded, or a part of the adapter
@@ -275,6 +276,7 @@ class Adapters:
             self._base_weights[path] = frozen_weight(layers[path])
             set_frozen_weight(layers[path], weight)
             restore_class(layers[path])
+            layers[path].lora.is_merged = True
 
     def unmerge(self) -> None:
         """Undo `merge`: the base weights come back bit for bit, the adapter acts beside them again.
@@ -291,6 +293,7 @@ class Adapters:
             weight.data = weight.data.to(merged.device, merged.dtype)  # where the model has gone meanwhile
             set_frozen_weight(layer, weight)
             adapt(layer)
+            layer.lora.is_merged = False
             del self._base_weights[path]  # one by one: that device's memory may not suffice
 
     def merge_and_unload(self) -> None:

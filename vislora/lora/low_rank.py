@@ -1,7 +1,8 @@
 """The trained part of one adapted layer: its low-rank pairs, and what they make of the weight."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ class LowRank(nn.Module):
         magnitude: [sum of rows], float32, the norms of the frozen rows; None without DoRA.
         start_A, start_B: with PiSSA, the frozen pairs that `lora_A` and `lora_B` started from, which are subtracted.
         multiplier: factor on the scale, 1.0 unless an adapter is applied at another strength.
+        is_merged: whether the frozen weight holds it meanwhile. A state dict is then without it, as a model that loads
+            the merged weight beside it would compute it twice.
 
     Raises:
         AdapterError: a rank, alpha, dropout, row range or combination that can't be.
@@ -84,6 +87,7 @@ class LowRank(nn.Module):
         self.rows = rows or ((0, weight.shape[0]),)
         self.pairs = _pairs(self.rows, 2 * rank if pissa else rank)
         self.multiplier = 1.0
+        self.is_merged = False
         height = sum(stop - start for start, stop in self.rows)
         a = torch.empty(
             len(self.rows) * rank,
@@ -126,6 +130,16 @@ class LowRank(nn.Module):
             return a, b
         both = [m.unflatten(0, (-1, self.rank)) for m in (a, self.start_A.to(a.device))]
         return torch.cat(both, 1).flatten(0, 1), torch.cat([b, -self.start_B.to(b.device)], 1)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if not self.is_merged:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *told) -> None:
+        if not self.is_merged:
+            super()._load_from_state_dict(state, prefix, metadata, strict, *told)
+        elif strict:
+            told[1].extend(key for key in state if key.startswith(prefix))  # the unexpected ones
 
     def merged(self, weight: Tensor) -> Tensor:
         """What the layer computes with: W0 + s B A, with DoRA its rows at their magnitudes; float32 or wider,
