@@ -148,6 +148,7 @@ def test_a_wrong_override_is_answered_with_one_sentence(override, message):
         (["adapter=pissa", "adapter.dropout=0.1"], "adapter.dropout=0.1 would drop principal parts"),
         (["adapter.blocks=[1.5]"], r"adapter.blocks=\[1.5\]: expected numbers, ranges or names of blocks, or a list"),
         (["adapter.blocks=true"], "adapter.blocks=True: expected numbers"),
+        (["adapter.blocks=[]"], r"adapter.blocks=\[\]: expected numbers"),
         (["adapter.trained=['norm[']"], r"adapter.trained: 'norm\[' isn't a regular expression"),
     ],
 )
@@ -321,9 +322,33 @@ def test_paths_need_no_quotes_for_hydra(name):
     assert configure("predict", [f"adapter=/runs/{name}", f"images=[{quoted(name)}]"]).images == [name]
 
 
-def test_folders_named_by_a_date_keep_their_underscores_and_numbers_are_numbers():
-    config = configure("train", ["data=imagefolder", "data.root=2024_05_01", "trainer.epochs=1_0", "optim.lr=1e-2"])
-    assert (config.data.root, config.trainer.epochs, config.optim.lr) == ("2024_05_01", 10, 0.01)
+@pytest.mark.parametrize("name", ["2024_05_01", "1.10", "1e3", "12e5", ".5", "+5", "007", "true", "[set] birds", "'s"])
+def test_a_path_is_as_it_is_written_whatever_it_could_be_besides(name):
+    config = configure("train", ["data=imagefolder", f"data.root={name}", f"model.weights={name}"])
+    assert (config.data.root, config.model.weights) == (name, name)
+    assert configure("export", ["adapter=a", "to=peft", f"out={name}"]).out == name
+    config = configure("evaluate", ["adapter=a", "+data@sets.photos=imagefolder", f"sets.photos.root={name}"])
+    assert config.sets["photos"].root == name
+
+
+def test_numbers_are_numbers_and_null_is_none_where_no_text_is_expected():
+    words = ["trainer.epochs=1_0", "optim.lr=1e-2", "+model.args={a:1e-6}", "+model.args.b=1.10", "trainer.resume=null"]
+    config = configure("train", words)
+    assert (config.trainer.epochs, config.optim.lr) == (10, 0.01)
+    assert (config.model.args, config.trainer.resume) == ({"a": 1e-6, "b": 1.1}, None)
+    assert configure("generate", ["prompt=[a]", "size=512"]).size == (512, 512)
+
+
+def test_names_in_lists_need_no_quotes_for_hydra():
+    config = configure("evaluate", ["adapter=a", "map_images=[café.png, ~/b (1).png]"])
+    assert config.map_images == ["café.png", os.path.expanduser("~/b (1).png")]
+
+
+def test_a_sweep_keeps_a_folders_name(tmp_path):
+    command = [sys.executable, "-m", "vislora.train", "-m", "data=imagefolder", "data.root=1.20", "optim.lr=1e-2,1e-3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("data.root=1.20: there is no such") >= 2
 
 
 def test_a_path_from_the_home_folder_is_found_where_the_shell_leaves_it_alone(monkeypatch):
@@ -528,6 +553,11 @@ def test_adapters_in_a_list_may_have_commas_in_quotes():
 def test_a_second_adapter_beside_the_first_is_refused():
     with pytest.raises(ConfigError, match=r"adapter=a adapter=b: adapter is given twice; .* adapter=\[FOLDER,FOLDER\]"):
         configure("predict", ["adapter=a", "images=[x.png]", "adapter=b"])
+
+
+def test_a_second_prompt_beside_the_first_is_refused():
+    with pytest.raises(ConfigError, match=r"prompt=a prompt=b: prompt is given twice; several are prompt=\["):
+        configure("generate", ["prompt=a", "prompt=b"])
 
 
 @pytest.mark.parametrize("word", ["adapter=", "out=", "adapter=[a,]", "adapter=[a, ,b]", "adapter=[,a]"])

@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vislora.config.commands import UsedAdapters
-from vislora.config.schemas import SCHEMAS, WITH_GROUP
+from vislora.config.schemas import SCHEMAS, WITH_GROUP, known_keys
 from vislora.config.values import literal
 from vislora.errors import ConfigError, SweepError, VisloraError
 from vislora.files import holds_checkpoint
@@ -64,7 +64,7 @@ def command(name: str, body: Callable[[Any, Path], object], argv: list[str] | No
         _refuse(unknown_word(odd[0], name))
     # Hydra's parser gives up on overrides on both sides of an option, as in `recipe=NAME --multirun optim.lr=…`
     overrides = parser.parse_intermixed_args(rest).overrides
-    sys.argv[1:] = [*(word for word in rest if word not in overrides), *map(_readable, overrides)]
+    sys.argv[1:] = [*(word for word in rest if word not in overrides), *(_readable(word, name) for word in overrides)]
 
     def run(config: DictConfig) -> object:
         out = Path(HydraConfig.get().runtime._get_node("output_dir")._value())  # as it is: ${x} may be part of its name
@@ -132,7 +132,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     try:
         with initialize_config_dir(str(CONF), **_BASE):
             words, adapter = _take_adapter(name, overrides)
-            config = compose(name, [*map(_readable, words)])
+            config = compose(name, [_readable(word, name) for word in words])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explained(error, name) from error
     _check_chosen(config, words, [RECIPES])
@@ -152,18 +152,28 @@ def quoted(text: str) -> str:
     return QuotedString(literal(text), Quote.single).with_quotes()
 
 
-def _readable(override: str) -> str:
-    """The override as Hydra can read it: a plain value that its grammar has no way to read, as grün or a(1), in quotes;
-    there a leading ~ is the home folder, which shells leave to the command. So is a folder called 2024_05_01, which it
-    would read as the number 20240501."""
+def _readable(override: str, name: str) -> str:
+    """The override as Hydra can read it: a plain value that its grammar has no way to read, as grün or a(1), in quotes,
+    in a list too; there a leading ~ is the home folder, which shells leave to the command. So is what it would take for
+    a number, or for true or false, where a text is expected: a folder may be called 1.10, 1e3 or 2024_05_01."""
     key, _, value = override.partition("=")
-    if not value or value.startswith(("[", "{", "'", '"')):
-        return override
     try:
         read = _read(override)
     except HydraException:
+        if re.fullmatch(r"""\[[^][{}'"]*\]""", value):
+            return f"{key}=[{','.join(quoted(os.path.expanduser(one.strip())) for one in value[1:-1].split(','))}]"
+        end = {"": "", "[": "]", "{": "}", "'": "'", '"': '"'}.get(value[:1])
+        if end is not None and (value.endswith(end) or end not in value):  # another mistake, to be told
+            return override
         return f"{key}={quoted(os.path.expanduser(value))}"
-    return f"{key}={quoted(value)}" if "_" in value and isinstance(read, int | float) else override
+    return f"{key}={quoted(value)}" if isinstance(read, int | float) and _is_text(key, read, value, name) else override
+
+
+def _is_text(key: str, read: float, value: str, name: str) -> bool:
+    """Whether a setting is to be the text of a number, or of true or false."""
+    if key.startswith("hydra."):  # whose settings are texts, or have one way to write them
+        return not isinstance(read, bool) and str(read) != value
+    return known_keys(name).get(re.sub(r"^sets\.\w+\.", "data.", key.lstrip("+"))) in (str, str | None)
 
 
 def _read(override: str) -> Any:
@@ -179,7 +189,8 @@ def _help(name: str, about: str) -> str:
             folder = RECIPES if group == "recipe" else CONF / group
             if folder.is_dir():
                 options.append(f"  {group}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
-    more = "With --cfg job it prints every setting that it would run with; vislora/config/ says what each means."
+    but = "" if name in WITH_GROUP or "adapter" not in known_keys(name) else " but adapter=…"
+    more = f"With --cfg job it prints every setting{but} that it would run with; vislora/config/ says what each means."
     parts = [about.strip(), "\n".join(options), more]
     return "\n\n".join(filter(None, parts))
 
@@ -265,12 +276,15 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
 
 
 def _check_words(name: str, words: Sequence[str]) -> None:
-    """Refuse a second adapter=…, in the place of which Hydra would forget the first; paths that are empty; settings of
-    a data set where none is chosen, over which it would fail an assertion; and null or a number as the option of a
-    group, likewise."""
+    """Refuse a second adapter=… or prompt=…, in the place of which Hydra would forget the first; paths that are empty;
+    settings of a data set where none is chosen, over which it would fail an assertion; and null or a number as the
+    option of a group, likewise."""
     given = [word for word in words if word.startswith("adapter=")]
     if name not in WITH_GROUP and len(given) > 1:
         raise ConfigError(f"{' '.join(given)}: adapter is given twice; several are adapter=[FOLDER,FOLDER]")
+    prompts = [word for word in words if word.startswith("prompt=")]
+    if name == "generate" and len(prompts) > 1:
+        raise ConfigError(f"{' '.join(prompts)}: prompt is given twice; several are prompt=['…','…']")
     for word in words:  # as of an unset shell variable: it would be the current folder, or one adapter less
         if name not in WITH_GROUP and re.fullmatch(r"out=|adapter=(\[(.*,)?\s*,.*\]|\[.*,\s*\])?", word):
             raise ConfigError(f"{word} is empty in one place; give a file or a folder there")
@@ -281,7 +295,7 @@ def _check_words(name: str, words: Sequence[str]) -> None:
     for word in words:
         key, _, value = word.partition("=")
         with suppress(HydraException):  # of which composing tells
-            if key.lstrip("+") in groups and value and isinstance(_read(_readable(word)), int | float | None):
+            if key.lstrip("+") in groups and value and isinstance(_read(_readable(word, name)), int | float | None):
                 raise ConfigError(f"{word}: expected the name of an option; leave {key} out for what it is by default")
 
 

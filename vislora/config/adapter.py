@@ -85,7 +85,7 @@ class LoraAdapter(AdapterConfig):
             if rank < 1:
                 raise ConfigError(f"adapter.rank_pattern.{name}={rank}: expected 1 or more")
         blocks = [*self.blocks] if isinstance(self.blocks, list | tuple) else [self.blocks]
-        if self.blocks is not None and not all(type(block) in (int, str) for block in blocks):
+        if self.blocks is not None and not (blocks and all(type(block) in (int, str) for block in blocks)):
             raise ConfigError(f"adapter.blocks={self.blocks}: expected numbers, ranges or names of blocks, or a list")
         if self.start == "":
             raise ConfigError("adapter.start is empty; give an adapter's file or folder, or null to start anew")

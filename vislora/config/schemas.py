@@ -5,6 +5,7 @@ An option of conf/GROUP/ names its class as `defaults: [NAME]`; a new class is a
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -71,19 +72,19 @@ def groups_of(name: str) -> list[str]:
     return [group for entry in defaults if not isinstance(entry, str) for group in entry if "/" not in group]
 
 
-def known_keys(name: str) -> list[str]:
-    """The settings of a command, and as GROUP.KEY those of the options of its groups, chosen or not."""
+def known_keys(name: str) -> dict[str, Any]:
+    """The settings of a command, and as GROUP.KEY those of the options of its groups, chosen or not; by their types."""
     own, groups = _composed_as(name), groups_of(name)
-    keys: dict[str, None] = {}  # options of a group have settings in common
+    keys: dict[str, Any] = {}  # options of a group have settings in common
     for group, option, schema in SCHEMAS:
         if group not in groups and option != f"{own}_schema":
             continue
         for f in fields(schema):
             key = f"{group}.{f.name}" if group else f.name
-            keys[key] = None
+            keys[key] = f.type
             if is_dataclass(f.type):
-                keys |= {f"{key}.{g.name}": None for g in fields(f.type)}
-    return [*keys]
+                keys |= {f"{key}.{g.name}": g.type for g in fields(f.type)}
+    return keys
 
 
 def _composed_as(name: str) -> str:
