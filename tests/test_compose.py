@@ -141,6 +141,11 @@ def test_a_wrong_override_is_answered_with_one_sentence(override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_command_is_answered_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"there is no command 'tune'; there is blend, .*, train$"):
+        configure("tune", ["trainer.epochs=1"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

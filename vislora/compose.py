@@ -125,8 +125,10 @@ def configure(name: str, overrides: Sequence[str] = ()) -> Any:
     """The configuration that `python -m vislora.<name> OVERRIDES` would run with, as its class in `vislora.config`.
 
     Raises:
-        ConfigError: an unknown key or option, a wrong type, or a value that is missing.
+        ConfigError: an unknown command, key or option, a wrong type, or a value that is missing.
     """
+    if name not in (commands := sorted(path.stem for path in CONF.glob("*.yaml"))):
+        raise ConfigError(f"there is no command {name!r}; there is {', '.join(commands)}")
     _register(overrides)
     _check_words(name, overrides)
     try:
