@@ -560,11 +560,6 @@ def test_a_second_adapter_beside_the_first_is_refused():
         configure("predict", ["adapter=a", "images=[x.png]", "adapter=b"])
 
 
-def test_a_second_prompt_beside_the_first_is_refused():
-    with pytest.raises(ConfigError, match=r"prompt=a prompt=b: prompt is given twice; several are prompt=\["):
-        configure("generate", ["prompt=a", "prompt=b"])
-
-
 @pytest.mark.parametrize("word", ["adapter=", "out=", "adapter=[a,]", "adapter=[a, ,b]", "adapter=[,a]"])
 def test_an_empty_path_as_of_an_unset_variable_is_refused(word):
     words = {"adapter": "adapter=[a,b]", "out": "out=c", "weights": "weights=[1,1]"} | {word.partition("=")[0]: word}

@@ -278,15 +278,12 @@ def _take_adapter(name: str, words: Sequence[str]) -> tuple[list[str], str | lis
 
 
 def _check_words(name: str, words: Sequence[str]) -> None:
-    """Refuse a second adapter=… or prompt=…, in the place of which Hydra would forget the first; paths that are empty;
-    settings of a data set where none is chosen, over which it would fail an assertion; and null or a number as the
-    option of a group, likewise."""
+    """Refuse a second adapter=…, in the place of which Hydra would forget the first; paths that are empty; settings of
+    a data set where none is chosen, over which it would fail an assertion; and null or a number as the option of a
+    group, likewise."""
     given = [word for word in words if word.startswith("adapter=")]
     if name not in WITH_GROUP and len(given) > 1:
         raise ConfigError(f"{' '.join(given)}: adapter is given twice; several are adapter=[FOLDER,FOLDER]")
-    prompts = [word for word in words if word.startswith("prompt=")]
-    if name == "generate" and len(prompts) > 1:
-        raise ConfigError(f"{' '.join(prompts)}: prompt is given twice; several are prompt=['…','…']")
     for word in words:  # as of an unset shell variable: it would be the current folder, or one adapter less
         if name not in WITH_GROUP and re.fullmatch(r"out=|adapter=(\[(.*,)?\s*,.*\]|\[.*,\s*\])?", word):
             raise ConfigError(f"{word} is empty in one place; give a file or a folder there")
