@@ -80,6 +80,12 @@ def test_pictures_are_those_of_diffusers(flux, tmp_path, tensors):
     assert torch.equal(tiny.draw(flux), plain)
 
 
+def test_comfyuis_names_are_read_whichever_way_their_matrices_are_called(tmp_path):
+    found = [read_adapter(saved(pairs(comfy(FLUX), ends), tmp_path), diffusers.FluxPipeline) for ends in (KOHYA, PEFT)]
+    assert len(found[0].layers) >= len(FLUX)
+    assert found[0].equals(found[1])
+
+
 def test_pictures_are_those_of_a_transformer_that_saved_its_adapter_by_itself(tmp_path):
     peft = pytest.importorskip("peft")
     theirs, flux = tiny.flux(tmp_path), tiny.flux(tmp_path)

@@ -76,18 +76,30 @@ def _check_kept(tensors: dict[str, Tensor], path: Path, pipeline: Any) -> None:
 def _converted(
     tensors: dict[str, Tensor], path: Path, pipeline: Any, settings: Mapping[str, Any] | None = None
 ) -> Adapter:
-    try:  # a copy, since some converters scale text encoders in place
-        converted = pipeline.lora_state_dict({key: tensor.clone() for key, tensor in tensors.items()})
+    try:
+        converted = _by_diffusers(tensors, pipeline)
+        if any(map(is_foreign, converted)):  # some know a layer's names with kohya's names of matrices alone
+            converted = _by_diffusers({_in_kohyas_words(key): t for key, t in tensors.items()}, pipeline)
     except Exception as error:  # the converters document none, and raise what comes
         told = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise AdapterError(f"{path}: diffusers can't convert it for {pipeline.__name__}: {told}") from error
-    # a transformer's own names, as its save_lora_adapter writes them, are nothing to convert
-    if any(key.startswith("transformer_blocks.") for key in converted):
-        converted = {with_component(key, "transformer"): tensor for key, tensor in converted.items()}
     if same := next(filter(is_foreign, converted), None):
         raise AdapterError(f"{path}: {same!r}: {whose(same)} can't be read for {pipeline.__name__}")
     # cloned lest two share memory
     return from_tensors({key: tensor.clone() for key, tensor in converted.items()}, path, settings)
+
+
+def _by_diffusers(tensors: dict[str, Tensor], pipeline: Any) -> dict[str, Tensor]:
+    # a copy, since some converters scale text encoders in place
+    converted = pipeline.lora_state_dict({key: tensor.clone() for key, tensor in tensors.items()})
+    # a transformer's own names, as its save_lora_adapter writes them, are nothing to convert
+    if any(key.startswith("transformer_blocks.") for key in converted):
+        return {with_component(key, "transformer"): tensor for key, tensor in converted.items()}
+    return converted
+
+
+def _in_kohyas_words(key: str) -> str:
+    return key.replace(".lora_A.weight", ".lora_down.weight").replace(".lora_B.weight", ".lora_up.weight")
 
 
 def _split(key: str, path: Path) -> tuple[str, str]:
