@@ -192,8 +192,9 @@ def test_model_is_told_by_the_width_of_its_residual_blocks(tmp_path, channels, v
     [
         (("unet",), "attn1.to_q", {"lora_unet_input", "lora_unet_middle", "lora_unet_output"}),
         (("text_encoder", "text_encoder_2"), "q_proj", {"lora_te1_text", "lora_te2_text"}),
+        (("unet",), "add_embedding.linear_1", {"lora_unet_label"}),
     ],
-    ids=["deep blocks", "second text encoder"],
+    ids=["deep blocks", "second text encoder", "embedding of sizes"],
 )
 def test_sdxl_is_told_by_what_only_it_has_where_no_layer_reads_text(sdxl, tmp_path, components, ends, prefixes):
     adapter = tiny.trained(sdxl, lambda name: name.endswith(ends), components=components)

@@ -2,7 +2,8 @@
 
 Every reader applies alpha / rank as the scale. diffusers reads one alpha for all attention layers: where layers differ
 in theirs, the file has one and the difference is folded into lora_up. DoRA's magnitudes are there as ComfyUI reads them
-(`dora_scale`); diffusers drops them from this format with a warning, so its own file is the one to give it.
+(`dora_scale`); diffusers drops them from this format with a warning, so its own file is the one to give it. So it is
+for text encoders of which out_proj isn't adapted: diffusers (0.42) knows kohya's names of them by that layer alone.
 """
 
 import hashlib
@@ -94,12 +95,13 @@ def is_kohya(key: str) -> bool:
 
 
 def _version(adapter: Adapter) -> int:
-    """1, 2 or 3 (XL), told from what only that model has: the text's width, a second text encoder, deep blocks, and
-    320 channels in the third upward block, where the others have 640."""
+    """1, 2 or 3 (XL), told from what only that model has: the text's width, a second text encoder, deep blocks, an
+    embedding of sizes, and 320 channels in the third upward block, where the others have 640."""
     widths = {w.lora_A.shape[1] for name, w in adapter.layers.items() if name.endswith((".attn2.to_k", ".attn2.to_v"))}
     deep = any(".transformer_blocks.1." in name for name in adapter.layers)
     thin = any(w.out == 320 for name, w in adapter.layers.items() if "up_blocks.2.resnets." in name)
-    if deep or thin or 2048 in widths or any(name.startswith("text_encoder_2.") for name in adapter.layers):
+    parts = ("text_encoder_2.", "unet.add_embedding.")
+    if deep or thin or 2048 in widths or any(name.startswith(parts) for name in adapter.layers):
         return 3
     return 2 if 1024 in widths else 1
 
