@@ -33,6 +33,14 @@ def test_the_text_beside_a_picture_is_its_caption_in_one_line(folder):
     assert splits.val is None
 
 
+def test_a_text_in_upper_case_is_found_too(folder):
+    (folder / "a.txt").rename(folder / "a.TXT")
+    (folder / "b.txt").rename(folder / "b.CAPTION")
+    splits = read(folder)
+    assert list(splits.train.captions) == ["a blue picture", "a red picture", "a green picture"]
+    assert splits.problems == []
+
+
 def test_a_text_is_beside_its_picture_whichever_way_accents_are_written(folder):
     composed, decomposed = (unicodedata.normalize(form, "grün") for form in ("NFC", "NFD"))
     (folder / "a.jpg").rename(folder / f"{decomposed}.jpg")

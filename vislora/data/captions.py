@@ -86,7 +86,7 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
     below, table = [*files_below(root)], _table(config, root)
-    beside = {file for path in below if path.suffix not in _TEXT for file in _text_files(path)}
+    beside = {file for path in below if path.suffix.lower() not in _TEXT for file in _text_files(path)}
     problems = [
         *left_out,
         *(facts.problem for facts in found.values() if facts.problem is not None),
@@ -224,8 +224,12 @@ def _text_file(picture: Path) -> Path | None:
 
 
 def _text_files(picture: Path) -> list[Path]:
-    """The files that its caption may stand in, there or not."""
-    return [file_named(picture.parent, picture.with_suffix(suffix).name) for suffix in _TEXT]
+    """The files that its caption may stand in, there or not; .TXT where there is no .txt."""
+    found = []
+    for suffix in _TEXT:
+        named = [file_named(picture.parent, picture.with_suffix(end).name) for end in (suffix, suffix.upper())]
+        found.append(next((file for file in named if file.is_file()), named[0]))
+    return found
 
 
 def _told(row: dict[str, Any], where: str) -> str:
