@@ -305,6 +305,19 @@ def test_adapters_of_different_base_models_are_not_blended(birds, cats, tmp_path
         blend(BlendConfig(adapter=[str(adapter), str(other)], weights=[1, 1], out=str(tmp_path / "both")))
 
 
+def test_styles_of_bases_of_two_names_are_blended_with_a_word_and_remember_both_trainings(tmp_path, capsys):
+    layer = LowRankWeights(torch.randn(3, 8), torch.randn(8, 3), 3, 3.0, 8)
+    files = []
+    for name in ("one", "other"):
+        about = {"model": {"name": name}, "data": {"kind": "captions", "root": f"/{name}"}}
+        adapter = Adapter({"unet.mid_block.attn.to_q": layer}, about=about)
+        files.append(str(write_diffusers(adapter, tmp_path / f"{name}.safetensors")))
+    out = tmp_path / "both.safetensors"
+    blend(BlendConfig(adapter=files, weights=[0.7, 0.3], how=Blending.cat, out=str(out)))
+    assert f"{files[1]} was trained on other, {files[0]} on one; blended as" in capsys.readouterr().out
+    assert [one["data"]["root"] for one in read_diffusers(out).about["trainings"]] == ["/one", "/other"]
+
+
 def test_an_adapter_that_tells_no_base_is_blended_with_one_that_does(tmp_path):
     layer = LowRankWeights(torch.randn(3, 8), torch.randn(8, 3), 3, 3.0, 8)
     weights = {"unet.mid_block.attn.to_q": layer}

@@ -452,6 +452,9 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
     about = adapter.about | {"data": data_to_dict(CaptionsData(root=str(tmp_path)))}
     other = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "other.safetensors")
     refused(ConfigError, "on different pictures; give reference=FOLDER", adapter=f"[{style},{other}]")
+    about = adapter.about | {"trainings": [{"data": adapter.about["data"]}, {"data": about["data"]}]}
+    both = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "both.safetensors")
+    refused(ConfigError, "both.safetensors was trained on different pictures; give reference=FOLDER", adapter=both)
 
 
 def test_an_adapter_of_another_model_is_told_of_by_its_file_before_anything_is_drawn(

@@ -243,6 +243,7 @@ def test_a_training_goes_on_from_an_adapter_of_any_format(sd, photos, tmp_path):
     second = run(sd, photos, tmp_path / "second", *words, "adapter.text_encoder=true")
     mine = read_adapter(second.artifact)
     assert mine.layers.keys() == trained.layers.keys()
+    assert [one["data"] for one in mine.about["trainings"]] == [trained.about["data"]]  # the same, once
     for name, weights in trained.layers.items():
         torch.testing.assert_close(tiny.delta(mine.layers[name]), tiny.delta(weights), rtol=1e-5, atol=1e-7)
 

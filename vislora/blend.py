@@ -30,7 +30,7 @@ def blend(config: BlendConfig) -> Computed:
     from vislora.formats.components import is_pipelines, named_by_component, only_component
     from vislora.formats.detect import read_adapter, save_adapter
     from vislora.lora import algebra
-    from vislora.recognizer import trainings
+    from vislora.trainings import trainings
 
     out = free(config.out)
     adapters = [read_adapter(folder) for folder in config.adapter]
@@ -75,13 +75,15 @@ def _check_denoisers(files: Sequence[str], adapters: Sequence[Adapter]) -> None:
 
 
 def _check_base(folders: Sequence[str], adapters: Sequence[Adapter]) -> None:
-    """Refuse adapters of which two tell different bases; files of other programs tell none, and shapes must do."""
-    told = [(folder, base) for folder, a in zip(folders, adapters, strict=True) if (base := _base(a)) is not None]
-    for folder, base in told:
-        if base != told[0][1]:
-            raise AdapterError(
-                f"{folder} was trained on {base}, {told[0][0]} on {told[0][1]}; only one base can be blended"
-            )
+    """Refuse recognisers of which two tell different bases. For pipelines it is told: one base has many names, and
+    styles of one are used with another that was tuned from it; files of other programs tell none."""
+    told = [(folder, a, base) for folder, a in zip(folders, adapters, strict=True) if (base := _base(a)) is not None]
+    for folder, adapter, base in told:
+        if base != told[0][2]:
+            trained = f"{folder} was trained on {base}, {told[0][0]} on {told[0][2]}"
+            if "classes" in adapter.about:
+                raise AdapterError(f"{trained}; only one base can be blended")
+            print(f"{trained}; blended as adapters of one base")
 
 
 def _base(adapter: Adapter) -> str | None:

@@ -212,7 +212,7 @@ def _learned(
     """Names of those pictures of a split that the training learned, resized and recompressed ones too; None where that
     can't be told, as of pictures that don't lie in files, or not any more."""
     from vislora.data.duplicates import among
-    from vislora.recognizer import trainings
+    from vislora.trainings import trainings
 
     parts = [_trained_on(one, loaded, accelerator) for one in trainings(about)]
     known = [picture for part in parts for picture in part]
@@ -262,7 +262,7 @@ def _as_trained(data: DataConfig, about: dict[str, Any]) -> DataConfig:
 
 def _check_held_out(folder: str, about: dict[str, Any], data: DataConfig, splits: Splits) -> None:
     """What is held out of the training's data now is what was held out then, or an error."""
-    from vislora.recognizer import learned_held_out, trainings
+    from vislora.trainings import learned_held_out, trainings
 
     learned = [one for one in trainings(about) if learned_held_out(one, data, splits.held_out_key)]
     if not learned:

@@ -37,6 +37,7 @@ from vislora.pipeline import apply, unapply
 from vislora.precision import new_accelerator
 from vislora.recognizer import Recognizer, load_recognizer
 from vislora.report.pictures import PictureEvaluation, PictureScores
+from vislora.trainings import trainings
 
 
 def evaluate_pictures(config: EvaluateConfig) -> PictureEvaluation:
@@ -240,13 +241,14 @@ def _reference(
         pictures = Chosen(Files(files), range(len(files)))
         if config.prompts is not None:
             return config.reference, pictures, [], problems
-    data = [_trained_on(file, adapter) for file, adapter in zip(config.adapter, adapters, strict=True)]
-    if other := [i for i, settings in enumerate(data) if _pictures_of(settings) != _pictures_of(data[0])]:
+    told = [*zip(config.adapter, adapters, strict=True)]
+    data = [(file, settings) for file, adapter in told for settings in _trained_on(file, adapter)]
+    (first, whole), *_ = data
+    if other := next((file for file, settings in data if _pictures_of(settings) != _pictures_of(whole)), None):
         missing = "reference=FOLDER" if config.reference is None else "prompts=FILE"
-        raise ConfigError(
-            f"{config.adapter[0]} and {config.adapter[other[0]]} were trained on different pictures; give {missing}"
-        )
-    splits = load_captions(data[0])
+        who = f"{first} was trained" if other == first else f"{first} and {other} were trained"
+        raise ConfigError(f"{who} on different pictures; give {missing}")
+    splits = load_captions(whole)
     captions = list(dict.fromkeys((splits.val or splits.train).captions))
     if config.reference is not None:
         return config.reference, pictures, captions, problems
@@ -254,18 +256,18 @@ def _reference(
     return f"the {len(pictures)} pictures of the training", pictures, captions, []
 
 
-def _trained_on(file: str, adapter: Adapter) -> CaptionedData:
-    told = adapter.about.get("data")
+def _trained_on(file: str, adapter: Adapter) -> list[CaptionedData]:
+    """The data of the training, or trainings, behind an adapter."""
     try:
-        data = data_from_dict(told)
+        found = [data_from_dict(one["data"]) for one in trainings(adapter.about)]
     except ConfigError:
-        data = None
-    if not isinstance(data, CaptionedData):
+        found = []
+    if not found or not all(isinstance(data, CaptionedData) for data in found):
         raise ConfigError(
             f"{file} doesn't tell the pictures of its training; give reference=FOLDER of pictures in the wanted style, "
             "and prompts=FILE"
         )
-    return data
+    return found
 
 
 def _pictures_of(data: CaptionedData) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vislora.config.data import BaseData, pictures_to_dict
 from vislora.config.model import ModelConfig
 from vislora.data.cache import weights_key
 from vislora.data.images import upright_rgb
@@ -134,28 +133,6 @@ def base_config(about: dict[str, Any], where: Path | str, weights: str | None = 
 def base_hash(config: ModelConfig, model: nn.Module) -> str | None:
     """SHA-256 of a fresh model's weights: of their file, or where they are random of the tensors; None of the hub's."""
     return weights_key([model]) if config.weights == "random" else weights_hash(config)
-
-
-def trainings(*abouts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the trainings behind recognisers noted down of the data that they learned; behind one that was blended, or
-    that a training went on from, there are several."""
-    found = []
-    for about in (about for about in abouts if "classes" in about):
-        own = {key: about[key] for key in ("data", "seed", "held_out_key") if key in about}
-        told = about.get("trainings")
-        for one in told if isinstance(told, list) else [own]:
-            if isinstance(one, dict) and "data" in one and one not in found:
-                found.append(one)
-    return found
-
-
-def learned_held_out(about: dict[str, Any], data: BaseData, held_out_key: str | None) -> bool:
-    """Whether the training that noted `about` down learned, of the same data, pictures that are held out now: it held
-    out others, or none."""
-    own = pictures_to_dict(data)
-    trained = about["data"] if isinstance(about.get("data"), dict) else {}
-    same = all(trained.get(key) == value for key, value in own.items() if key != "val_fraction")
-    return same and about.get("held_out_key", held_out_key) != held_out_key
 
 
 def read_about(folder: Path) -> dict[str, Any]:

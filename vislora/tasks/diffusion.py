@@ -24,6 +24,7 @@ from vislora.data.preflight import captioned_rows_of, look_through
 from vislora.data.prompts import noise_seed
 from vislora.drawing import Sampling, check_steps, draw
 from vislora.errors import ConfigError
+from vislora.formats.detect import read_adapter
 from vislora.formats.diffusers import write_diffusers
 from vislora.lora import Adapters
 from vislora.metrics.updates import layer_updates
@@ -46,6 +47,7 @@ from vislora.report.sheets import save_grid
 from vislora.report.updates import write_updates
 from vislora.tasks.prior import with_prior
 from vislora.tasks.task import FILES, PICTURES, Outcome, Task
+from vislora.trainings import trainings
 
 _VALIDATION_SEED = 0  # of the validation noise: the same in every run
 
@@ -79,6 +81,7 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     getattr(pipe, family_of(pipe).component).to(device)  # where the proof that adapters act is quick
     torch.manual_seed(config.seed)
     adapters = adapt_pipeline(pipe, config.adapter)
+    before = None if config.adapter.start is None else read_adapter(config.adapter.start, type(pipe)).about
     trains_text = config.adapter.text_encoder
     model = adapters.model
     order = _order(train, config, accelerator)
@@ -114,6 +117,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         if accelerator.is_main_process:
             about = {"vislora": __version__, "model": asdict(config.model), "data": data_to_dict(data)}
             about |= {"caption": splits.train.captions[0]}
+            if before is not None:
+                about["trainings"] = trainings(about, before)
             adapter = adapters.adapter("default")
             write_diffusers(replace(adapter, about=about), out / "adapter")
             write_updates(layer_updates(adapter, model), out)

@@ -39,11 +39,12 @@ from vislora.models.smallest import blank_picture, check_own_size, prove_alive_c
 from vislora.models.vit import build_vit, check_held, head_names, preprocessing, save_vit, untrained_names
 from vislora.objectives.recognition import Recognition
 from vislora.precision import attends_in_float32, autocast_dtype
-from vislora.recognizer import Recognizer, base_hash, build_base, learned_held_out, trainings
+from vislora.recognizer import Recognizer, base_hash, build_base
 from vislora.report.updates import write_updates
 from vislora.targets.timm import find_targets
 from vislora.targets.trained import find_trained
 from vislora.tasks.task import FILES, PICTURES, Outcome, Task
+from vislora.trainings import learned_held_out, trainings
 
 
 def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator, out: Path) -> Task:
