@@ -334,6 +334,8 @@ def test_a_path_is_as_it_is_written_whatever_it_could_be_besides(name):
     assert configure("export", ["adapter=a", "to=peft", f"out={name}"]).out == name
     config = configure("evaluate", ["adapter=a", "+data@sets.photos=imagefolder", f"sets.photos.root={name}"])
     assert config.sets["photos"].root == name
+    config = configure("evaluate", ["adapter=a", "+data@sets.my-set=imagefolder", f"++sets.my-set.root={name}"])
+    assert config.sets["my-set"].root == name
 
 
 def test_numbers_are_numbers_and_null_is_none_where_no_text_is_expected():
@@ -345,15 +347,22 @@ def test_numbers_are_numbers_and_null_is_none_where_no_text_is_expected():
 
 
 def test_names_in_lists_need_no_quotes_for_hydra():
-    config = configure("evaluate", ["adapter=a", "map_images=[café.png, ~/b (1).png]"])
+    config = configure("evaluate", ["adapter=a", "map_images=[café.png, ~/b (1).png]", "prompts=2024_05_01"])
     assert config.map_images == ["café.png", os.path.expanduser("~/b (1).png")]
+    assert config.prompts == "2024_05_01"
+    assert configure("predict", ["adapter=a", "images=[1.10,true, a.png,7]"]).images == ["1.10", "true", "a.png", "7"]
+    with pytest.raises(ConfigError, match="can't read the override"):
+        configure("evaluate", ["adapter=a", "map_images=[café.png,]"])
 
 
-def test_a_sweep_keeps_a_folders_name(tmp_path):
-    command = [sys.executable, "-m", "vislora.train", "-m", "data=imagefolder", "data.root=1.20", "optim.lr=1e-2,1e-3"]
+def test_a_sweep_keeps_folders_names(tmp_path):
+    words = ["data=imagefolder", "data.root=1.10,1.20", "data.quarantine=1e3", "++hydra.sweep.dir=2024_05_01"]
+    command = [sys.executable, "-m", "vislora.train", "-m", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.count("data.root=1.20: there is no such") >= 2
+    for root in ("1.10", "1.20"):
+        assert f"data.root={root}: there is no such" in done.stderr
+    assert (tmp_path / "2024_05_01").is_dir()
 
 
 def test_a_path_from_the_home_folder_is_found_where_the_shell_leaves_it_alone(monkeypatch):

@@ -25,7 +25,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -155,27 +155,41 @@ def quoted(text: str) -> str:
 
 
 def _readable(override: str, name: str) -> str:
-    """The override as Hydra can read it: a plain value that its grammar has no way to read, as grün or a(1), in quotes,
-    in a list too; there a leading ~ is the home folder, which shells leave to the command. So is what it would take for
-    a number, or for true or false, where a text is expected: a folder may be called 1.10, 1e3 or 2024_05_01."""
+    """The override as Hydra can read it: a plain value that its grammar has no way to read, as grün or a(1), in quotes;
+    there a leading ~ is the home folder, which shells leave to the command. So is what it would take for a number, or
+    for true or false, where a text is expected: a folder may be called 1.10, 1e3 or 2024_05_01. The values of a plain
+    list, or those of a sweep, are treated alike."""
     key, _, value = override.partition("=")
+    is_list = value[:1] + value[-1:] == "[]"
+    ones = [one.strip() for one in (value[1:-1] if is_list else value).split(",")]
+    plain = all(one and not set(one) & set("[]{}'\"\\") for one in ones)
     try:
         read = _read(override)
     except HydraException:
-        if re.fullmatch(r"""\[[^][{}'"]*\]""", value):
-            return f"{key}=[{','.join(quoted(os.path.expanduser(one.strip())) for one in value[1:-1].split(','))}]"
+        if is_list and plain:
+            return f"{key}=[{','.join(quoted(os.path.expanduser(one)) for one in ones)}]"
         end = {"": "", "[": "]", "{": "}", "'": "'", '"': '"'}.get(value[:1])
         if end is not None and (value.endswith(end) or end not in value):  # another mistake, to be told
             return override
         return f"{key}={quoted(os.path.expanduser(value))}"
-    return f"{key}={quoted(value)}" if isinstance(read, int | float) and _is_text(key, read, value, name) else override
+    if not plain or "(" in value:
+        return override
+    found = read if is_list else read.list if isinstance(read, ChoiceSweep) else [read]
+    kept = [quoted(one) if _is_text(key, seen, one, name) else one for one, seen in zip(ones, found, strict=True)]
+    if kept == ones:
+        return override
+    return f"{key}=[{','.join(kept)}]" if is_list else f"{key}={','.join(kept)}"
 
 
-def _is_text(key: str, read: float, value: str, name: str) -> bool:
-    """Whether a setting is to be the text of a number, or of true or false."""
+def _is_text(key: str, read: Any, value: str, name: str) -> bool:
+    """Whether it was read as a number, or as true or false, and the setting is a text."""
+    if not isinstance(read, int | float):
+        return False
+    key = key.lstrip("+")
     if key.startswith("hydra."):  # whose settings are texts, or have one way to write them
         return not isinstance(read, bool) and str(read) != value
-    return known_keys(name).get(re.sub(r"^sets\.\w+\.", "data.", key.lstrip("+"))) in (str, str | None)
+    kind = known_keys(name).get(re.sub(r"^sets\.[^.]+\.", "data.", key))
+    return kind in (str, str | None, list[str], list[str] | None) or (kind is Any and "_" in value)  # a file's name
 
 
 def _read(override: str) -> Any:
