@@ -118,6 +118,12 @@ def test_shares_of_images_have_the_interval_of_wilson(n, right):
     assert found["top5"] == found["top1"]
 
 
+def test_among_five_classes_all_are_in_the_first_five():
+    labels = torch.tensor([0, 1, 2, 0])
+    found = intervals(Outcomes.of(torch.tensor([[0.5, 0.3, 0.2]]).expand(4, 3), labels), 10)
+    assert found["top5"] == (1.0, 1.0)
+
+
 def test_19_of_20_intervals_of_few_images_hold_the_share_that_nearly_all_are_right():
     counts = np.random.default_rng(0).binomial(40, 0.97, 300)
     ends = {right: intervals(shares(40, right), 10)["top1"] for right in {*counts.tolist()}}

@@ -4,7 +4,7 @@ in them.
 Top-1 and top-5, shares of the images, have Wilson's interval (1927, https://doi.org/10.1080/01621459.1927.10502953),
 which tells of few images that are all right as well: of six it goes down to 61%. The other figures have the bootstrap
 of Efron (1979, https://doi.org/10.1214/aos/1176344552), its percentile interval, which is a point there, as each draw
-is like the other. Both are scipy's.
+is like the other; so do differences of two classifiers, in all figures. Both are scipy's.
 
 Chance never lessens a calibration error, whose terms are distances: of a well calibrated classifier a draw has half as
 much again as the figure itself. So its interval is moved back by the mean of what the draws add, and tells what other
@@ -72,7 +72,10 @@ def intervals(outcomes: Outcomes, resamples: int = 2000, seed: int = 0) -> dict[
     n = len(outcomes.labels)
     found = _of_figures(outcomes.figures, n, resamples, seed)
     found["ece"] = max(found["ece"][0], 0.0), found["ece"][1]
-    for name, right in {"top1": outcomes.labels == outcomes.predicted, "top5": outcomes.in_top5}.items():
+    shares = {"top1": outcomes.labels == outcomes.predicted}
+    if outcomes.classes > 5:  # or all are among five
+        shares["top5"] = outcomes.in_top5
+    for name, right in shares.items():
         share = binomtest(int(right.sum()), n).proportion_ci(method="wilson")
         found[name] = float(share.low), float(share.high)
     return found

@@ -173,7 +173,7 @@ def evaluate_predictions(
     """Score predictions; with a temperature, calibrated ones too.
 
     Args:
-        resamples, seed: of the bootstrap behind the intervals.
+        resamples, seed: of the bootstrap, behind the intervals that have it.
     """
     logits, labels, k = predictions.logits, predictions.labels, len(predictions.classes)
     per_class: dict[str, Any] = {"num_classes": k, "average": None, "zero_division": 0}
