@@ -215,6 +215,16 @@ def test_names_that_diffusers_has_no_converter_for_are_told(tmp_path):
         read_adapter(wrong, diffusers.FluxPipeline)
 
 
+def test_a_file_for_another_pipeline_is_refused_by_its_own_names(tmp_path):
+    for layers in (WAN, FLUX):
+        file = saved(pairs(comfy(layers), PEFT), tmp_path)
+        pipeline = diffusers.StableDiffusion3Pipeline if layers is FLUX else diffusers.FluxPipeline
+        with pytest.raises(
+            AdapterError, match=rf"'diffusion_model\..*lora_A\.weight': .*be read for {pipeline.__name__}"
+        ):
+            read_adapter(file, pipeline)
+
+
 def test_commands_read_it_for_their_pipeline(flux, tmp_path):
     file = saved(pairs(kohya(FLUX), KOHYA, alpha=2.0), tmp_path)
     words = [f"adapter={file}", "to=diffusers", f"out={tmp_path / 'ours'}"]

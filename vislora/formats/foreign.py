@@ -6,6 +6,7 @@ at most. Apart from names they only take fused layers apart by rows and move sca
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,13 @@ def _converted(
 ) -> Adapter:
     try:
         converted = _by_diffusers(tensors, pipeline)
-        if any(map(is_foreign, converted)):  # some know a layer's names with kohya's names of matrices alone
-            converted = _by_diffusers({_in_kohyas_words(key): t for key, t in tensors.items()}, pipeline)
     except Exception as error:  # the converters document none, and raise what comes
         told = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise AdapterError(f"{path}: diffusers can't convert it for {pipeline.__name__}: {told}") from error
     if same := next(filter(is_foreign, converted), None):
+        with suppress(Exception):  # some know a layer's names with kohya's names of matrices alone
+            converted = _by_diffusers({_in_kohyas_words(key): tensor for key, tensor in tensors.items()}, pipeline)
+    if any(map(is_foreign, converted)):
         raise AdapterError(f"{path}: {same!r}: {whose(same)} can't be read for {pipeline.__name__}")
     # cloned lest two share memory
     return from_tensors({key: tensor.clone() for key, tensor in converted.items()}, path, settings)
