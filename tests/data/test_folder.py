@@ -66,6 +66,11 @@ def test_a_name_is_the_same_whichever_way_its_accents_are_written(tree):
     assert table.classes == (composed, "cat")
     assert table.train.names[0] == str(tree / "train" / decomposed / f"{decomposed}.PNG")
 
+    rows.append((f"train/{decomposed}/{composed} 2.PNG", decomposed, "train"))
+    picture(tree / "train" / decomposed / f"{composed} 2.PNG")
+    write_table(tree / "labels.csv", [(unicodedata.normalize("NFD", image), *rest) for image, *rest in rows])
+    assert len(load_splits(CsvData(root=str(tree)), 0).train) == 3
+
     picture(tree / "train" / composed / "1.PNG")
     with pytest.raises(DataError, match="two classes of the data are called 'Mésange"):
         load_splits(ImageFolderData(root=str(tree)), 0)

@@ -86,12 +86,16 @@ def captions_folder(config: CaptionsData) -> CaptionedSplits:
     files = [(path, read()) for path, read in files["train"]]
     found = inspect_files([path for path, _ in files])
     below, table = [*files_below(root)], _table(config, root)
-    beside = {file for path in below if path.suffix.lower() not in _TEXT for file in _text_files(path)}
+    beside = {_stem(path) for path in below if path.suffix.lower() not in _TEXT}
     problems = [
         *left_out,
         *(facts.problem for facts in found.values() if facts.problem is not None),
         *lost_links(below),
-        *others(path for path in below if path not in beside and path.name not in METADATA),
+        *others(
+            path
+            for path in below
+            if not (path.suffix.lower() in _TEXT and _stem(path) in beside) and path.name not in METADATA
+        ),
     ]
     if table is not None:
         problems += pictures_aside(below, every, f"is not in {table.name}")
@@ -217,19 +221,18 @@ def _as_it_is(picture: Path, prompt: str | None) -> str:
 
 def _text_file(picture: Path) -> Path | None:
     """The file beside a picture that its caption stands in; None where there is none."""
-    there = [file for file in _text_files(picture) if file.is_file()]
+    there = []
+    for suffix in _TEXT:  # or in upper case
+        named = (file_named(picture.parent, picture.with_suffix(end).name) for end in (suffix, suffix.upper()))
+        there += [file for file in named if file.is_file()][:1]
     if len(there) > 1:
         raise DataError(f"{there[0]} and {there[1]} both hold a caption for {picture.name}; keep one")
     return there[0] if there else None
 
 
-def _text_files(picture: Path) -> list[Path]:
-    """The files that its caption may stand in, there or not; .TXT where there is no .txt."""
-    found = []
-    for suffix in _TEXT:
-        named = [file_named(picture.parent, picture.with_suffix(end).name) for end in (suffix, suffix.upper())]
-        found.append(next((file for file in named if file.is_file()), named[0]))
-    return found
+def _stem(file: Path) -> str:
+    """What a picture's name and its text's have in common."""
+    return unicodedata.normalize("NFC", str(file.with_suffix("")))
 
 
 def _told(row: dict[str, Any], where: str) -> str:

@@ -98,9 +98,12 @@ def text_lines(file: Path) -> list[str]:
 def file_named(folder: Path, name: PurePath | str) -> Path:
     """The file that a table names, there or not: tables are typed with accented letters as one character (NFC), where
     names of files that come from macOS may have letter and accent apart (NFD), and the other way round."""
-    spellings = [str(name), *(unicodedata.normalize(form, str(name)) for form in ("NFC", "NFD"))]
-    found = (folder / spelling for spelling in spellings)
-    return next((path for path in found if os.path.isfile(path)), folder / name)  # Path's own raises over long names
+    if str(name).isascii() or os.path.exists(folder / name):  # Path's own raises over long names
+        return folder / name
+    for part in PurePath(name).parts:
+        spelled = (folder / spelling for spelling in (part, *(unicodedata.normalize(f, part) for f in ("NFC", "NFD"))))
+        folder = next((path for path in spelled if os.path.exists(path)), folder / part)
+    return folder
 
 
 def by_number(label: str) -> tuple[int, str]:
