@@ -316,6 +316,10 @@ def test_styles_of_bases_of_two_names_are_blended_with_a_word_and_remember_both_
     blend(BlendConfig(adapter=files, weights=[0.7, 0.3], how=Blending.cat, out=str(out)))
     assert f"{files[1]} was trained on other, {files[0]} on one; blended as" in capsys.readouterr().out
     assert [one["data"]["root"] for one in read_diffusers(out).about["trainings"]] == ["/one", "/other"]
+    theirs = write_diffusers(Adapter({"unet.mid_block.attn.to_q": layer}), tmp_path / "theirs.safetensors")
+    config = BlendConfig(adapter=[files[0], str(theirs)], weights=[0.1, 0.9], out=str(tmp_path / "more.safetensors"))
+    blend(config)
+    assert read_diffusers(Path(config.out)).about["trainings"] == [{"data": about["data"] | {"root": "/one"}}, {}]
 
 
 def test_an_adapter_that_tells_no_base_is_blended_with_one_that_does(tmp_path):

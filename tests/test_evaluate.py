@@ -255,6 +255,18 @@ def test_a_model_that_computes_no_numbers_is_told_of_before_any_figure(runs, pho
         predict(PredictConfig(adapter=str(broken), images=[str(photos / "test" / "red")]))
 
 
+def test_pictures_of_a_single_class_are_scored_but_fit_no_probe(runs, photos, tmp_path):
+    shutil.copytree(photos / "test" / "red", tmp_path / "mine" / "red")
+    words = [f"adapter={runs / 'lora' / 'adapter'}", "data=imagefolder", f"data.root={tmp_path / 'mine'}"]
+    words += ["split=train", "precision=fp32", "resamples=50"]
+    (row,) = evaluate(configure("evaluate", words), tmp_path / "out")
+    (whole,) = evaluate(configure("evaluate", [*words, f"data.root={photos / 'test'}"]), tmp_path / "whole")
+    red = whole.evaluation.predictions.classes.index("red")
+    assert row.evaluation.top1 == pytest.approx(whole.evaluation.recall[red].item())
+    with pytest.raises(ConfigError, match=r"baselines=\[probe\]: .* has 'red' alone, and a probe tells classes apart"):
+        evaluate(configure("evaluate", [*words, "split=val", "data.val_fraction=0.3", "baselines=[probe]"]))
+
+
 def test_a_picture_to_map_that_isnt_there_is_told_of_before_anything_is_scored(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("vislora.inference.Inference.outputs", lambda *_: pytest.fail("scored"))
     words = [f"adapter={runs / 'lora' / 'adapter'}", "map_images=[nowhere.jpg]"]

@@ -455,6 +455,9 @@ def test_mistakes_are_told_before_anything_is_drawn(style, judge, base, tmp_path
     about = adapter.about | {"trainings": [{"data": adapter.about["data"]}, {"data": about["data"]}]}
     both = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "both.safetensors")
     refused(ConfigError, "both.safetensors was trained on different pictures; give reference=FOLDER", adapter=both)
+    about |= {"trainings": [{"data": adapter.about["data"]}, {}]}  # with an adapter that told nothing
+    part = write_adapter(replace(adapter, about=about), "diffusers", tmp_path / "part.safetensors")
+    refused(ConfigError, "part.safetensors doesn't tell the pictures of its training", adapter=part)
 
 
 def test_an_adapter_of_another_model_is_told_of_by_its_file_before_anything_is_drawn(

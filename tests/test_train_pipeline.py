@@ -244,6 +244,10 @@ def test_a_training_goes_on_from_an_adapter_of_any_format(sd, photos, tmp_path):
     mine = read_adapter(second.artifact)
     assert mine.layers.keys() == trained.layers.keys()
     assert [one["data"] for one in mine.about["trainings"]] == [trained.about["data"]]  # the same, once
+    others = shutil.copytree(photos, tmp_path / "others")
+    third = run(sd, others, tmp_path / "third", *words, "adapter.text_encoder=true")
+    told = [one["data"]["root"] for one in read_adapter(third.artifact).about["trainings"]]
+    assert told == [str(others), str(photos)]
     for name, weights in trained.layers.items():
         torch.testing.assert_close(tiny.delta(mine.layers[name]), tiny.delta(weights), rtol=1e-5, atol=1e-7)
 

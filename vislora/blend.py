@@ -1,7 +1,7 @@
 """python -m vislora.blend adapter=[A,B] weights=[0.7,0.3] out=FOLDER [how=svd|cat|linear] [head=0]
 
-Makes one adapter of several that were trained on the same base model. Their heads are not blended: where they differ,
-head=0 takes the first adapter's, with its classes.
+Makes one adapter of several that were trained on the same base model; styles also on others that were tuned from it.
+Their heads are not blended: where they differ, head=0 takes the first adapter's, with its classes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def blend(config: BlendConfig) -> Computed:
         _check_denoisers(config.adapter, adapters)
     _check_base(config.adapter, adapters)
     computed = algebra.blend(adapters, config.weights, config.how.value, config.rank, config.head)
-    if learned := trainings(*(adapter.about for adapter in adapters)):
+    if any(learned := trainings(*(adapter.about for adapter in adapters))):
         adapter = replace(computed.adapter, about=computed.adapter.about | {"trainings": learned})
         computed = replace(computed, adapter=adapter)
     save_adapter(computed.adapter, out)

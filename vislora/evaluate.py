@@ -196,6 +196,11 @@ def _labelled_sets(
         if config.split == "val" or config.calibrate:
             _check_held_out(folder, about, data, splits)
         labels_among(about["classes"], split)
+        if Baseline.probe in config.baselines and len(splits.classes) < 2:
+            raise ConfigError(
+                f"baselines=[probe]: {title} has {splits.classes[0]!r} alone, and a probe tells classes apart; leave "
+                "it out"
+            )
         learned = _learned(about, splits, split, loaded, accelerator)
         if learned:
             accelerator.print(
@@ -226,7 +231,7 @@ def _learned(
 def _trained_on(about: dict[str, Any], loaded: dict[str, Splits], accelerator: Accelerator) -> list[bytes]:
     """Thumbnails of the pictures that a training learned; none where they can't be told."""
     try:
-        own = data_from_dict(about["data"])
+        own = data_from_dict(about.get("data"))
         root = getattr(own, "root", None)
         known = isinstance(own, DataConfig) and not isinstance(own, TorchvisionData)
         if not known or root is None or not user_path(root).exists():

@@ -20,6 +20,7 @@ from vislora.config.data import CaptionedData, data_from_dict, data_to_dict
 from vislora.config.training import Precision
 from vislora.data.captions import usable_pictures
 from vislora.data.images import Problem
+from vislora.data.labels import class_name
 from vislora.data.load import load_captions
 from vislora.data.prompts import NEUTRAL, Prompt, noise_seed, read_prompts
 from vislora.data.splits import Chosen, Files
@@ -259,7 +260,7 @@ def _reference(
 def _trained_on(file: str, adapter: Adapter) -> list[CaptionedData]:
     """The data of the training, or trainings, behind an adapter."""
     try:
-        found = [data_from_dict(one["data"]) for one in trainings(adapter.about)]
+        found = [data_from_dict(one.get("data")) for one in trainings(adapter.about)]
     except ConfigError:
         found = []
     if not found or not all(isinstance(data, CaptionedData) for data in found):
@@ -281,17 +282,17 @@ def _wanted_style(config: EvaluateConfig, by_style: Recognizer, reference: Seque
     if config.style is None:
         found = Counter(_predicted(by_style, reference))
         return found.most_common(1)[0][0]
-    if config.style not in by_style.classes:
+    if (style := class_name(config.style)) not in by_style.classes:
         raise ConfigError(f"style={config.style}: {config.style_classifier} tells {', '.join(by_style.classes)}")
-    return config.style
+    return style
 
 
 def _label(prompt: Prompt, classes: Sequence[str]) -> str:
     """The class a prompt should show: its label, or the class that its text names; a "blue jay" is no "jay"."""
     if prompt.label is not None:
-        if prompt.label not in classes:
+        if (label := class_name(prompt.label)) not in classes:
             raise DataError(f"{prompt.label!r}, the label of {prompt.text!r}, is no class of the content classifier")
-        return prompt.label
+        return label
     named = [name for name in classes if _names(prompt.text, name)]
     if not named:
         raise DataError(
@@ -305,7 +306,7 @@ def _label(prompt: Prompt, classes: Sequence[str]) -> str:
 
 def _names(text: str, name: str) -> bool:
     """Whether a name is in a text in whole words."""
-    return re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", text.casefold()) is not None
+    return re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", class_name(text).casefold()) is not None
 
 
 def _draw(pipe, config: EvaluateConfig, judges: _Judges, who: str, accelerator: Accelerator) -> _Drawn:

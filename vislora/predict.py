@@ -62,8 +62,6 @@ def predict(config: PredictConfig) -> dict[str, list[tuple[str, float]]]:
 
 def _main(config: PredictConfig, _out: Path) -> None:
     out = None if config.out is None else free(config.out)
-    if out is not None:  # here: what comes of all the pictures has to have a place
-        out.parent.mkdir(parents=True, exist_ok=True)
     rankings = predict(config)
 
     from accelerate import PartialState
@@ -80,6 +78,7 @@ def _main(config: PredictConfig, _out: Path) -> None:
 
 def _write(rankings: dict[str, list[tuple[str, float]]], out: Path) -> None:
     """A row for each class of each image, most probable first; in JSON by image."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".json":
         write_json(
             {path: [{"class": name, "probability": p} for name, p in top] for path, top in rankings.items()}, out

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vislora.config.model import ModelConfig
 from vislora.data.cache import weights_key
 from vislora.data.images import upright_rgb
+from vislora.data.labels import class_name
 from vislora.data.order import seeded
 from vislora.data.transforms import Preprocessing, eval_transform
 from vislora.errors import AdapterError, ConfigError
@@ -64,7 +65,7 @@ def load_recognizer(folder: Path | str, weights: str | None = None) -> Recognize
     """
     folder = user_path(folder)
     about = read_about(folder)
-    classes = tuple(about["classes"])
+    classes = tuple(map(class_name, about["classes"]))
     adapters = None
     if (folder / CONFIG).is_file():
         model, _ = build_base(about, folder, weights)

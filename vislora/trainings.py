@@ -7,14 +7,15 @@ from vislora.config.data import BaseData, pictures_to_dict
 
 def trainings(*abouts: dict[str, Any]) -> list[dict[str, Any]]:
     """What the trainings behind adapters noted down of the data that they learned; behind one that was blended, or that
-    a training went on from, there are several."""
-    found = []
+    a training went on from, there are several. One that told nothing, as another program's, is an empty dict."""
+    found: list[dict[str, Any]] = []
     for about in abouts:
         own = {key: about[key] for key in ("data", "seed", "held_out_key") if key in about}
         told = about.get("trainings")
         for one in told if isinstance(told, list) else [own]:
-            if isinstance(one, dict) and "data" in one and one not in found:
-                found.append(one)
+            known = one if isinstance(one, dict) else {}
+            if known not in found:
+                found.append(known)
     return found
 
 

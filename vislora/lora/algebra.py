@@ -189,7 +189,7 @@ def _head_source(adapters: Sequence[Adapter], head: int | None) -> Adapter:
             raise AdapterError(f"head={head}: there are {len(adapters)} adapters, 0 to {len(adapters) - 1}")
         return adapters[head]
     with_own = [adapter for adapter in adapters if adapter.trained or adapter.biases]
-    if not with_own:  # what one tells of the base is true of all
+    if not with_own:  # what one tells of the base stands for all
         return next((adapter for adapter in adapters if adapter.about), adapters[0])
     if any(not replace(adapter, layers={}).equals(replace(with_own[0], layers={})) for adapter in with_own):
         names = [*with_own[0].trained, *with_own[0].biases]

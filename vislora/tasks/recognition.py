@@ -214,7 +214,8 @@ def _start(
         }
     else:
         kept = {}
-        accelerator.print(f"adapter.start={config.start} has other classes; the head begins anew")
+        told = "has other" if theirs else "tells no"
+        accelerator.print(f"adapter.start={config.start} {told} classes; the head begins anew")
     anew = {name: head.state_dict() for name, head in heads.items()}
     return replace(start, trained={**start.trained, **anew, **kept}, dropout=config.dropout)
 
