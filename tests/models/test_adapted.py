@@ -12,6 +12,7 @@ from torch import nn
 import vislora
 from vislora.config.adapter import Bias, LoraAdapter, PipelineLora
 from vislora.errors import AdapterError
+from vislora.formats.detect import read_adapter
 from vislora.formats.diffusers import write_diffusers
 from vislora.formats.kohya import write_kohya
 from vislora.lora import Adapter
@@ -66,7 +67,7 @@ def test_an_adapter_to_go_on_from_gets_the_dropout_that_is_set(tmp_path):
     pipe = tiny.stable_diffusion(tmp_path / "words")
     file = write_diffusers(adapt_pipeline(pipe, PipelineLora(rank=2, dropout=0.1)).adapter("default"), tmp_path)
     pipe = tiny.stable_diffusion(tmp_path / "words")
-    adapters = adapt_pipeline(pipe, PipelineLora(dropout=0.3, start=str(file)))
+    adapters = adapt_pipeline(pipe, PipelineLora(dropout=0.3, start=str(file)), read_adapter(file, type(pipe)))
     assert adapters.adapter("default").dropout == 0.3
 
 
@@ -76,7 +77,7 @@ def test_an_adapter_to_go_on_from_that_could_not_be_written_is_refused(tmp_path)
     mixed = kept | tiny.trained(pipe, lambda name: "conv1" in name, components=["unet"], dora=True).layers
     file = write_kohya(Adapter(mixed), tmp_path / "mixed.safetensors")
     with pytest.raises(AdapterError, match=r"mixed\.safetensors: diffusers can't hold layers with and without DoRA in"):
-        adapt_pipeline(pipe, PipelineLora(start=str(file)))
+        adapt_pipeline(pipe, PipelineLora(start=str(file)), read_adapter(file, type(pipe)))
 
 
 def test_adapter_that_cannot_move_the_prediction_is_refused_before_training(tmp_path):

@@ -9,7 +9,6 @@ from torch import Tensor
 from vislora.config.adapter import LoraAdapter, PipelineLora
 from vislora.errors import AdapterError
 from vislora.formats.components import named_by_component
-from vislora.formats.detect import read_adapter
 from vislora.formats.diffusers import check_holdable
 from vislora.lora import Adapter, Adapters, LoraSettings, TargetLayer, prove_alive
 from vislora.models.denoiser import Denoiser, encode_text, text_encoders, tokenize
@@ -17,24 +16,27 @@ from vislora.models.fitted import fitted
 from vislora.targets.diffusers import find_targets
 
 
-def adapt_pipeline(pipe: Any, config: PipelineLora) -> Adapters:
+def adapt_pipeline(pipe: Any, config: PipelineLora, start: Adapter | None = None) -> Adapters:
     """Freeze a pipeline and put adapters into its denoiser and, if wanted, its text encoders, but those that diffusers
     loads no adapters for; prove that each one acts.
+
+    Args:
+        start: the adapter to go on from, in place of a new one; `config.start` is its name in messages.
 
     Returns:
         the adapters, holding one named "default", its layers named by component: `unet.mid_block.…`.
 
     Raises:
         AdapterError: targets that aren't there, or that can't move the prediction; or an adapter to go on from that
-            can't be read or doesn't fit.
+            doesn't fit.
         ModelError: a pipeline of a family that isn't known.
     """
     model = Denoiser(pipe, config.text_encoder)
     adapters = Adapters(model)
-    if config.start is None:
+    if start is None:
         adapters.add("default", _targets(pipe, config, model), lora_settings(config))
     else:
-        adapters.load("default", _started(config, model, type(pipe)))
+        adapters.load("default", _started(start, config, model))
     prove_alive(model, lambda: _example(model, pipe, config.text_encoder))
     return adapters
 
@@ -53,9 +55,9 @@ def _targets(pipe: Any, config: PipelineLora, model: Denoiser) -> list[TargetLay
     return targets
 
 
-def _started(config: PipelineLora, model: Denoiser, pipeline: type) -> Adapter:
+def _started(start: Adapter, config: PipelineLora, model: Denoiser) -> Adapter:
     """The adapter to go on from, in the model's names."""
-    start = named_by_component(read_adapter(config.start, pipeline), model.family.component)
+    start = named_by_component(start, model.family.component)
     if whole := [*start.trained, *start.biases]:
         raise AdapterError(f"adapter.start={config.start} trains {whole[0]} in full, which pipelines' files can't hold")
     if absent := {name.partition(".")[0] for name in start.layers} - dict(model.named_children()).keys():

@@ -80,8 +80,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
     encoder = PipelineEncoder(pipe, device)
     getattr(pipe, family_of(pipe).component).to(device)  # where the proof that adapters act is quick
     torch.manual_seed(config.seed)
-    adapters = adapt_pipeline(pipe, config.adapter)
-    before = None if config.adapter.start is None else read_adapter(config.adapter.start, type(pipe)).about
+    start = None if config.adapter.start is None else read_adapter(config.adapter.start, type(pipe))
+    adapters = adapt_pipeline(pipe, config.adapter, start)
     trains_text = config.adapter.text_encoder
     model = adapters.model
     order = _order(train, config, accelerator)
@@ -117,8 +117,8 @@ def prepare(config: TrainConfig, precision: Precision, accelerator: Accelerator,
         if accelerator.is_main_process:
             about = {"vislora": __version__, "model": asdict(config.model), "data": data_to_dict(data)}
             about |= {"caption": splits.train.captions[0]}
-            if before is not None:
-                about["trainings"] = trainings(about, before)
+            if start is not None:
+                about["trainings"] = trainings(about, start.about)
             adapter = adapters.adapter("default")
             write_diffusers(replace(adapter, about=about), out / "adapter")
             write_updates(layer_updates(adapter, model), out)
