@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 import yaml
+from pages import in_its_own_process
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -417,16 +418,8 @@ train(configure("train", words), Path(folder))
 seen(2**27)  # larger than what the blocks before have left
 """
     words = [*BASE, *TINY, *RUN, f"model.weights={weights}", "data=imagefolder", f"data.root={photos}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), *words, "trainer.epochs=1"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        env=environment,
-    )
-    assert not done.returncode, done.stderr
-    *found, after = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("seen ")]
+    said = in_its_own_process(script, str(tmp_path), *words, "trainer.epochs=1")
+    *found, after = [line.split()[1:] for line in said.splitlines() if line.startswith("seen ")]
     assert len(found) == 3
     assert {float(number) for number, _ in found} == {0.0}
     assert float(after[0]) > 0.0

@@ -1,6 +1,5 @@
 """Precision follows the device."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from pages import in_its_own_process
 from quantised import quantise
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -234,15 +234,6 @@ with freed_memory_kept(torch.device("{device}")):
     print(before, pages_of_a_block())
 print(pages_of_a_block())
 """
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    child = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        env=own | environment,
-    )
-    assert not child.returncode, child.stderr
-    before, meanwhile, after = (int(word) for word in child.stdout.split())
+    before, meanwhile, after = (int(word) for word in in_its_own_process(script, **environment).split())
     assert (meanwhile < before / 4) is kept
     assert after > before / 2
