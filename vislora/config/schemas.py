@@ -5,6 +5,7 @@ An option of conf/GROUP/ names its class as `defaults: [NAME]`; a new class is a
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -72,6 +73,7 @@ def groups_of(name: str) -> list[str]:
     return [group for entry in defaults if not isinstance(entry, str) for group in entry if "/" not in group]
 
 
+@cache
 def known_keys(name: str) -> dict[str, Any]:
     """The settings of a command, and as GROUP.KEY those of the options of its groups, chosen or not; by their types."""
     own, groups = _composed_as(name), groups_of(name)
