@@ -44,12 +44,13 @@ def labels_among(classes: Sequence[str], split: ImageSplit) -> Tensor:
         DataError: the split has a class the recognizer doesn't know.
     """
     column = {class_name(name): k for k, name in enumerate(classes)}
-    if unknown := [name for name in split.classes if class_name(name) not in column]:
+    names = [class_name(name) for name in split.classes]
+    if unknown := [name for name in names if name not in column]:
         raise DataError(
             f"class {unknown[0]!r} of the data is unknown to the adapter, whose classes are "
             f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}; leave its pictures out, or train with them"
         )
-    return torch.tensor([column[class_name(split.classes[label])] for label in split.labels])
+    return torch.tensor([column[names[label]] for label in split.labels])
 
 
 def show_mistakes(predictions: Predictions, split: ImageSplit, count: int) -> list[Mistake]:

@@ -31,7 +31,8 @@ def image_folder(config: ImageFolderData) -> Splits:
     """
     root = user_path(config.root)
     folders = split_folders(root)
-    classes = tuple(class_name(folder.name) for folder in _subfolders(folders["train"]))
+    own = _subfolders(folders["train"])
+    classes = tuple(class_name(folder.name) for folder in own)
     if not classes:
         taken = folders["train"] != root and any(_is_picture(path) for path in folders["train"].iterdir())
         what = "pictures, and is taken for a split by its name" if taken else "no class folder"
@@ -43,8 +44,8 @@ def image_folder(config: ImageFolderData) -> Splits:
         if class_name(child.name) not in classes:
             raise DataError(f"{child}: class {child.name!r} is unknown to train, which has {', '.join(classes)}")
     files = list_folder(config)
-    known = {label for _, label in files["train"]}
-    if empty := [folder for folder in _subfolders(folders["train"]) if class_name(folder.name) not in known]:
+    shown = {label for _, label in files["train"]}
+    if empty := [folder for folder, name in zip(own, classes, strict=True) if name not in shown]:
         raise DataError(f"{empty[0]} holds no picture ({' '.join(SUFFIXES)}); put some there, or take the folder away")
     if vacant := [folders[name] for name, pairs in files.items() if not pairs]:
         raise DataError(f"{vacant[0]} holds no picture in a class folder; put some there, or take the folder away")

@@ -135,11 +135,20 @@ class LowRank(nn.Module):
         if not self.is_merged:
             super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *told) -> None:
+    def _load_from_state_dict(
+        self,
+        state: Mapping[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
         if not self.is_merged:
-            super()._load_from_state_dict(state, prefix, metadata, strict, *told)
+            super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         elif strict:
-            told[1].extend(key for key in state if key.startswith(prefix))  # the unexpected ones
+            unexpected.extend(key for key in state if key.startswith(prefix))
 
     def merged(self, weight: Tensor) -> Tensor:
         """What the layer computes with: W0 + s B A, with DoRA its rows at their magnitudes; float32 or wider,

@@ -207,17 +207,15 @@ def _start(
         )
     heads = {name: model.get_submodule(name) for name in head_names(model)}
     theirs, mine = ([class_name(str(name)) for name in names] for names in (start.about.get("classes", ()), classes))
+    trained = {**start.trained, **{name: head.state_dict() for name, head in heads.items()}}
     if sorted(theirs) == sorted(mine):
         rows = torch.tensor([theirs.index(name) for name in mine])
-        kept = {
-            name: _reordered(start.trained[name], head, rows) for name, head in heads.items() if name in start.trained
-        }
+        for name in heads.keys() & start.trained.keys():
+            trained[name] = _reordered(start.trained[name], heads[name], rows)
     else:
-        kept = {}
         told = "has other" if theirs else "tells no"
         accelerator.print(f"adapter.start={config.start} {told} classes; the head begins anew")
-    anew = {name: head.state_dict() for name, head in heads.items()}
-    return replace(start, trained={**start.trained, **anew, **kept}, dropout=config.dropout)
+    return replace(start, trained=trained, dropout=config.dropout)
 
 
 def _reordered(state: Mapping[str, Tensor], head: nn.Module, rows: Tensor) -> dict[str, Tensor]:
